@@ -1,0 +1,227 @@
+"""DenseNet-BC for small images and for ImageNet.
+
+Letters of the paper and of the shape comments: N images, C channels, H x W pixels, L weighted layers (the depth),
+k growth rate, m dense layers in a block.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from math import sqrt
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.recompute import recompute_in_backward
+
+
+class DenseLayer(nn.Module):
+    """Make k new feature maps from all the maps that a block has so far: norm, ReLU, 1x1, norm, ReLU, 3x3.
+
+    Args:
+        num_input_features: Channels C of all inputs together.
+        growth_rate: Channels k that the layer makes.
+        bn_size: The 1x1 convolution makes bn_size * k channels (the bottleneck).
+        drop_rate: Probability of zeroing an output value in training.
+        efficient: Recompute what is cheap instead of keeping it for the backward pass.
+    """
+
+    def __init__(self, num_input_features: int, growth_rate: int, bn_size: int, drop_rate: float, efficient: bool):
+        super().__init__()
+        bottleneck_features = bn_size * growth_rate
+        self.norm1 = nn.BatchNorm2d(num_input_features)
+        self.relu1 = nn.ReLU(inplace=True)
+        self.conv1 = nn.Conv2d(num_input_features, bottleneck_features, kernel_size=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(bottleneck_features)
+        self.relu2 = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(bottleneck_features, growth_rate, kernel_size=3, padding=1, bias=False)
+        self.drop_rate = drop_rate
+        self.efficient = efficient
+
+    def bottleneck(self, *features: Tensor) -> Tensor:
+        """Concatenate features [(N, C_i, H, W)] and reduce them to (N, bn_size * k, H, W)."""
+        return self.conv1(self.relu1(self.norm1(torch.cat(features, 1))))
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Map features [(N, C_i, H, W)], sum of C_i = C, to new features (N, k, H, W)."""
+        if self.efficient and self.training and torch.is_grad_enabled():
+            z = recompute_in_backward(self.bottleneck, *features, norm=self.norm1)
+        else:
+            z = self.bottleneck(*features)
+        new_features = self.conv2(self.relu2(self.norm2(z)))
+        return F.dropout(new_features, self.drop_rate, self.training) if self.drop_rate else new_features
+
+
+class DenseBlock(nn.Module):
+    """A chain of dense layers `denselayer1`, `denselayer2`, ..., each reading all that came before it."""
+
+    def __init__(
+        self,
+        num_layers: int,
+        num_input_features: int,
+        growth_rate: int,
+        bn_size: int,
+        drop_rate: float,
+        efficient: bool,
+    ):
+        super().__init__()
+        for i in range(num_layers):
+            layer = DenseLayer(num_input_features + i * growth_rate, growth_rate, bn_size, drop_rate, efficient)
+            self.add_module(f"denselayer{i + 1}", layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to (N, C + m * k, H, W): the input, then the maps of each layer."""
+        features = [x]
+        for layer in self.children():
+            features.append(layer(features))
+        return torch.cat(features, 1)
+
+
+class Transition(nn.Sequential):
+    """Fewer channels and a quarter of the pixels between two blocks: (N, C, H, W) to (N, C', H // 2, W // 2)."""
+
+    def __init__(self, num_input_features: int, num_output_features: int):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(num_input_features)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv = nn.Conv2d(num_input_features, num_output_features, kernel_size=1, bias=False)
+        self.pool = nn.AvgPool2d(kernel_size=2, stride=2)
+
+
+class DenseNet(nn.Module):
+    """Classify images with densely connected convolutional layers.
+
+    Maps images (N, 3, H, W), normalised per channel, to logits (N, num_classes) of the same dtype. H and W are at
+    least 2 ** (blocks - 1) for small images and 2 ** (blocks + 1) for the ImageNet form.
+
+    Args:
+        growth_rate: Channels k that each dense layer adds, 1 or more.
+        block_config: Number of dense layers in each block, at least one block.
+        compression: A transition keeps this share of its channels, above 0 and at most 1.
+        num_init_features: Channels of the first convolution; the paper's BC networks use 2k.
+        bn_size: The bottleneck of a dense layer has bn_size * k channels.
+        drop_rate: Dropout after each dense layer's 3x3 convolution, at least 0 and below 1.
+        num_classes: Number of logits.
+        small_inputs: Start with one 3x3 convolution, as for 32x32 images; otherwise the ImageNet form: 7x7 with
+            stride 2, norm, ReLU and max pooling.
+        efficient: Recompute concatenation, norm and ReLU of each bottleneck in the backward pass instead of keeping
+            them, which makes memory linear in a block's layers, not quadratic. Outputs, gradients and running
+            statistics do not change, nor do the names of parameters.
+
+    Raises:
+        ValueError: If an argument is out of its range. The message gives argument, value and range.
+
+    References:
+        Huang et al., Densely Connected Convolutional Networks, 2017 (arXiv:1608.06993).
+        Pleiss et al., Memory-Efficient Implementation of DenseNets, 2017 (arXiv:1707.06990), for `efficient`.
+    """
+
+    def __init__(
+        self,
+        growth_rate: int = 12,
+        block_config: Sequence[int] = (16, 16, 16),
+        compression: float = 0.5,
+        num_init_features: int = 24,
+        bn_size: int = 4,
+        drop_rate: float = 0,
+        num_classes: int = 10,
+        small_inputs: bool = True,
+        efficient: bool = False,
+    ):
+        super().__init__()
+        for name, value in (
+            ("growth_rate", growth_rate),
+            ("num_init_features", num_init_features),
+            ("bn_size", bn_size),
+            ("num_classes", num_classes),
+        ):
+            _require(value >= 1, name, value, "1 or more")
+        _require(len(block_config) > 0 and min(block_config) >= 1, "block_config", block_config, "blocks of 1 or more")
+        _require(0 < compression <= 1, "compression", compression, "above 0 and at most 1")
+        _require(0 <= drop_rate < 1, "drop_rate", drop_rate, "at least 0 and below 1")
+
+        self.features = nn.Sequential(_stem(num_init_features, small_inputs))
+        num_features = num_init_features
+        for i, num_layers in enumerate(block_config, start=1):
+            block = DenseBlock(num_layers, num_features, growth_rate, bn_size, drop_rate, efficient)
+            self.features.add_module(f"denseblock{i}", block)
+            num_features += num_layers * growth_rate
+            if i < len(block_config):
+                num_kept = int(num_features * compression)
+                _require(num_kept >= 1, "compression", compression, f"enough to keep one of {num_features} channels")
+                self.features.add_module(f"transition{i}", Transition(num_features, num_kept))
+                num_features = num_kept
+        self.features.add_module("norm_final", nn.BatchNorm2d(num_features))
+        self.classifier = nn.Linear(num_features, num_classes)
+        self._initialise()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images (N, 3, H, W) to logits (N, num_classes)."""
+        features = F.relu(self.features(images), inplace=True)
+        return self.classifier(F.adaptive_avg_pool2d(features, 1).flatten(1))
+
+    @torch.no_grad()
+    def _initialise(self) -> None:
+        """Draw convolutions from a normal of variance 2 / (k_h k_w c_out); norms start as the identity."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                kernel_height, kernel_width = module.kernel_size
+                module.weight.normal_(std=sqrt(2 / (kernel_height * kernel_width * module.out_channels)))
+            elif isinstance(module, nn.Linear):
+                module.bias.zero_()
+
+
+def densenet_bc(
+    depth: int = 40,
+    growth_rate: int = 12,
+    *,
+    num_classes: int = 10,
+    drop_rate: float = 0,
+    efficient: bool = True,
+) -> DenseNet:
+    """Build the paper's DenseNet-BC for 32x32 images: three equal dense blocks of bottleneck layers.
+
+    Maps images (N, 3, 32, 32), normalised per channel, to logits (N, num_classes) of the same dtype.
+
+    Args:
+        depth: Weighted layers L = 6m + 4: first convolution, m bottleneck layers of two convolutions in each of
+            three blocks, two transitions, classifier.
+        growth_rate: Channels k that each layer adds to all that came before it. The first convolution makes 2k.
+        num_classes: Number of logits.
+        drop_rate: Dropout after each 3x3 convolution of a dense layer, at least 0 and below 1.
+        efficient: Recompute cheap intermediate maps in the backward pass instead of storing them. Outputs,
+            gradients and running statistics do not change.
+
+    Raises:
+        ValueError: If `depth` is not 6m + 4 with m >= 1, or another argument is out of its range.
+
+    References:
+        Huang et al., Densely Connected Convolutional Networks, 2017, section 3 (arXiv:1608.06993).
+    """
+    layers_per_block, remainder = divmod(depth - 4, 6)
+    _require(layers_per_block >= 1 and remainder == 0, "depth", depth, "6m + 4 with m >= 1: 10, 16, 22, 28, ...")
+    return DenseNet(
+        growth_rate=growth_rate,
+        block_config=(layers_per_block,) * 3,
+        num_init_features=2 * growth_rate,
+        num_classes=num_classes,
+        drop_rate=drop_rate,
+        efficient=efficient,
+    )
+
+
+def _stem(num_init_features: int, small_inputs: bool) -> OrderedDict[str, nn.Module]:
+    """The layers before the first block, by name: (N, 3, H, W) to (N, C, H, W), or C and a quarter of each side."""
+    if small_inputs:
+        return OrderedDict(conv0=nn.Conv2d(3, num_init_features, kernel_size=3, padding=1, bias=False))
+    return OrderedDict(
+        conv0=nn.Conv2d(3, num_init_features, kernel_size=7, stride=2, padding=3, bias=False),
+        norm0=nn.BatchNorm2d(num_init_features),
+        relu0=nn.ReLU(inplace=True),
+        pool0=nn.MaxPool2d(kernel_size=3, stride=2, padding=1),
+    )
+
+
+def _require(condition: bool, name: str, value: object, allowed: str) -> None:
+    if not condition:
+        raise ValueError(f"{name} is {value!r}, but must be {allowed}")

@@ -1,0 +1,51 @@
+"""Recomputation of activations that leaves running statistics as the plain forward pass left them."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+@contextmanager
+def frozen_running_statistics(norm: nn.Module) -> Iterator[None]:
+    """Normalise as usual inside the block, but leave the running statistics of `norm` alone.
+
+    The layer works on copies of its buffers, a few numbers for each channel. It cannot do without any: autograd keeps
+    them, and a second call must keep as many tensors as the first. Only this one module is touched, so that replicas
+    in other threads go on undisturbed.
+
+    Args:
+        norm: A batch norm layer in training or eval mode.
+    """
+    buffers = dict(norm.named_buffers(recurse=False))
+    for name, buffer in buffers.items():
+        setattr(norm, name, buffer.clone())
+    try:
+        yield
+    finally:
+        for name, buffer in buffers.items():
+            setattr(norm, name, buffer)
+
+
+def recompute_in_backward(function: Callable[..., Tensor], *features: Tensor, norm: nn.Module) -> Tensor:
+    """Call `function(*features)` now and drop what it keeps for the backward pass, which calls it a second time.
+
+    The second call sees the same autocast state. It may not draw random numbers: their state is not kept, because
+    reading it would make the device wait at every layer.
+
+    Args:
+        function: What to compute; normalises with `norm` and with no other layer that has running statistics.
+        features: Its inputs. They stay alive until the backward pass.
+        norm: The batch norm layer whose running statistics the second call must not update again.
+
+    References:
+        Pleiss et al., Memory-Efficient Implementation of DenseNets, 2017 (arXiv:1707.06990).
+    """
+    return checkpoint(
+        function,
+        *features,
+        use_reentrant=False,
+        preserve_rng_state=False,
+        context_fn=lambda: (nullcontext(), frozen_running_statistics(norm)),
+    )
