@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.recompute import recompute_in_backward
+from .recompute import recompute_in_backward
 
 
 class DenseLayer(nn.Module):

@@ -1,0 +1,49 @@
+"""Preparation of a whole batch at once: pure functions of tensors that run on whichever device holds them.
+
+N images, C channels, H x W pixels.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Map pixels from 0..255 to numbers of mean 0 and standard deviation 1 in each channel.
+
+    Args:
+        images: uint8 (N, C, H, W).
+        mean: (C, 1, 1), of pixels divided by 255.
+        std: (C, 1, 1), likewise.
+
+    Returns:
+        float32 (N, C, H, W).
+    """
+    return images.float().sub_(mean * 255).div_(std * 255)
+
+
+def crop_and_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, *, padding: int) -> Tensor:
+    """Pad each image with zeros, cut a window of its old size out of it, and mirror some from left to right.
+
+    After `normalise` the border of zeros has the mean colour, as in the authors' code; a border of zeros around raw
+    pixels would be black.
+
+    Args:
+        images: (N, C, H, W).
+        top: int64 (N,), the window's first row in the padded image, from 0 to 2 * padding.
+        left: int64 (N,), its first column, likewise.
+        flip: bool (N,), which images to mirror.
+        padding: Pixels added on each side.
+
+    Returns:
+        (N, C, H, W), contiguous.
+    """
+    n, channels, height, width = images.shape
+    padded = F.pad(images, (padding,) * 4)
+    y = torch.arange(height, device=images.device)
+    x = torch.arange(width, device=images.device)
+    rows = top[:, None] + y  # (N, H)
+    columns = left[:, None] + torch.where(flip[:, None], width - 1 - x, x)  # (N, W)
+    pixels = rows[:, :, None] * padded.shape[3] + columns[:, None, :]  # (N, H, W), positions in a padded channel
+    pixels = pixels.view(n, 1, -1).expand(-1, channels, -1)
+    return padded.flatten(2).gather(2, pixels).view(n, channels, height, width)

@@ -1,0 +1,94 @@
+"""Who may write into a folder: a new run, or the run that is in it with the same flags."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from train.errors import UserError
+from train.run import CONFIG, FILES, RunFolder
+
+# What may change when a run goes on, because it changes no result. Another efficient mode gives the same bits.
+FREE_FLAGS = ("save", "data", "download", "resume", "efficient")
+
+
+def recorded_flags(folder: Path) -> dict[str, Any]:
+    """The flags of the run in a folder, empty if there is none.
+
+    Raises:
+        UserError: If config.json cannot be read.
+    """
+    path = folder / CONFIG
+    try:
+        flags = json.loads(path.read_text(encoding="utf-8"))["flags"]
+        return dict(flags.items())
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} cannot be read: {error}; it should hold the flags of the run") from error
+
+
+@contextmanager
+def claim(folder: Path, flags: dict[str, Any]) -> Iterator[RunFolder]:
+    """Make sure that a run with these flags may write into a folder, and make the folder if it does not exist.
+
+    Folders that were made here disappear again if the run fails before it has written anything.
+
+    Args:
+        folder: The save directory.
+        flags: All flags of the run, as plain values. `flags["resume"]` allows to go on with what is there.
+
+    Raises:
+        UserError: If the folder cannot be written, holds a run that may not be touched, or one with other flags.
+    """
+    try:
+        _check_unused(folder, resume=flags["resume"])
+        _check_flags(recorded_flags(folder), flags, folder)
+        made = [path for path in (folder, *folder.parents) if not path.exists()]
+        _check_writable(folder)
+    except OSError as error:
+        raise UserError(f"--save {folder} cannot be written: {error.strerror or error}") from error
+    try:
+        yield RunFolder(folder)
+    finally:
+        for path in made:
+            with suppress(OSError):  # not empty
+                path.rmdir()
+
+
+def _check_unused(folder: Path, *, resume: bool) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--save is {str(folder)!r}, but must be a folder, not a file")
+    found = [name for name in FILES if (folder / name).exists()]
+    if found and not resume:
+        raise UserError(
+            f"--save {folder} already holds a run ({', '.join(found)}): continue it with --resume True, "
+            "or choose another folder"
+        )
+    if found and CONFIG not in found:
+        raise UserError(
+            f"--save {folder} holds {', '.join(found)} but no {CONFIG}, so it cannot be continued; "
+            "choose another folder"
+        )
+
+
+def _check_flags(recorded: dict[str, Any], flags: dict[str, Any], folder: Path) -> None:
+    for flag, value in flags.items():
+        if flag not in recorded or flag in FREE_FLAGS or value is None or recorded[flag] == value:
+            continue
+        if flag == "n_epochs":
+            if isinstance(recorded[flag], int) and value > recorded[flag]:
+                continue
+            raise UserError(f"--n_epochs is {value}, but the run in {folder} has {recorded[flag]}; it may only grow")
+        raise UserError(
+            f"--{flag} is {value!r}, but the run in {folder} has {recorded[flag]!r}; "
+            "continue it as it is, or choose another folder"
+        )
+
+
+def _check_writable(folder: Path) -> None:
+    probe = folder / ".writable"
+    folder.mkdir(parents=True, exist_ok=True)
+    probe.write_bytes(b"")
+    probe.unlink()

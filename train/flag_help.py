@@ -1,0 +1,42 @@
+"""The help page of a command, from its signature and its docstring."""
+
+import inspect
+import textwrap
+from collections.abc import Callable
+from typing import Any
+
+from fire import docstrings
+
+from train.flag_types import describe
+
+WIDTH = 100  # columns
+
+
+def help_page(function: Callable[..., Any], flags: dict[str, Any], *, name: str) -> str:
+    """Lay out what a command does and what each flag takes.
+
+    Fire's own page cuts types off at 80 columns and puts each description on one line of any length.
+
+    Args:
+        function: Has a docstring in Google style with all flags under "Args:".
+        flags: Annotation of each flag.
+        name: The program's name.
+    """
+    documented = docstrings.parse(inspect.getdoc(function))
+    meanings = {argument.name: argument.description for argument in documented.args}
+    parameters = inspect.signature(function).parameters
+    required = [flag for flag in flags if parameters[flag].default is inspect.Parameter.empty]
+    usage = " ".join(["python", name, *(f"--{flag} {flag.upper()}" for flag in required), "[--flag value ...]"])
+    lines = ["NAME", *_indented(f"{name} - {documented.summary}", 4)]
+    lines += ["", "USAGE", *_indented(usage, 4), "", "DESCRIPTION", *_indented(documented.description, 4), "", "FLAGS"]
+    for flag, annotation in flags.items():
+        default = "Required." if flag in required else f"Default {parameters[flag].default}."
+        lines.append(f"    --{flag}={flag.upper()}")
+        lines += _indented(meanings[flag], 8)
+        lines += _indented(f"{default} Takes {describe(annotation)}.", 8)
+    return "\n".join(lines)
+
+
+def _indented(text: str, columns: int) -> list[str]:
+    margin = " " * columns
+    return textwrap.wrap(text, WIDTH, initial_indent=margin, subsequent_indent=margin, break_on_hyphens=False)

@@ -1,0 +1,126 @@
+"""What a flag can be: the annotation in a signature says how its value is read, checked and described."""
+
+import difflib
+import functools
+import math
+import re
+import types
+import typing
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from fire.core import FireError
+
+BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from `low` to `high`, both included unless the `open_` flags say otherwise, in steps of `step`.
+
+    Attributes:
+        rule: How to say it to a user; made from the bounds when empty.
+    """
+
+    low: float
+    high: float = math.inf
+    open_low: bool = False
+    open_high: bool = False
+    step: int | None = None
+    rule: str = ""
+
+    def __contains__(self, value: float) -> bool:
+        above = value > self.low if self.open_low else value >= self.low
+        below = value < self.high if self.open_high else value <= self.high
+        on_step = self.step is None or (value - self.low) % self.step == 0
+        return math.isfinite(value) and above and below and on_step
+
+    def __str__(self) -> str:
+        low = f"above {self.low:g}" if self.open_low else f"{self.low:g} or more"
+        high = "" if self.high == math.inf else f" and {'below' if self.open_high else 'at most'} {self.high:,.10g}"
+        return self.rule or low + high
+
+    def nearest(self, value: float) -> str:
+        """Name the allowed values on both sides of one that falls between two steps; empty for every other value."""
+        if self.step is None or not self.low < value < self.high:
+            return ""
+        below = int(value - (value - self.low) % self.step)
+        return f"; the nearest are {below} and {below + self.step}"
+
+
+def describe(annotation: Any) -> str:
+    """Say what values a flag with this annotation takes, for example "a whole number, 1 or more, or None"."""
+    kind, limits, optional = take_apart(annotation)
+    if typing.get_origin(kind) is Literal:
+        text = " | ".join(typing.get_args(kind))
+    else:
+        text = {bool: "True or False", int: "a whole number", float: "a number", Path: "a path"}[kind]
+    return text + (f", {limits}" if limits else "") + (", or None" if optional else "")
+
+
+def parse(flag: str, annotation: Any, text: str) -> Any:
+    """Read the value of one flag from its text.
+
+    Raises:
+        FireError: If the text is no such value or out of range. The message names flag, text and what is allowed.
+    """
+    kind, limits, optional = take_apart(annotation)
+    if optional and text.lower() == "none":
+        return None
+    value = _READERS.get(kind, functools.partial(_read_choice, kind))(text)
+    if value is None or (limits and value not in limits):
+        hint = limits.nearest(value) if limits and value is not None else ""
+        if typing.get_origin(kind) is Literal:
+            hint = did_you_mean(text, typing.get_args(kind))
+        raise FireError(f"--{flag} is {text!r}, but must be {describe(annotation)}{hint}")
+    return value
+
+
+def take_apart(annotation: Any) -> tuple[Any, Range | None, bool]:
+    """Split an annotation into its type, its range and whether None is allowed."""
+    optional = False
+    limits = None
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        annotation = next(part for part in typing.get_args(annotation) if part is not types.NoneType)
+        optional = True
+    if typing.get_origin(annotation) is typing.Annotated:
+        annotation, limits = typing.get_args(annotation)
+    return annotation, limits, optional
+
+
+def _read_int(text: str) -> int | None:
+    # Python itself refuses to read numbers of more than 4,300 digits.
+    return int(text) if re.fullmatch(r"[+-]?[0-9]{1,30}", text) else None
+
+
+def _read_float(text: str) -> float | None:
+    return float(text) if re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", text) else None
+
+
+def _read_path(text: str) -> Path | None:
+    if not text.strip() or "\0" in text:
+        return None
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # "~name" of a user that does not exist is an ordinary name
+        return Path(text)
+
+
+def _read_choice(kind: Any, text: str) -> str | None:
+    return text if text in typing.get_args(kind) else None
+
+
+_READERS: dict[Any, Callable[[str], Any]] = {
+    bool: lambda text: BOOLEANS.get(text.lower()),
+    int: _read_int,
+    float: _read_float,
+    Path: _read_path,
+}
+
+
+def did_you_mean(word: str, names: Iterable[str], prefix: str = "") -> str:
+    """Name the one of `names` that looks most like a word; empty if none looks like it."""
+    close = difflib.get_close_matches(word.replace("-", "_").lower(), list(names), n=1)
+    return f"; did you mean {prefix}{close[0]}?" if close else ""

@@ -1,0 +1,64 @@
+"""What a person sees while a run goes on: a bar inside an epoch, a line after it."""
+
+import sys
+import time
+
+from tqdm import tqdm
+
+from train.history import Metrics, Row
+
+REFRESH_SECONDS = 1.0
+
+
+class EpochBar:
+    """A progress bar of an epoch on stderr if that is a terminal; otherwise nothing is shown.
+
+    Args:
+        epoch: From 1.
+        n_epochs: Of the whole run.
+        num_images: In the epoch.
+        learning_rate: Shown behind the bar.
+    """
+
+    def __init__(self, epoch: int, n_epochs: int, num_images: int, learning_rate: float):
+        self.learning_rate = learning_rate
+        self.bar = tqdm(
+            desc=f"epoch {epoch}/{n_epochs}",
+            total=num_images,
+            unit=" images",
+            leave=False,
+            dynamic_ncols=True,
+            disable=not sys.stderr.isatty(),
+        )
+        self.next_read = time.monotonic() + REFRESH_SECONDS
+
+    def __enter__(self) -> "EpochBar":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.bar.close()
+
+    def is_due(self) -> bool:
+        """Whether it is time to read the metrics from the device again, once a second."""
+        return time.monotonic() >= self.next_read
+
+    def advance(self, num_images: int) -> None:
+        """Count images that were handed to the device."""
+        self.bar.update(num_images)
+
+    def show(self, metrics: Metrics) -> None:
+        """Show the averages of the epoch so far."""
+        self.bar.set_postfix_str(f"loss {metrics.loss:.4f}, error {metrics.error:.2%}, lr {self.learning_rate:g}")
+        self.next_read = time.monotonic() + REFRESH_SECONDS
+
+
+def epoch_line(row: Row, *, n_epochs: int, is_chosen: bool) -> str:
+    """One line about a finished epoch."""
+    parts = [
+        f"epoch {row.epoch:>{len(str(n_epochs))}}/{n_epochs}",
+        f"train loss {row.train_loss:.4f} error {row.train_error:7.2%}",
+    ]
+    if row.valid_loss is not None:
+        parts.append(f"valid loss {row.valid_loss:.4f} error {row.valid_error:7.2%}{' *' if is_chosen else '  '}")
+    parts.append(f"lr {row.learning_rate:<6g} {row.images_per_second:,.0f} images/s  {row.seconds:.1f} s")
+    return "  ".join(parts)

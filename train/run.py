@@ -1,0 +1,110 @@
+"""The folder of a run: what lies in it, and how a run goes on from it.
+
+checkpoint.pt is the truth. results.csv, model.pt and curves.png are made from it, and made again when a run goes on,
+so that a kill between two files leaves no contradiction. config.json says what the run is.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from train.errors import UserError
+from train.history import Row, to_csv
+from train.saving import atomic_write, load_tensors, save_tensors, temporary_name
+
+CONFIG, CHECKPOINT, RESULTS, MODEL, CURVES = "config.json", "checkpoint.pt", "results.csv", "model.pt", "curves.png"
+FILES = (CONFIG, CHECKPOINT, RESULTS, MODEL, CURVES)
+FORMAT = 1  # of checkpoint.pt
+
+
+@dataclass
+class Checkpoint:
+    """All that a run needs to go on after an epoch.
+
+    Attributes:
+        rows: One for each finished epoch.
+        network: state_dict after the last of them.
+        optimizer: state_dict, likewise.
+        chosen: state_dict of the chosen epoch, on the CPU.
+    """
+
+    rows: list[Row] = field(default_factory=list)
+    network: dict[str, Any] = field(default_factory=dict)
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    chosen: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def epoch(self) -> int:
+        """The last finished epoch, 0 before the first."""
+        return len(self.rows)
+
+    @property
+    def test_error(self) -> float | None:
+        """Fraction of test images that the chosen weights get wrong; None until all epochs are done."""
+        return self.rows[-1].test_error if self.rows else None
+
+    def is_finished(self, n_epochs: int) -> bool:
+        """Whether all epochs are done and the test error is measured."""
+        return self.epoch == n_epochs and self.test_error is not None
+
+
+class RunFolder:
+    """A save directory that is ours to write."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.title = ""  # of curves.png
+        for name in FILES:  # of a killed run
+            temporary_name(path / name).unlink(missing_ok=True)
+
+    def write_config(self, config: dict[str, Any]) -> None:
+        """Write config.json."""
+        text = json.dumps(config, indent=2) + "\n"
+        atomic_write(self.path / CONFIG, lambda file: file.write(text.encode()))
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write checkpoint.pt and then what is made from it."""
+        content = {
+            "format": FORMAT,
+            "rows": [asdict(row) for row in checkpoint.rows],
+            "network": checkpoint.network,
+            "optimizer": checkpoint.optimizer,
+            "chosen": checkpoint.chosen,
+        }
+        save_tensors(self.path / CHECKPOINT, content)
+        self.write_products(checkpoint)
+
+    def write_products(self, checkpoint: Checkpoint) -> None:
+        """Write results.csv, model.pt and curves.png, as the checkpoint has them."""
+        from train.curves import draw_curves
+
+        text = to_csv(checkpoint.rows)
+        atomic_write(self.path / RESULTS, lambda file: file.write(text.encode()))
+        save_tensors(self.path / MODEL, checkpoint.chosen)
+        atomic_write(self.path / CURVES, lambda file: draw_curves(checkpoint.rows, file, title=self.title))
+
+    def load(self, *, n_epochs: int) -> Checkpoint:
+        """Read checkpoint.pt back, an empty one if there is none, and bring the other files up to it.
+
+        Where the run is to be longer than it was, its test error no longer stands at the end and is dropped.
+
+        Raises:
+            UserError: If checkpoint.pt is damaged, of another version, or of a run longer than `n_epochs`.
+        """
+        path = self.path / CHECKPOINT
+        if not path.exists():
+            return Checkpoint()
+        content = load_tensors(path)
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise UserError(f"{path} is no checkpoint that this version can read (format {FORMAT})")
+        checkpoint = Checkpoint(
+            [Row(**row) for row in content["rows"]], content["network"], content["optimizer"], content["chosen"]
+        )
+        if checkpoint.epoch > n_epochs:
+            raise UserError(f"--n_epochs is {n_epochs}, but the run in {self.path} has done {checkpoint.epoch} epochs")
+        if checkpoint.epoch < n_epochs and checkpoint.test_error is not None:
+            print(f"The run had ended after {checkpoint.epoch} epochs with test error {checkpoint.test_error:.2%}.")
+            checkpoint.rows[-1].test_error = None
+        self.write_products(checkpoint)
+        return checkpoint

@@ -1,0 +1,101 @@
+"""The machine: which devices, how reproducible, how much memory. No other file names a kind of device."""
+
+import os
+import platform
+import random
+import secrets
+
+import torch
+from torch import Tensor, nn
+
+
+def pick_device() -> torch.device:
+    """The first visible CUDA device, or the CPU if there is none. `CUDA_VISIBLE_DEVICES` decides what is visible."""
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def describe_device(device: torch.device) -> str:
+    """Name all devices that `on_all_devices` uses, for example "2 x NVIDIA H200" or "CPU, 8 threads"."""
+    if device.type == "cpu":
+        return f"CPU, {torch.get_num_threads()} threads"
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return f"{len(names)} x {names[0]}" if len(set(names)) == 1 else ", ".join(names)
+
+
+def placed(network: nn.Module, device: torch.device) -> nn.Module:
+    """The network on a device, in the memory format that its convolutions are fastest in."""
+    return network.to(device, memory_format=torch.channels_last)
+
+
+def on_all_devices(network: nn.Module, device: torch.device) -> nn.Module:
+    """Return what to call in place of a network that lies on `device`: itself, or its copies on all visible GPUs."""
+    if device.type == "cuda" and torch.cuda.device_count() > 1:
+        return nn.DataParallel(network)
+    return network
+
+
+def be_deterministic() -> None:
+    """Make equal runs give equal bits on one machine, wherever PyTorch can.
+
+    Call it before the first work on a GPU. An operation that has no deterministic form warns instead of failing.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a pass over every new tensor, of use to find bugs
+    torch.backends.cudnn.benchmark = False
+
+
+def draw_seed() -> int:
+    """A seed that nobody chose, short enough to be typed again."""
+    return secrets.randbelow(2**31)
+
+
+def seed_weights(seed: int) -> None:
+    """Make the initial weights that are drawn next a function of the seed."""
+    torch.manual_seed(random.Random(f"weights, seed {seed}").getrandbits(63))
+
+
+def seed_epoch(seed: int, epoch: int) -> None:
+    """Make the dropout of an epoch a function of (seed, epoch): a resumed run needs no generator's state.
+
+    Each GPU gets a stream of its own, so that the parts of a batch do not share one mask.
+    """
+    stream = random.Random(f"dropout, seed {seed}, epoch {epoch}")
+    torch.manual_seed(stream.getrandbits(63))
+    for i in range(torch.cuda.device_count()):
+        with torch.cuda.device(i):
+            torch.cuda.manual_seed(stream.getrandbits(63))
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Begin a new measurement of `peak_memory`, where the device can."""
+    if device.type == "cuda":
+        for i in range(torch.cuda.device_count()):
+            torch.cuda.reset_peak_memory_stats(i)
+
+
+def peak_memory(device: torch.device) -> float | None:
+    """Most memory in use at once, in MB of 10^6 bytes.
+
+    On GPUs: of tensors since `reset_peak_memory`, on the GPU that used most. On a CPU: of the whole process since it
+    began, or None where the system does not tell.
+    """
+    if device.type == "cuda":
+        return max(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count())) / 1e6
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network itself, without the wrapper that runs it on several devices."""
+    return model.module if isinstance(model, nn.DataParallel) else model
+
+
+def copy_to_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A copy of a state_dict that further training does not touch, in the plain memory format."""
+    plain = {"device": "cpu", "memory_format": torch.contiguous_format, "copy": True}
+    return {name: value.detach().to(**plain) for name, value in state.items()}
