@@ -108,11 +108,10 @@ def split_validation(train: Split, *, size: int, seed: int) -> tuple[Split, Spli
 
 
 def _read_cifar(reader: type[datasets.CIFAR10], folder: Path, download: bool) -> Source:
-    inside = Path(reader.base_folder)
     digests = [*reader.train_list, *reader.test_list, (reader.meta["filename"], reader.meta["md5"])]
     files.ensure(
         folder,
-        members=[File(str(inside / filename), md5) for filename, md5 in digests],
+        members=[File(f"{reader.base_folder}/{filename}", md5, reader.url) for filename, md5 in digests],
         archive=File(reader.filename, reader.tgz_md5, reader.url),
         download=download,
     )

@@ -1,0 +1,46 @@
+"""Running the application as a user does, and reading what it leaves behind."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import demo
+
+ROOT = Path(__file__).parent.parent
+SMALL = ["--dataset=digits", "--depth=10", "--growth_rate=2", "--batch_size=128", "--seed=3"]
+TIMING = ("seconds", "images_per_second", "peak_memory_mb")
+
+
+def run_here(*words: str) -> int:
+    """Run a command line in this process and return its exit code."""
+    try:
+        demo.main([*words])
+    except SystemExit as stop:
+        return stop.code
+    return 0
+
+
+def command(*words: str) -> list[str]:
+    """The words that start the application in a process of its own."""
+    return [sys.executable, str(ROOT / "demo.py"), *words]
+
+
+def run_apart(*words: str, folder: Path) -> subprocess.CompletedProcess:
+    """Run a command line in a process of its own that stands in `folder`."""
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run(command(*words), cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def read_results(folder: Path, *, timing: bool = True) -> list[dict[str, str]]:
+    """The rows of results.csv as text, on request without the columns that differ from run to run."""
+    with (folder / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    return rows if timing else [{name: row[name] for name in row if name not in TIMING} for row in rows]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Both folders hold the same results and the same weights, to the last bit."""
+    assert read_results(one, timing=False) == read_results(other, timing=False)
+    assert (one / "model.pt").read_bytes() == (other / "model.pt").read_bytes()

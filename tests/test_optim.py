@@ -1,0 +1,46 @@
+"""The optimizer against its formula, and the learning rate of every epoch."""
+
+from fractions import Fraction
+from math import ceil
+
+import pytest
+import torch
+from torch import nn
+
+from train.optim import learning_rate, make_optimizer, set_learning_rate
+
+
+def test_300_epochs_drop_after_150_and_225():
+    rates = [learning_rate(epoch, n_epochs=300, lr=0.1) for epoch in range(1, 301)]
+    assert rates == [0.1] * 150 + [0.1 / 10] * 75 + [0.1 / 100] * 75
+
+
+@pytest.mark.parametrize("n_epochs", [*range(1, 60), 299, 301, 302, 303])
+def test_no_drop_is_lost_for_any_number_of_epochs(n_epochs):
+    rates = [learning_rate(epoch, n_epochs=n_epochs, lr=1.0) for epoch in range(1, n_epochs + 1)]
+    half, three_quarters = (ceil(n_epochs * Fraction(share)) for share in ("1/2", "3/4"))
+    assert rates == [1.0] * half + [0.1] * (three_quarters - half) + [0.01] * (n_epochs - three_quarters)
+
+
+def nesterov(weight, gradients, *, lr, momentum, wd):
+    """Sutskever's form without dampening, as PyTorch states it, in float64."""
+    velocity = torch.zeros_like(weight)
+    for gradient in gradients:
+        gradient = gradient + wd * weight
+        velocity = momentum * velocity + gradient
+        weight = weight - lr * (gradient + momentum * velocity)
+    return weight
+
+
+@pytest.mark.parametrize("momentum", [0.9, 0.0])
+def test_steps_are_those_of_nesterov_with_weight_decay_on_all_parameters(momentum):
+    generator = torch.Generator().manual_seed(0)
+    start, *gradients = torch.randn(6, 7, generator=generator, dtype=torch.float64)
+    scale, bias = nn.Parameter(start[:3].clone()), nn.Parameter(start[3:].clone())
+    optimizer = make_optimizer([scale, bias], lr=0.3, momentum=momentum, wd=0.01)
+    set_learning_rate(optimizer, 0.2)
+    for gradient in gradients:
+        scale.grad, bias.grad = gradient[:3].clone(), gradient[3:].clone()
+        optimizer.step()
+    expected = nesterov(start, gradients, lr=0.2, momentum=momentum, wd=0.01)
+    torch.testing.assert_close(torch.cat([scale, bias]).detach(), expected, rtol=1e-13, atol=1e-13)

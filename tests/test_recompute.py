@@ -1,0 +1,493 @@
+import copy
+import gc
+import io
+import pickle
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from threading import Barrier
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from models import DenseNet
+from models import densenet as densenet_module
+from models import recompute as recompute_module
+from models.densenet import DenseBlock, DenseLayer
+from models.recompute import frozen_running_statistics
+from tests.tensors import LiveStorages, OperationCounts, bytes_saved_for_backward, unequal
+
+SMALL = {"growth_rate": 4, "block_config": (3, 2), "num_init_features": 8, "num_classes": 5}
+IMAGENET = SMALL | {"small_inputs": False}
+SIDE = {"small": 8, "imagenet": 32}
+CONFIGS = {"small": SMALL, "imagenet": IMAGENET}
+BF16 = partial(torch.autocast, "cpu", dtype=torch.bfloat16)
+PRECISIONS = {"float32": nullcontext, "bf16": BF16}
+
+requires_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def naive_and_efficient(**config) -> tuple[DenseNet, DenseNet]:
+    """Build both modes with the same weights; norm parameters and statistics are random, so that they matter."""
+    torch.manual_seed(0)
+    naive = DenseNet(**(SMALL | config))
+    with torch.no_grad():
+        for norm in norms(naive):
+            norm.weight.uniform_(0.5, 1.5)
+            norm.bias.normal_(std=0.5)
+            norm.running_mean.normal_(std=0.5)
+            norm.running_var.uniform_(0.5, 1.5)
+    efficient = DenseNet(**(SMALL | config), efficient=True)
+    efficient.load_state_dict(naive.state_dict())
+    return naive, efficient
+
+
+def norms(network: nn.Module) -> Iterable[nn.BatchNorm2d]:
+    return (module for module in network.modules() if isinstance(module, nn.BatchNorm2d))
+
+
+def random_images(side: int = 8, images: int = 4) -> Tensor:
+    return torch.randn(images, 3, side, side, generator=torch.Generator().manual_seed(2))
+
+
+def record(network: nn.Module, **tensors: Tensor) -> dict[str, Tensor]:
+    """Copy all that a training step may change, with the state of the random numbers."""
+    gradients = {f"gradient of {n}": p.grad for n, p in network.named_parameters() if p.grad is not None}
+    state = {"random numbers": torch.get_rng_state(), **network.state_dict(), **gradients, **tensors}
+    return {name: tensor.detach().clone() for name, tensor in state.items()}
+
+
+def train(
+    network: nn.Module,
+    images: Tensor,
+    *,
+    steps: int = 3,
+    precision: Callable[[], AbstractContextManager] = nullcontext,
+    input_gradient: bool = True,
+) -> list[dict[str, Tensor]]:
+    """Train by SGD on the same images; return a record of each step."""
+    labels = torch.arange(len(images), device=images.device) % 5
+    optimizer = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=0.1)
+    records = []
+    for step in range(steps):
+        inputs = images.detach().clone(memory_format=torch.preserve_format).requires_grad_(input_gradient)
+        optimizer.zero_grad()
+        torch.manual_seed(step)
+        with precision():
+            logits = network(inputs)
+            loss = F.cross_entropy(logits, labels)
+        loss.backward()
+        input_gradients = {"gradient of images": inputs.grad} if input_gradient else {}
+        records.append(record(network, logits=logits, loss=loss, **input_gradients))
+        optimizer.step()
+    return records
+
+
+def assert_same_training(naive: nn.Module, efficient: nn.Module, images: Tensor, **kwargs) -> None:
+    expected, actual = (train(network, images, **kwargs) for network in (naive, efficient))
+    for step, (left, right) in enumerate(zip(expected, actual, strict=True)):
+        assert unequal(left, right) == [], f"step {step}"
+    assert unequal(expected[0], expected[-1]), "the steps changed nothing, so this comparison shows nothing"
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("drop_rate", [0, 0.2])
+@pytest.mark.parametrize("form", CONFIGS)
+def test_training_is_the_same_bit_for_bit(form, drop_rate, memory_format, precision):
+    networks = naive_and_efficient(**CONFIGS[form], drop_rate=drop_rate)
+    naive, efficient = (network.to(memory_format=memory_format) for network in networks)
+    images = random_images(SIDE[form]).contiguous(memory_format=memory_format)
+    assert_same_training(naive, efficient, images, precision=PRECISIONS[precision])
+
+
+def test_cumulative_averages_are_the_same():
+    networks = naive_and_efficient()
+    for network in networks:
+        for norm in norms(network):
+            norm.momentum = None
+    assert_same_training(*networks, random_images())
+
+
+def test_norms_without_running_statistics_are_the_same():
+    networks = naive_and_efficient()
+    for network in networks:
+        for norm in norms(network):
+            norm.track_running_stats = False
+            norm.running_mean = norm.running_var = norm.num_batches_tracked = None
+    assert_same_training(*networks, random_images())
+
+
+def test_a_norm_in_eval_mode_inside_a_training_network_is_the_same():
+    networks = naive_and_efficient()
+    for network in networks:
+        network.features.denseblock1.denselayer2.norm1.eval()
+    assert_same_training(*networks, random_images())
+    frozen = networks[1].features.denseblock1.denselayer2.norm1
+    assert frozen.num_batches_tracked == 0
+    assert networks[1].features.denseblock1.denselayer1.norm1.num_batches_tracked == 3
+
+
+@pytest.mark.parametrize("input_gradient", [False, True])
+@pytest.mark.parametrize(
+    "trainable",
+    [
+        "features",
+        "classifier",
+        "features.denseblock2",
+        "features.denseblock1.denselayer3",
+        "features.denseblock1.denselayer2.norm1",
+        "features.denseblock1.denselayer2.conv1",
+        "features.denseblock1.denselayer2.conv2",
+    ],
+)
+def test_training_a_part_is_the_same(trainable, input_gradient):
+    networks = naive_and_efficient()
+    for network in networks:
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad_(name.startswith(trainable))
+    assert_same_training(*networks, random_images(), input_gradient=input_gradient)
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_accumulated_gradients_are_the_same(order):
+    def accumulate(network: DenseNet) -> dict[str, Tensor]:
+        losses = [network(part).square().sum() for part in random_images(images=6).split(3)]
+        for index in order:
+            losses[index].backward()
+        return record(network)
+
+    naive, efficient = map(accumulate, naive_and_efficient())
+    assert unequal(naive, efficient) == []
+    assert efficient["features.denseblock1.denselayer1.norm1.num_batches_tracked"] == 2
+
+
+def test_a_retained_graph_gives_the_same_gradients_again():
+    network = naive_and_efficient()[1]
+    loss = network(random_images()).square().sum()
+    loss.backward(retain_graph=True)
+    once = record(network)
+    loss.backward()
+    twice = record(network)
+    gradients = [name for name in once if name.startswith("gradient of ")]
+    assert unequal({name: 2 * once[name] for name in gradients}, {name: twice[name] for name in gradients}) == []
+    assert unequal({name: once[name] for name in network.state_dict()}, network.state_dict()) == []
+
+
+def test_second_derivatives_are_the_same():
+    def penalise(network: DenseNet) -> dict[str, Tensor]:
+        images = random_images().double().requires_grad_()
+        loss = network(images).square().sum()
+        (gradient,) = torch.autograd.grad(loss, images, create_graph=True)
+        gradient.square().sum().backward()
+        return record(network, images=images.grad)
+
+    naive, efficient = (penalise(network.double()) for network in naive_and_efficient())
+    for name, tensor in naive.items():
+        torch.testing.assert_close(efficient[name], tensor, rtol=1e-9, atol=1e-9, msg=name)
+
+
+def test_gradients_agree_with_finite_differences():
+    torch.manual_seed(0)
+    layer = DenseLayer(5, growth_rate=2, bn_size=2, drop_rate=0, efficient=True).double()
+    features = [torch.randn(3, channels, 3, 3, dtype=torch.float64, requires_grad=True) for channels in (3, 2)]
+    assert torch.autograd.gradcheck(lambda *tensors: layer(tensors[:2]), (*features, *layer.parameters()))
+
+
+def test_the_comparison_catches_statistics_that_are_updated_twice(monkeypatch):
+    monkeypatch.setattr(recompute_module, "frozen_running_statistics", lambda norm: nullcontext())
+    naive, efficient = naive_and_efficient()
+    expected, actual = (train(network, random_images(), steps=1)[0] for network in (naive, efficient))
+    recomputed = {f"{name}." for name, _ in naive.named_modules() if name.endswith("norm1")}
+    assert len(recomputed) == 5
+    buffers = {name for name, _ in naive.named_buffers() if name.rpartition(".")[0] + "." in recomputed}
+    assert len(buffers) == 15
+    assert set(unequal(expected, actual)) == buffers
+    assert actual["features.denseblock1.denselayer1.norm1.num_batches_tracked"] == 2
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_frozen_statistics_normalise_as_usual_and_touch_one_module_only(training):
+    torch.manual_seed(0)
+    frozen, other = (nn.BatchNorm2d(3).train(training) for _ in range(2))
+    images = 2 + 3 * random_images()
+    before = {name: buffer.clone() for name, buffer in frozen.named_buffers()}
+    with frozen_running_statistics(frozen):
+        assert torch.equal(frozen(images), other(images))
+    assert unequal(before, dict(frozen.named_buffers())) == []
+    assert bool(unequal(before, dict(other.named_buffers()))) == training
+
+
+def test_buffers_stay_the_same_registered_objects():
+    network = naive_and_efficient()[1]
+    before, names = dict(network.named_buffers()), list(network.state_dict())
+    addresses = {name: buffer.data_ptr() for name, buffer in before.items()}
+    train(network, random_images())
+    after = dict(network.named_buffers())
+    assert list(network.state_dict()) == names
+    assert after.keys() == before.keys()
+    assert all(after[name] is before[name] for name in before)
+    assert {name: buffer.data_ptr() for name, buffer in after.items()} == addresses
+
+
+def test_a_failing_recomputation_gives_the_buffers_back():
+    def fail(module: nn.Module, inputs: object) -> None:
+        raise RuntimeError("out of memory")
+
+    layer = DenseLayer(3, growth_rate=2, bn_size=2, drop_rate=0, efficient=True)
+    loss = layer([random_images()]).sum()
+    objects = dict(layer.named_buffers())
+    values = {name: buffer.clone() for name, buffer in objects.items()}
+    layer.relu1.register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        loss.backward()
+    after = dict(layer.named_buffers())
+    assert all(after[name] is objects[name] for name in objects)
+    assert unequal(values, after) == []
+
+
+def test_a_copy_in_any_form_trains_on_as_the_original():
+    network = naive_and_efficient(drop_rate=0.2)[1]
+    train(network, random_images(), steps=1)
+    file = io.BytesIO()
+    torch.save(network.state_dict(), file)
+    file.seek(0)
+    loaded = DenseNet(**SMALL, drop_rate=0.2)
+    loaded.load_state_dict(torch.load(file, weights_only=True))
+    copies = [copy.deepcopy(network), pickle.loads(pickle.dumps(network)), loaded]
+
+    expected = train(network, random_images(), steps=2)
+    for duplicate in copies:
+        for left, right in zip(expected, train(duplicate, random_images(), steps=2), strict=True):
+            assert unequal(left, right) == []
+
+
+def refuse(*args: object, **kwargs: object) -> Tensor:
+    raise AssertionError("recomputation was asked for")
+
+
+def test_only_training_with_gradients_recomputes(monkeypatch):
+    monkeypatch.setattr(densenet_module, "recompute_in_backward", refuse)
+    network, images = naive_and_efficient()[1], random_images()
+    with pytest.raises(AssertionError, match="recomputation was asked for"):
+        network(images)
+    with torch.no_grad():
+        network(images)
+    with torch.inference_mode():
+        network(images)
+    network.eval()(images).sum().backward()
+
+
+def test_naive_mode_never_recomputes(monkeypatch):
+    monkeypatch.setattr(densenet_module, "recompute_in_backward", refuse)
+    naive_and_efficient()[0](random_images()).sum().backward()
+
+
+def test_statistics_without_gradients_are_the_same():
+    naive, efficient = naive_and_efficient()
+    with torch.no_grad():
+        logits, efficient_logits = (network(random_images()) for network in (naive, efficient))
+    assert torch.equal(logits, efficient_logits)
+    assert unequal(naive.state_dict(), efficient.state_dict()) == []
+    assert efficient.features.norm_final.num_batches_tracked == 1
+
+
+# Memory and arithmetic of one block. Letters: m layers, k = GROWTH new channels each, C_i = START + i * k channels read
+# by layer i = 0 ... m - 1, B = 4 * k channels of its bottleneck, MAP bytes of one channel of all images.
+
+START, GROWTH, BOTTLENECK = 6, 8, 32
+IMAGES, SIDES = 2, (5, 4)
+MAP = 4 * IMAGES * SIDES[0] * SIDES[1]
+STATISTICS = 4 + 4  # Each norm keeps mean and inverse standard deviation of a channel in float32.
+LAYERS = (4, 8, 12, 16)
+
+
+def block_and_input(num_layers: int, efficient: bool) -> tuple[DenseBlock, Tensor]:
+    torch.manual_seed(0)
+    block = DenseBlock(num_layers, START, GROWTH, bn_size=4, drop_rate=0, efficient=efficient)
+    return block, torch.randn(IMAGES, START, *SIDES, requires_grad=True)
+
+
+def kept_bytes(num_layers: int, efficient: bool) -> int:
+    """Sum what is alive between forward and backward, besides the block's input, output, parameters and buffers."""
+    block, x = block_and_input(num_layers, efficient)
+    with LiveStorages() as storages:
+        y = block(x)
+    gc.collect()
+    return storages.live_bytes(without=[x, y, *block.parameters(), *block.buffers()])
+
+
+def kept_bytes_behind_the_bottleneck() -> int:
+    # norm2 keeps its input and its statistics; conv2 keeps its input, which the ReLU made in place of norm2's output.
+    return 2 * BOTTLENECK * MAP + BOTTLENECK * STATISTICS
+
+
+@pytest.mark.parametrize("num_layers", LAYERS)
+def test_naive_bytes_kept_for_backward(num_layers):
+    # norm1 keeps the concatenation and its statistics; conv1 keeps the normalised copy, rectified in place. The new
+    # maps themselves are dropped, because each concatenation is a copy.
+    channels = [START + i * GROWTH for i in range(num_layers)]
+    bottlenecks = sum(2 * c * MAP + c * STATISTICS for c in channels)
+    assert kept_bytes(num_layers, efficient=False) == bottlenecks + num_layers * kept_bytes_behind_the_bottleneck()
+
+
+@pytest.mark.parametrize("num_layers", LAYERS)
+def test_efficient_bytes_kept_for_backward(num_layers):
+    # Of the inputs of all bottlenecks only the new maps are kept, once each. No layer reads the maps of the last one.
+    new_maps = (num_layers - 1) * GROWTH * MAP
+    assert kept_bytes(num_layers, efficient=True) == new_maps + num_layers * kept_bytes_behind_the_bottleneck()
+
+
+def test_bytes_saved_by_autograd_are_those_alive_in_naive_mode():
+    block, x = block_and_input(6, efficient=False)
+    saved = bytes_saved_for_backward(lambda: block(x), without=[x, *block.parameters(), *block.buffers()])
+    assert saved == kept_bytes(6, efficient=False)
+
+
+def second_differences(values: list[int]) -> list[int]:
+    return [a - 2 * b + c for a, b, c in zip(values, values[1:], values[2:], strict=False)]
+
+
+def test_kept_bytes_grow_linearly_when_efficient_and_quadratically_when_naive():
+    efficient, naive = ([kept_bytes(m, mode) for m in LAYERS] for mode in (True, False))
+    assert second_differences(efficient) == [0, 0]
+    # The sum of all C_i has the quadratic term k m^2 / 2.
+    step = LAYERS[1] - LAYERS[0]
+    assert second_differences(naive) == 2 * [step**2 * GROWTH * (2 * MAP + STATISTICS)]
+
+
+def peak_bytes_of_maps(num_layers: int, efficient: bool) -> int:
+    """Measure the peak of live maps in forward and backward. Gradients of weights are no maps and are left out."""
+    block, x = block_and_input(num_layers, efficient)
+    with LiveStorages(counts=lambda tensor: tensor.dim() == 4 and tensor.shape[2:] == SIDES) as storages:
+        block(x).sum().backward()
+    return storages.peak_bytes
+
+
+def test_peak_of_a_training_step_grows_linearly_when_efficient():
+    efficient, naive = ([peak_bytes_of_maps(m, mode) for m in LAYERS] for mode in (True, False))
+    assert second_differences(efficient) == [0, 0]
+    assert min(second_differences(naive)) > 0
+    assert efficient[-1] < naive[-1] / 2
+
+
+def operations(num_layers: int, efficient: bool) -> dict[str, int]:
+    block, x = block_and_input(num_layers, efficient)
+    with OperationCounts() as mode:
+        block(x).sum().backward()
+    return dict(mode.counts)
+
+
+def test_no_convolution_runs_twice():
+    m = 5
+    naive, efficient = (operations(m, mode) for mode in (False, True))
+    convolutions = {name: count for name, count in efficient.items() if name.startswith("convolution")}
+    # conv1 is the last step of the bottleneck: the recomputation stops as soon as it has conv1's input.
+    assert convolutions == {name: m for name in convolutions}
+    assert convolutions.keys() == {
+        "convolution 1x1",
+        "convolution 3x3",
+        "convolution_backward 1x1",
+        "convolution_backward 3x3",
+    }
+    assert (naive["cat"], efficient["cat"]) == (m + 1, 2 * m + 1)
+    assert (naive["native_batch_norm"], efficient["native_batch_norm"]) == (2 * m, 3 * m)
+    assert (naive["relu_"], efficient["relu_"]) == (2 * m, 3 * m)
+
+
+@pytest.mark.parametrize("efficient", [False, True])
+def test_floating_point_operations_are_those_of_the_closed_form(efficient):
+    m = 5
+    block, x = block_and_input(m, efficient)
+    with FlopCounterMode(display=False) as counter:
+        block(x).sum().backward()
+    pixels = IMAGES * SIDES[0] * SIDES[1]
+    per_pixel = sum((START + i * GROWTH) * BOTTLENECK + BOTTLENECK * 9 * GROWTH for i in range(m))
+    # A multiplication and an addition count as two; forward, gradient of the input, gradient of the weight.
+    assert counter.get_total_flops() == 3 * 2 * pixels * per_pixel
+
+
+def test_data_parallel_without_a_gpu_is_the_same():
+    naive, efficient = map(nn.DataParallel, naive_and_efficient(drop_rate=0.2))
+    assert_same_training(naive, efficient, random_images())
+
+
+def replicate(module: nn.Module, share_buffers: bool) -> nn.Module:
+    """Make a replica as data parallel training does: non-leaf parameters, buffers of its own but on the first."""
+    replica = module._replicate_for_data_parallel()
+    for name, child in module.named_children():
+        replica._modules[name] = replicate(child, share_buffers)
+    for name, parameter in module.named_parameters(recurse=False):
+        setattr(replica, name, parameter.view_as(parameter))
+    for name, buffer in module.named_buffers(recurse=False):
+        replica._buffers[name] = buffer if share_buffers else buffer.clone()
+    return replica
+
+
+def train_on_replicas_in_threads(network: DenseNet) -> dict[str, Tensor]:
+    replicas = [replicate(network, share_buffers) for share_buffers in (True, False)]
+    barrier = Barrier(len(replicas))
+
+    def forward(replica: nn.Module, images: Tensor) -> Tensor:
+        barrier.wait(timeout=10)
+        return replica(images).square().sum()
+
+    with ThreadPoolExecutor(len(replicas)) as pool:
+        losses = list(pool.map(forward, replicas, random_images(images=8).chunk(2)))
+    sum(losses).backward()
+    return record(network, losses=torch.stack(losses))
+
+
+def test_replicas_in_threads_are_the_same():
+    naive, efficient = map(train_on_replicas_in_threads, naive_and_efficient())
+    assert unequal(naive, efficient) == []
+    assert len([name for name in naive if name.startswith("gradient of ")]) == 36
+    assert efficient["features.denseblock2.denselayer1.norm1.num_batches_tracked"] == 1
+
+
+def test_networks_trained_in_threads_do_not_disturb_each_other():
+    networks = [copy.deepcopy(network) for network in naive_and_efficient()[1:] for _ in range(3)]
+    with ThreadPoolExecutor(2) as pool:
+        alone, *together = [
+            *pool.map(lambda network: without_random_state(train(network, random_images())[-1]), networks[:1]),
+            *pool.map(lambda network: without_random_state(train(network, random_images())[-1]), networks[1:]),
+        ]
+    for result in together:
+        assert unequal(alone, result) == []
+
+
+def without_random_state(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in tensors.items() if name != "random numbers"}
+
+
+@pytest.fixture
+def deterministic_cuda(monkeypatch):
+    """Choose cuDNN's repeatable algorithms, and the same ones each time: no benchmark picks them."""
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+
+
+@pytest.mark.gpu
+@requires_cuda
+@pytest.mark.usefixtures("deterministic_cuda")
+def test_data_parallel_on_all_gpus_is_the_same():
+    naive, efficient = (nn.DataParallel(network.cuda()) for network in naive_and_efficient(growth_rate=12))
+    images = random_images(side=16, images=8 * torch.cuda.device_count()).cuda()
+    assert_same_training(naive, efficient, images)
+
+
+@pytest.mark.gpu
+@requires_cuda
+@pytest.mark.usefixtures("deterministic_cuda")
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_training_on_a_gpu_is_the_same(dtype, memory_format):
+    networks = naive_and_efficient(growth_rate=12, drop_rate=0.2)
+    naive, efficient = (network.cuda().to(memory_format=memory_format) for network in networks)
+    images = random_images(side=16, images=8).cuda().contiguous(memory_format=memory_format)
+    precision = partial(torch.autocast, "cuda", dtype=dtype, enabled=dtype != torch.float32)
+    assert_same_training(naive, efficient, images, precision=precision)

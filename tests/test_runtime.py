@@ -1,0 +1,59 @@
+"""Devices, seeds, and weights without wrapper."""
+
+import torch
+from torch import nn
+
+from models import densenet_bc
+from train import runtime
+
+
+def test_several_gpus_are_used_through_data_parallel_and_one_directly(monkeypatch):
+    network = nn.Linear(2, 2)
+    gpu = torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert runtime.on_all_devices(network, gpu) is network
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    wrapped = runtime.on_all_devices(network, gpu)
+    assert isinstance(wrapped, nn.DataParallel)
+    assert runtime.unwrapped(wrapped) is network
+    assert runtime.on_all_devices(network, torch.device("cpu")) is network
+
+
+def test_initial_weights_are_a_function_of_the_seed():
+    weights = []
+    for seed in (1, 1, 2):
+        torch.rand(len(weights))  # the global generator stands somewhere else each time
+        runtime.seed_weights(seed)
+        weights.append(densenet_bc(10, 2).classifier.weight)
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_dropout_is_a_function_of_seed_and_epoch():
+    masks = {}
+    for seed, epoch in ((1, 1), (1, 2), (2, 1), (1, 1)):
+        runtime.seed_epoch(seed, epoch)
+        mask = nn.functional.dropout(torch.ones(100), 0.5)
+        assert torch.equal(masks.setdefault((seed, epoch), mask), mask)
+    assert len({tuple(mask.tolist()) for mask in masks.values()}) == 3
+
+
+def test_copied_weights_are_plain_and_independent():
+    network = runtime.placed(densenet_bc(10, 2), torch.device("cpu"))
+    assert network.features.conv0.weight.is_contiguous(memory_format=torch.channels_last)
+    copy = runtime.copy_to_cpu(network.state_dict())
+    before = copy["features.conv0.weight"].clone()
+    with torch.no_grad():
+        network.features.conv0.weight.add_(1)
+    assert copy["features.conv0.weight"].is_contiguous()
+    assert torch.equal(copy["features.conv0.weight"], before)
+
+
+def test_drawn_seeds_differ_and_can_be_typed():
+    seeds = {runtime.draw_seed() for _ in range(20)}
+    assert len(seeds) > 15
+    assert all(0 <= seed < 2**31 for seed in seeds)
+
+
+def test_peak_memory_of_a_process_is_a_number_of_megabytes():
+    assert 50 < runtime.peak_memory(torch.device("cpu")) < 100_000
