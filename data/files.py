@@ -91,7 +91,7 @@ def _unpack(folder: Path, archive: File, missing: list[File]) -> None:
     path = folder / archive.path
     wanted = {member.path: member for member in missing}
     try:
-        with tarfile.open(path) as tar:
+        with tarfile.open(path, "r:gz") as tar:
             for entry in tar:
                 if entry.isfile() and entry.name in wanted:
                     member = wanted.pop(entry.name)

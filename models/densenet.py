@@ -7,6 +7,7 @@ k growth rate, m dense layers in a block.
 from collections import OrderedDict
 from collections.abc import Sequence
 from math import sqrt
+from numbers import Integral
 
 import torch
 import torch.nn.functional as F
@@ -135,8 +136,9 @@ class DenseNet(nn.Module):
             ("bn_size", bn_size),
             ("num_classes", num_classes),
         ):
-            _require(value >= 1, name, value, "1 or more")
-        _require(len(block_config) > 0 and min(block_config) >= 1, "block_config", block_config, "blocks of 1 or more")
+            _require(_is_count(value), name, value, "a whole number, 1 or more")
+        counts = len(block_config) > 0 and all(map(_is_count, block_config))
+        _require(counts, "block_config", block_config, "whole numbers of layers, 1 or more")
         _require(0 < compression <= 1, "compression", compression, "above 0 and at most 1")
         _require(0 <= drop_rate < 1, "drop_rate", drop_rate, "at least 0 and below 1")
 
@@ -198,8 +200,8 @@ def densenet_bc(
     References:
         Huang et al., Densely Connected Convolutional Networks, 2017, section 3 (arXiv:1608.06993).
     """
-    layers_per_block, remainder = divmod(depth - 4, 6)
-    _require(layers_per_block >= 1 and remainder == 0, "depth", depth, "6m + 4 with m >= 1: 10, 16, 22, 28, ...")
+    _require(_is_count(depth) and depth >= 10 and depth % 6 == 4, "depth", depth, "6m + 4 with m >= 1: 10, 16, 22, ...")
+    layers_per_block = (depth - 4) // 6
     return DenseNet(
         growth_rate=growth_rate,
         block_config=(layers_per_block,) * 3,
@@ -220,6 +222,10 @@ def _stem(num_init_features: int, small_inputs: bool) -> OrderedDict[str, nn.Mod
         relu0=nn.ReLU(inplace=True),
         pool0=nn.MaxPool2d(kernel_size=3, stride=2, padding=1),
     )
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, Integral) and value >= 1
 
 
 def _require(condition: bool, name: str, value: object, allowed: str) -> None:

@@ -1,31 +1,34 @@
 """Recomputation of activations that leaves running statistics as the plain forward pass left them."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 
-@contextmanager
-def frozen_running_statistics(norm: nn.Module) -> Iterator[None]:
+class FrozenRunningStatistics:
     """Normalise as usual inside the block, but leave the running statistics of `norm` alone.
 
     The layer works on copies of its buffers, a few numbers for each channel. It cannot do without any: autograd keeps
     them, and a second call must keep as many tensors as the first. Only this one module is touched, so that replicas
-    in other threads go on undisturbed.
+    in other threads go on undisturbed. The block can be entered again: each backward pass over a retained graph does.
 
     Args:
         norm: A batch norm layer in training or eval mode.
     """
-    buffers = dict(norm.named_buffers(recurse=False))
-    for name, buffer in buffers.items():
-        setattr(norm, name, buffer.clone())
-    try:
-        yield
-    finally:
-        for name, buffer in buffers.items():
-            setattr(norm, name, buffer)
+
+    def __init__(self, norm: nn.Module):
+        self.norm = norm
+
+    def __enter__(self) -> None:
+        self.buffers = dict(self.norm.named_buffers(recurse=False))
+        for name, buffer in self.buffers.items():
+            setattr(self.norm, name, buffer.clone())
+
+    def __exit__(self, *exception: object) -> None:
+        for name, buffer in self.buffers.items():
+            setattr(self.norm, name, buffer)
 
 
 def recompute_in_backward(function: Callable[..., Tensor], *features: Tensor, norm: nn.Module) -> Tensor:
@@ -47,5 +50,5 @@ def recompute_in_backward(function: Callable[..., Tensor], *features: Tensor, no
         *features,
         use_reentrant=False,
         preserve_rng_state=False,
-        context_fn=lambda: (nullcontext(), frozen_running_statistics(norm)),
+        context_fn=lambda: (nullcontext(), FrozenRunningStatistics(norm)),
     )

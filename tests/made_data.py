@@ -3,8 +3,8 @@
     made = make_cifar10(folder, num_train=200, num_test=50, monkeypatch=monkeypatch)
 
 writes the files into the folder, and makes torchvision take their digests for the official ones until the test ends.
-`made.train` and `made.test` are what a reader must find in the files. Each class has a colour and a coarse texture of its
-own, so that a small network learns it within a few epochs.
+`made.train` and `made.test` are what a reader must find in the files. Each class has a colour and a coarse texture of
+its own, so that a small network learns it within a few epochs.
 """
 
 import hashlib

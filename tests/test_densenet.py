@@ -34,65 +34,65 @@ IMAGENET_PARAMETERS = [
     (48, (6, 12, 36, 24), 96, 28_681_000),
     (32, (6, 12, 64, 48), 64, 33_337_704),
 ]
-SMALL_STATE = """
-features.conv0.weight
-features.denseblock1.denselayer1.norm1.weight
-features.denseblock1.denselayer1.norm1.bias
-features.denseblock1.denselayer1.norm1.running_mean
-features.denseblock1.denselayer1.norm1.running_var
-features.denseblock1.denselayer1.norm1.num_batches_tracked
-features.denseblock1.denselayer1.conv1.weight
-features.denseblock1.denselayer1.norm2.weight
-features.denseblock1.denselayer1.norm2.bias
-features.denseblock1.denselayer1.norm2.running_mean
-features.denseblock1.denselayer1.norm2.running_var
-features.denseblock1.denselayer1.norm2.num_batches_tracked
-features.denseblock1.denselayer1.conv2.weight
-features.denseblock1.denselayer2.norm1.weight
-features.denseblock1.denselayer2.norm1.bias
-features.denseblock1.denselayer2.norm1.running_mean
-features.denseblock1.denselayer2.norm1.running_var
-features.denseblock1.denselayer2.norm1.num_batches_tracked
-features.denseblock1.denselayer2.conv1.weight
-features.denseblock1.denselayer2.norm2.weight
-features.denseblock1.denselayer2.norm2.bias
-features.denseblock1.denselayer2.norm2.running_mean
-features.denseblock1.denselayer2.norm2.running_var
-features.denseblock1.denselayer2.norm2.num_batches_tracked
-features.denseblock1.denselayer2.conv2.weight
-features.transition1.norm.weight
-features.transition1.norm.bias
-features.transition1.norm.running_mean
-features.transition1.norm.running_var
-features.transition1.norm.num_batches_tracked
-features.transition1.conv.weight
-features.denseblock2.denselayer1.norm1.weight
-features.denseblock2.denselayer1.norm1.bias
-features.denseblock2.denselayer1.norm1.running_mean
-features.denseblock2.denselayer1.norm1.running_var
-features.denseblock2.denselayer1.norm1.num_batches_tracked
-features.denseblock2.denselayer1.conv1.weight
-features.denseblock2.denselayer1.norm2.weight
-features.denseblock2.denselayer1.norm2.bias
-features.denseblock2.denselayer1.norm2.running_mean
-features.denseblock2.denselayer1.norm2.running_var
-features.denseblock2.denselayer1.norm2.num_batches_tracked
-features.denseblock2.denselayer1.conv2.weight
-features.norm_final.weight
-features.norm_final.bias
-features.norm_final.running_mean
-features.norm_final.running_var
-features.norm_final.num_batches_tracked
-classifier.weight
-classifier.bias
-""".split()
-IMAGENET_STEM_STATE = """
-features.norm0.weight
-features.norm0.bias
-features.norm0.running_mean
-features.norm0.running_var
-features.norm0.num_batches_tracked
-""".split()
+SMALL_STATE = [
+    "features.conv0.weight",
+    "features.denseblock1.denselayer1.norm1.weight",
+    "features.denseblock1.denselayer1.norm1.bias",
+    "features.denseblock1.denselayer1.norm1.running_mean",
+    "features.denseblock1.denselayer1.norm1.running_var",
+    "features.denseblock1.denselayer1.norm1.num_batches_tracked",
+    "features.denseblock1.denselayer1.conv1.weight",
+    "features.denseblock1.denselayer1.norm2.weight",
+    "features.denseblock1.denselayer1.norm2.bias",
+    "features.denseblock1.denselayer1.norm2.running_mean",
+    "features.denseblock1.denselayer1.norm2.running_var",
+    "features.denseblock1.denselayer1.norm2.num_batches_tracked",
+    "features.denseblock1.denselayer1.conv2.weight",
+    "features.denseblock1.denselayer2.norm1.weight",
+    "features.denseblock1.denselayer2.norm1.bias",
+    "features.denseblock1.denselayer2.norm1.running_mean",
+    "features.denseblock1.denselayer2.norm1.running_var",
+    "features.denseblock1.denselayer2.norm1.num_batches_tracked",
+    "features.denseblock1.denselayer2.conv1.weight",
+    "features.denseblock1.denselayer2.norm2.weight",
+    "features.denseblock1.denselayer2.norm2.bias",
+    "features.denseblock1.denselayer2.norm2.running_mean",
+    "features.denseblock1.denselayer2.norm2.running_var",
+    "features.denseblock1.denselayer2.norm2.num_batches_tracked",
+    "features.denseblock1.denselayer2.conv2.weight",
+    "features.transition1.norm.weight",
+    "features.transition1.norm.bias",
+    "features.transition1.norm.running_mean",
+    "features.transition1.norm.running_var",
+    "features.transition1.norm.num_batches_tracked",
+    "features.transition1.conv.weight",
+    "features.denseblock2.denselayer1.norm1.weight",
+    "features.denseblock2.denselayer1.norm1.bias",
+    "features.denseblock2.denselayer1.norm1.running_mean",
+    "features.denseblock2.denselayer1.norm1.running_var",
+    "features.denseblock2.denselayer1.norm1.num_batches_tracked",
+    "features.denseblock2.denselayer1.conv1.weight",
+    "features.denseblock2.denselayer1.norm2.weight",
+    "features.denseblock2.denselayer1.norm2.bias",
+    "features.denseblock2.denselayer1.norm2.running_mean",
+    "features.denseblock2.denselayer1.norm2.running_var",
+    "features.denseblock2.denselayer1.norm2.num_batches_tracked",
+    "features.denseblock2.denselayer1.conv2.weight",
+    "features.norm_final.weight",
+    "features.norm_final.bias",
+    "features.norm_final.running_mean",
+    "features.norm_final.running_var",
+    "features.norm_final.num_batches_tracked",
+    "classifier.weight",
+    "classifier.bias",
+]
+IMAGENET_STEM_STATE = [
+    "features.norm0.weight",
+    "features.norm0.bias",
+    "features.norm0.running_mean",
+    "features.norm0.running_var",
+    "features.norm0.num_batches_tracked",
+]
 
 
 def count_parameters(network: nn.Module) -> int:
@@ -200,7 +200,7 @@ def test_depth_is_the_number_of_weighted_layers(depth):
     assert sum(isinstance(module, nn.Conv2d | nn.Linear) for module in network.modules()) == depth
 
 
-# 43 = 6 * 6 + 7: a check by thirds lets it pass, and a division without remainder then trains 40 layers unasked.
+# 43 - 4 divides by 3, but not by 6: a check by 3 lets it pass, and floor division then trains 40 layers unasked.
 @pytest.mark.parametrize("depth", [-8, -2, 0, 3, 4, 7, 9, 11, 13, 41, 43, 100.5, nan])
 def test_densenet_bc_refuses_other_depths(depth):
     with pytest.raises(ValueError, match=f"^depth is {re.escape(repr(depth))}, .*6m \\+ 4"):
@@ -305,7 +305,7 @@ def test_training_step_and_evaluation_agree_with_torchvision(small_inputs, drop_
         torch.testing.assert_close(ours.eval()(images), theirs.eval()(images), rtol=1e-9, atol=1e-12)
 
 
-# 3 blocks need 4 pixels a side, and the four blocks of the ImageNet form need 32.
+# The smallest promised sides are 4 pixels for three blocks and 32 for the four blocks of the ImageNet form.
 @pytest.mark.parametrize(
     ("small_inputs", "height", "width"),
     [(True, 4, 4), (True, 8, 8), (True, 9, 14), (True, 32, 32), (False, 32, 32), (False, 32, 70), (False, 65, 64)],

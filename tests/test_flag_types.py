@@ -83,7 +83,7 @@ def test_refused_step_names_the_nearest_values_on_both_sides():
 
 
 def test_refused_choice_names_the_nearest_one():
-    with pytest.raises(FireError, match="did you mean svhn?"):
+    with pytest.raises(FireError, match=r"did you mean svhn\?"):
         parse("dataset", Literal["svhn", "digits"], "SVNH")
 
 

@@ -39,7 +39,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(saved):
     with pytest.raises(RunError, match=f"cannot write {saved}: No space left on device"):
         atomic_write(saved, fill_the_disk)
     assert saved.read_bytes() == before
-    assert os.listdir(saved.parent) == [saved.name]
+    assert list(saved.parent.iterdir()) == [saved]
 
 
 def test_the_old_contents_stand_until_the_new_ones_are_on_disk(saved):

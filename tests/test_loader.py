@@ -1,0 +1,238 @@
+import random
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from data.datasets import DATASETS, Source, Split
+from data.errors import DataError
+from data.loader import PADDING, Loader, make_loaders, plan_epoch
+
+WINDOWS = 2 * PADDING + 1  # in each direction
+RAW = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3}  # normalised pixels are the pixels
+
+
+def numbered_split(num_images, *, size=2, start=0):
+    """Images whose first pixel holds a number of their own in base 256, under labels that are a function of it."""
+    numbers = torch.arange(start, start + num_images)
+    images = torch.zeros(num_images, 3, size, size, dtype=torch.uint8)
+    images[:, 0, 0, 0], images[:, 1, 0, 0] = numbers % 256, numbers // 256
+    return Split(images, numbers % 7)
+
+
+def numbers_of(images):
+    pixels = images.round().long()
+    return pixels[:, 0, 0, 0] + 256 * pixels[:, 1, 0, 0]
+
+
+def mapped_split(num_images):
+    """Images whose pixels tell where they are: row + 1, column + 1, and the image's number + 1."""
+    images = torch.empty(num_images, 3, 32, 32, dtype=torch.uint8)
+    places = torch.arange(1, 33, dtype=torch.uint8)
+    images[:, 0] = places[:, None]
+    images[:, 1] = places
+    images[:, 2] = torch.arange(1, num_images + 1, dtype=torch.uint8)[:, None, None]
+    return Split(images, torch.arange(num_images) % 10)
+
+
+def crops_of(images):
+    """Top, left and flip of augmented `mapped_split` images, read off the pixels of each."""
+    crops = []
+    for rows, columns, _ in images.round().long():
+        y, x = 16, 16  # every window holds the middle of the image
+        mirrored = bool(columns[y, x] > columns[y, x + 1])
+        column = (31 - x) if mirrored else x
+        crops.append((int(rows[y, x]) - 1 - y + PADDING, int(columns[y, x]) - 1 - column + PADDING, mirrored))
+    return crops
+
+
+def whole_epoch(loader, number):
+    batches = list(loader.epoch(number))
+    return torch.cat([images for images, _ in batches]), torch.cat([labels for _, labels in batches])
+
+
+def chi_square(counts):
+    """Sum of squared deviations from equal counts over the expected count: near the number of cells if uniform."""
+    expected = sum(counts) / len(counts)
+    return sum((count - expected) ** 2 / expected for count in counts)
+
+
+def test_plan_is_a_function_of_seed_and_epoch():
+    plans = {(seed, epoch): plan_epoch(50, seed=seed, epoch=epoch) for seed in (0, 1, 10) for epoch in (1, 2, 11)}
+    for (seed, epoch), plan in plans.items():
+        again = plan_epoch(50, seed=seed, epoch=epoch)
+        for name, drawn in vars(plan).items():
+            assert torch.equal(drawn, getattr(again, name)), name
+    for name in ("order", "top", "left", "flip"):
+        assert len({tuple(vars(plan)[name].tolist()) for plan in plans.values()}) == len(plans), name
+
+
+def test_two_loaders_with_one_seed_give_the_same_augmented_batches():
+    split = mapped_split(40)
+    ours, other = (Loader(split, batch_size=16, seed=3, augment=True, **RAW) for _ in range(2))
+    for number in (5, 2):  # in any sequence
+        for one, two in zip(whole_epoch(ours, number), whole_epoch(other, number), strict=True):
+            assert torch.equal(one, two)
+    assert not torch.equal(whole_epoch(ours, 1)[0], whole_epoch(ours, 2)[0])
+    other_seed = Loader(split, batch_size=16, seed=4, augment=True, **RAW)
+    assert not torch.equal(whole_epoch(ours, 1)[0], whole_epoch(other_seed, 1)[0])
+
+
+def test_global_generators_are_neither_used_nor_changed():
+    split = mapped_split(20)
+    loader = Loader(split, batch_size=8, augment=True, **RAW)
+    results = []
+    for seed in (1, 2):
+        torch.manual_seed(seed), random.seed(seed), np.random.seed(seed)
+        before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+        results.append(whole_epoch(loader, 1)[0])
+        list(loader)
+        assert torch.equal(torch.get_rng_state(), before[0])
+        assert (random.getstate(), np.random.get_state()[1].tolist()) == before[1:]
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 20, 23, 100])
+def test_each_image_comes_once_an_epoch_with_its_label(batch_size):
+    split = numbered_split(23, start=300)
+    loader = Loader(split, batch_size=batch_size, **RAW)
+    batches = list(loader.epoch(1))
+    whole, rest = divmod(23, batch_size)
+    assert [len(labels) for _, labels in batches] == [batch_size] * whole + [rest] * (rest > 0)
+    assert len(loader) == len(batches)
+    assert loader.num_images == 23
+    numbers = torch.cat([numbers_of(images) for images, _ in batches])
+    assert sorted(numbers.tolist()) == list(range(300, 323))
+    assert numbers.tolist() != list(range(300, 323))
+    assert torch.equal(torch.cat([labels for _, labels in batches]), numbers % 7)
+
+
+def test_augmented_images_keep_their_labels():
+    split = mapped_split(60)
+    images, labels = whole_epoch(Loader(split, batch_size=16, augment=True, **RAW), 1)
+    number_of_each = images[:, 2].amax((1, 2)).round().long() - 1
+    assert sorted(number_of_each.tolist()) == list(range(60))
+    assert torch.equal(labels, split.labels[number_of_each])
+
+
+def test_augmented_batches_are_the_planned_crops_and_flips():
+    split = mapped_split(50)
+    images, _ = whole_epoch(Loader(split, batch_size=16, seed=9, augment=True, **RAW), 4)
+    plan = plan_epoch(50, seed=9, epoch=4)
+    assert crops_of(images) == list(zip(plan.top.tolist(), plan.left.tolist(), plan.flip.tolist(), strict=True))
+    for image, place, (top, left, mirrored) in zip(images, plan.order, crops_of(images), strict=True):
+        window = F.pad(split.images[place], (PADDING,) * 4)[:, top : top + 32, left : left + 32]
+        assert torch.equal(image.round(), (window.flip(-1) if mirrored else window).float())
+
+
+def test_batches_hold_every_crop_and_about_as_many_flips_as_not():
+    loader = Loader(mapped_split(250), batch_size=64, augment=True, **RAW)
+    crops = [crop for number in range(1, 5) for crop in crops_of(whole_epoch(loader, number)[0])]
+    assert {top for top, _, _ in crops} == {left for _, left, _ in crops} == set(range(WINDOWS))
+    assert len({crop[:2] for crop in crops}) == WINDOWS**2
+    assert abs(sum(mirrored for _, _, mirrored in crops) - 500) < 4 * (1000 / 4) ** 0.5
+
+
+def test_crops_and_flips_are_uniform_and_independent():
+    plan = plan_epoch(100_000, seed=0, epoch=1)
+    joint = (plan.top * WINDOWS + plan.left) * 2 + plan.flip
+    counts = joint.bincount(minlength=2 * WINDOWS**2).tolist()
+    freedom = len(counts) - 1
+    assert freedom == 2 * 81 - 1
+    assert abs(chi_square(counts) - freedom) < 4 * (2 * freedom) ** 0.5  # its variance is twice its degrees of freedom
+
+
+def test_iterating_is_in_order_and_never_augmented():
+    split = mapped_split(50)
+    loader = Loader(split, batch_size=16, augment=True, **RAW)
+    for _ in range(2):
+        batches = list(loader)
+        assert [len(labels) for _, labels in batches] == [16, 16, 16, 2]
+        assert torch.equal(torch.cat([images for images, _ in batches]).round(), split.images.float())
+        assert torch.equal(torch.cat([labels for _, labels in batches]), split.labels)
+
+
+def test_without_augmentation_an_epoch_only_shuffles():
+    split = mapped_split(50)
+    images, labels = whole_epoch(Loader(split, batch_size=16, augment=False, **RAW), 1)
+    order = images[:, 2, 0, 0].round().long() - 1
+    assert torch.equal(images.round(), split.images[order].float())
+    assert torch.equal(labels, split.labels[order])
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_batches_are_float32_normalised_by_the_given_statistics(augment):
+    mean, std = (0.1, 0.5, 0.9), (0.2, 0.3, 0.4)
+    split = Split(torch.tensor([51, 102, 204], dtype=torch.uint8).view(1, 3, 1, 1).expand(9, 3, 32, 32), torch.zeros(9))
+    loader = Loader(split, batch_size=4, mean=mean, std=std, augment=augment)
+    expected = torch.tensor([(0.2 - 0.1) / 0.2, (0.4 - 0.5) / 0.3, (0.8 - 0.9) / 0.4])
+    for batch, _ in [*loader, *loader.epoch(1)]:
+        assert batch.dtype == torch.float32
+        assert batch.shape[1:] == (3, 32, 32)
+        middle = batch[:, :, 16, 16]
+        torch.testing.assert_close(middle, expected.expand_as(middle), rtol=0, atol=1e-6)
+
+
+def loaders_of(source, *, valid_size, augment=True, seed=0, name="cifar10"):
+    device = torch.device("cpu")
+    return make_loaders(source, DATASETS[name], device, batch_size=8, valid_size=valid_size, augment=augment, seed=seed)
+
+
+def numbered_source(*, size=2):
+    return Source(numbered_split(40, size=size), numbered_split(11, size=size, start=100), tuple("0123456"))
+
+
+def raw_numbers(loader):
+    return numbers_of(loader.split.images).tolist()
+
+
+def test_make_loaders_without_validation_images():
+    train, valid, test = loaders_of(numbered_source(), valid_size=0)
+    assert valid is None
+    assert raw_numbers(train) == list(range(40))
+    assert raw_numbers(test) == list(range(100, 111))
+
+
+def test_validation_and_training_images_are_disjoint_and_together_all():
+    train, valid, test = loaders_of(numbered_source(), valid_size=12)
+    assert (train.num_images, valid.num_images, test.num_images) == (28, 12, 11)
+    assert sorted(raw_numbers(train) + raw_numbers(valid)) == list(range(40))
+    assert raw_numbers(test) == list(range(100, 111))
+    for loader in (train, valid, test):
+        assert loader.split.labels.tolist() == [number % 7 for number in raw_numbers(loader)]
+
+
+def test_seed_decides_the_validation_images_and_the_order():
+    one, same, other = (loaders_of(numbered_source(), valid_size=12, seed=seed) for seed in (5, 5, 6))
+    assert raw_numbers(one[1]) == raw_numbers(same[1])
+    assert raw_numbers(one[1]) != raw_numbers(other[1])
+    assert torch.equal(whole_epoch(one[0], 1)[0], whole_epoch(same[0], 1)[0])
+    assert not torch.equal(whole_epoch(one[0], 1)[0], whole_epoch(other[0], 1)[0])
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_only_training_batches_are_augmented(augment):
+    source = Source(mapped_split(40), mapped_split(11), tuple("0123456789"))
+    train, valid, test = loaders_of(source, valid_size=12, augment=augment, name="svhn")  # divides by 255 only
+    batches = whole_epoch(train, 1)[0] * 255
+    middle = (PADDING, PADDING, False)
+    assert all(crop == middle for crop in crops_of(batches)) != augment
+    for loader in (valid, test):
+        images = torch.cat([images for images, _ in loader]) * 255
+        assert torch.equal(images.round(), loader.split.images.float())
+
+
+def test_every_loader_normalises_as_the_data_set_says():
+    loaders = loaders_of(numbered_source(size=32), valid_size=12, augment=False, name="cifar100")
+    spec = DATASETS["cifar100"]
+    for loader in loaders:
+        images = torch.cat([images for images, _ in loader])
+        expected = loader.split.images.double() / 255
+        expected = (expected - torch.tensor(spec.mean).view(3, 1, 1)) / torch.tensor(spec.std).view(3, 1, 1)
+        torch.testing.assert_close(images.double(), expected, rtol=0, atol=2e-6)
+
+
+def test_too_many_validation_images_are_refused():
+    with pytest.raises(DataError, match=r"--valid_size is 40, .*below 40"):
+        loaders_of(numbered_source(), valid_size=40)

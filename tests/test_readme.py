@@ -1,0 +1,72 @@
+"""What the README tells a user to type, and what it says of the flags."""
+
+import inspect
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import demo
+from tests.application import ROOT, read_results
+from train.flags import bind
+
+README = (ROOT / "README.md").read_text()
+
+
+def commands(language):
+    blocks = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
+    return [line for name, block in blocks if name == language for line in block.splitlines()]
+
+
+def test_the_first_command_trains_as_it_stands(tmp_path):
+    install, train = commands("bash")[:2]
+    assert install == "pip install -r requirements.txt"
+    for name in ("demo.py", "models", "data", "train"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
+    result = subprocess.run(train, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+    error = float(read_results(tmp_path / "runs/digits")[-1]["test_error"])
+    assert error <= 0.03
+    last = f"Test error {error:.2%} (accuracy {1 - error:.2%}); everything is in runs/digits"
+    assert result.stdout.splitlines()[-1] == last
+
+
+def test_every_command_line_in_it_is_accepted():
+    lines = [line for language in ("bash", "") for line in commands(language) if "demo.py" in line]
+    assert len(lines) >= 4
+    for line in lines:
+        words = line.replace("<folder>", "folder").partition("demo.py")[2].split()
+        assert "save" in bind(demo.train, words, name="demo.py")
+
+
+def test_every_recipe_in_its_tables_is_accepted():
+    rows = re.findall(r"^\| L=.*`(--[^`]*)` \|$", README, re.MULTILINE)
+    assert len(rows) >= 9
+    for flags in rows:
+        assert bind(demo.train, ["--save=s", *flags.split()], name="demo.py")
+
+
+def test_its_table_of_flags_is_the_signature():
+    rows = re.findall(r"^\| `--(\w+)` \| (?:`([^`]*)`|(required)) \|", README, re.MULTILINE)
+    documented = {flag: "required" if required else default for flag, default, required in rows}
+    actual = {
+        flag: "required" if parameter.default is inspect.Parameter.empty else str(parameter.default)
+        for flag, parameter in inspect.signature(demo.train).parameters.items()
+    }
+    assert documented == actual
+
+
+def test_what_it_says_lies_in_the_folder_is_what_lies_there():
+    from train.run import FILES
+
+    table = README.partition("### What a run leaves")[2].partition("\n###")[0]
+    assert set(re.findall(r"^\| `([^`]+)` \|", table, re.MULTILINE)) == set(FILES)
+
+
+def test_its_python_example_runs():
+    program = "\n".join(commands("python"))
+    assert "from models import" in program
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
