@@ -174,6 +174,21 @@ def test_batches_are_float32_normalised_by_the_given_statistics(augment):
         torch.testing.assert_close(middle, expected.expand_as(middle), rtol=0, atol=1e-6)
 
 
+def test_borders_of_augmented_images_have_the_mean_colour():
+    """White images, so that each pixel is either white or of the border; black would be at -mean / std."""
+    mean, std = (0.1, 0.5, 0.9), (0.2, 0.3, 0.4)
+    split = Split(torch.full((30, 3, 32, 32), 255, dtype=torch.uint8), torch.zeros(30))
+    images, _ = whole_epoch(Loader(split, batch_size=8, mean=mean, std=std, seed=2, augment=True), 1)
+    plan = plan_epoch(30, seed=2, epoch=1)
+    inside = (32 - (plan.top - PADDING).abs()) * (32 - (plan.left - PADDING).abs())
+    assert inside.min() < 32 * 32
+    for channel in range(3):
+        pixels = images[:, channel].flatten(1)
+        white = (1 - mean[channel]) / std[channel]
+        assert torch.equal((pixels == 0).sum(1), 32 * 32 - inside)
+        assert torch.equal(((pixels - white).abs() < 1e-5).sum(1), inside)
+
+
 def loaders_of(source, *, valid_size, augment=True, seed=0, name="cifar10"):
     device = torch.device("cpu")
     return make_loaders(source, DATASETS[name], device, batch_size=8, valid_size=valid_size, augment=augment, seed=seed)
