@@ -55,7 +55,8 @@ def _mark_chosen(panel: Axes, rows: Sequence[Row]) -> None:
     chosen = best_row(rows)
     if chosen.valid_error is not None:
         label = f"chosen: epoch {chosen.epoch}, {chosen.valid_error:.2%}"
-        panel.plot(chosen.epoch, chosen.valid_error * 100, "o", color=VALID_COLOUR, markersize=6, label=label)
+        point = {"color": VALID_COLOUR, "markersize": 6, "zorder": 3, "clip_on": False}  # whole where the error is 0
+        panel.plot(chosen.epoch, chosen.valid_error * 100, "o", label=label, **point)
     if rows[-1].test_error is not None:
         label = f"test error of the chosen: {rows[-1].test_error:.2%}"
         panel.axhline(rows[-1].test_error * 100, color=NOTE_COLOUR, linewidth=1, linestyle="--", label=label)
