@@ -28,7 +28,7 @@ def train(
     dataset: Literal["cifar10", "cifar100", "svhn", "digits"] = "cifar10",
     depth: Annotated[int, Range(10, 10_000, step=6, rule="6m + 4 with m >= 1 (10, 16, 22, 28, 34, 40, ...)")] = 40,
     growth_rate: Annotated[int, Range(1, 10_000)] = 12,
-    efficient: bool = True,
+    efficient: bool | Literal["naive", "checkpoint", "buffer"] = True,
     drop_rate: Annotated[float, Range(0, 1, open_high=True)] = 0,
     n_epochs: Annotated[int, Range(1, 1_000_000)] = 300,
     batch_size: Annotated[int, Range(1, 1_000_000)] = 256,

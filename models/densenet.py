@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 from .recompute import recompute_in_backward
 
+# How a network finds in the backward pass what it computed in the forward pass; see DenseNet.
+STRATEGIES = ("naive", "checkpoint", "buffer")
+
 
 class DenseLayer(nn.Module):
     """Make k new feature maps from all the maps that a block has so far: norm, ReLU, 1x1, norm, ReLU, 3x3.
@@ -24,10 +27,10 @@ class DenseLayer(nn.Module):
         growth_rate: Channels k that the layer makes.
         bn_size: The 1x1 convolution makes bn_size * k channels (the bottleneck).
         drop_rate: Probability of zeroing an output value in training.
-        efficient: Recompute what is cheap instead of keeping it for the backward pass.
+        checkpoint: Recompute what leads to the 1x1 convolution instead of keeping it for the backward pass.
     """
 
-    def __init__(self, num_input_features: int, growth_rate: int, bn_size: int, drop_rate: float, efficient: bool):
+    def __init__(self, num_input_features: int, growth_rate: int, bn_size: int, drop_rate: float, checkpoint: bool):
         super().__init__()
         bottleneck_features = bn_size * growth_rate
         self.norm1 = nn.BatchNorm2d(num_input_features)
@@ -37,7 +40,7 @@ class DenseLayer(nn.Module):
         self.relu2 = nn.ReLU(inplace=True)
         self.conv2 = nn.Conv2d(bottleneck_features, growth_rate, kernel_size=3, padding=1, bias=False)
         self.drop_rate = drop_rate
-        self.efficient = efficient
+        self.checkpoint = checkpoint
 
     def bottleneck(self, *features: Tensor) -> Tensor:
         """Concatenate features [(N, C_i, H, W)] and reduce them to (N, bn_size * k, H, W)."""
@@ -45,7 +48,7 @@ class DenseLayer(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Map features [(N, C_i, H, W)], sum of C_i = C, to new features (N, k, H, W)."""
-        if self.efficient and self.training and torch.is_grad_enabled():
+        if self.checkpoint and self.training and torch.is_grad_enabled():
             z = recompute_in_backward(self.bottleneck, *features, norm=self.norm1)
         else:
             z = self.bottleneck(*features)
@@ -63,11 +66,11 @@ class DenseBlock(nn.Module):
         growth_rate: int,
         bn_size: int,
         drop_rate: float,
-        efficient: bool,
+        checkpoint: bool,
     ):
         super().__init__()
         for i in range(num_layers):
-            layer = DenseLayer(num_input_features + i * growth_rate, growth_rate, bn_size, drop_rate, efficient)
+            layer = DenseLayer(num_input_features + i * growth_rate, growth_rate, bn_size, drop_rate, checkpoint)
             self.add_module(f"denselayer{i + 1}", layer)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -127,7 +130,7 @@ class DenseNet(nn.Module):
         drop_rate: float = 0,
         num_classes: int = 10,
         small_inputs: bool = True,
-        efficient: bool = False,
+        efficient: bool | str = False,
     ):
         super().__init__()
         for name, value in (
@@ -141,11 +144,14 @@ class DenseNet(nn.Module):
         _require(counts, "block_config", block_config, "whole numbers of layers, 1 or more")
         _require(0 < compression <= 1, "compression", compression, "above 0 and at most 1")
         _require(0 <= drop_rate < 1, "drop_rate", drop_rate, "at least 0 and below 1")
+        allowed = f"True, False or one of {', '.join(STRATEGIES)}"
+        _require(isinstance(efficient, bool) or efficient in STRATEGIES, "efficient", efficient, allowed)
+        self.strategy = {True: "checkpoint", False: "naive"}.get(efficient, efficient)
 
         self.features = nn.Sequential(_stem(num_init_features, small_inputs))
         num_features = num_init_features
         for i, num_layers in enumerate(block_config, start=1):
-            block = DenseBlock(num_layers, num_features, growth_rate, bn_size, drop_rate, efficient)
+            block = DenseBlock(num_layers, num_features, growth_rate, bn_size, drop_rate, self.strategy == "checkpoint")
             self.features.add_module(f"denseblock{i}", block)
             num_features += num_layers * growth_rate
             if i < len(block_config):
@@ -179,7 +185,7 @@ def densenet_bc(
     *,
     num_classes: int = 10,
     drop_rate: float = 0,
-    efficient: bool = True,
+    efficient: bool | str = True,
 ) -> DenseNet:
     """Build the paper's DenseNet-BC for 32x32 images: three equal dense blocks of bottleneck layers.
 

@@ -135,21 +135,26 @@ def test_constructor_takes_the_arguments_of_earlier_code_in_their_order():
     assert all(parameter.kind is parameter.POSITIONAL_OR_KEYWORD for parameter in parameters)
 
 
-def test_densenet_bc_defaults_to_the_smallest_published_network_in_efficient_mode():
-    network = densenet_bc()
-    assert count_parameters(network) == 176_122
-    assert layers_by_mode(network) == {True: 18, False: 0}
+def test_densenet_bc_defaults_to_the_smallest_published_network():
+    assert count_parameters(densenet_bc()) == 176_122
 
 
-def test_densenet_bc_passes_efficient_and_drop_rate_to_every_layer():
-    network = densenet_bc(16, 4, drop_rate=0.2, efficient=False)
-    assert layers_by_mode(network) == {True: 0, False: 6}
-    assert {layer.drop_rate for layer in network.modules() if isinstance(layer, DenseLayer)} == {0.2}
+@pytest.mark.parametrize(
+    ("efficient", "strategy"),
+    [(False, "naive"), ("naive", "naive"), ("checkpoint", "checkpoint"), ("buffer", "buffer")],
+)
+def test_efficient_names_a_strategy(efficient, strategy):
+    network = densenet_bc(16, 4, drop_rate=0.2, efficient=efficient)
+    layers = [module for module in network.modules() if isinstance(module, DenseLayer)]
+    assert network.strategy == strategy
+    assert [layer.checkpoint for layer in layers] == [strategy == "checkpoint"] * 6
+    assert {layer.drop_rate for layer in layers} == {0.2}
 
 
-def layers_by_mode(network: nn.Module) -> dict[bool, int]:
-    modes = [layer.efficient for layer in network.modules() if isinstance(layer, DenseLayer)]
-    return {mode: modes.count(mode) for mode in (True, False)}
+@pytest.mark.parametrize("efficient", ["", "True", "chekpoint", 1.5, None])
+def test_an_unknown_strategy_is_refused_with_the_known_ones(efficient):
+    with pytest.raises(ValueError, match=rf"efficient is {efficient!r}, .*naive, checkpoint, buffer"):
+        DenseNet(efficient=efficient)
 
 
 @pytest.mark.parametrize("efficient", [False, True])
@@ -343,7 +348,7 @@ def test_compression_rounds_the_channels_of_transitions_down(compression, first,
 @pytest.mark.parametrize("efficient", [False, True])
 def test_dropout_zeroes_and_rescales_the_new_maps_in_training_only(efficient):
     torch.manual_seed(0)
-    layer = DenseLayer(6, growth_rate=4, bn_size=4, drop_rate=0.2, efficient=efficient)
+    layer = DenseLayer(6, growth_rate=4, bn_size=4, drop_rate=0.2, checkpoint=efficient)
     features = [torch.randn(8, 2, 16, 16), torch.randn(8, 4, 16, 16)]
     dropped = layer(features)
     layer.drop_rate = 0

@@ -37,7 +37,7 @@ def naive_and_efficient(**config) -> tuple[DenseNet, DenseNet]:
             norm.bias.normal_(std=0.5)
             norm.running_mean.normal_(std=0.5)
             norm.running_var.uniform_(0.5, 1.5)
-    efficient = DenseNet(**(SMALL | config), efficient=True)
+    efficient = DenseNet(**(SMALL | config), efficient="checkpoint")
     efficient.load_state_dict(naive.state_dict())
     return naive, efficient
 
@@ -197,7 +197,7 @@ def test_second_derivatives_are_the_same():
 
 def test_gradients_agree_with_finite_differences():
     torch.manual_seed(0)
-    layer = DenseLayer(5, growth_rate=2, bn_size=2, drop_rate=0, efficient=True).double()
+    layer = DenseLayer(5, growth_rate=2, bn_size=2, drop_rate=0, checkpoint=True).double()
     features = [torch.randn(3, channels, 3, 3, dtype=torch.float64, requires_grad=True) for channels in (3, 2)]
     assert torch.autograd.gradcheck(lambda *tensors: layer(tensors[:2]), (*features, *layer.parameters()))
 
@@ -242,7 +242,7 @@ def test_a_failing_recomputation_gives_the_buffers_back():
     def fail(module: nn.Module, inputs: object) -> None:
         raise RuntimeError("out of memory")
 
-    layer = DenseLayer(3, growth_rate=2, bn_size=2, drop_rate=0, efficient=True)
+    layer = DenseLayer(3, growth_rate=2, bn_size=2, drop_rate=0, checkpoint=True)
     loss = layer([random_images()]).sum()
     objects = dict(layer.named_buffers())
     values = {name: buffer.clone() for name, buffer in objects.items()}
@@ -312,7 +312,7 @@ LAYERS = (4, 8, 12, 16)
 
 def block_and_input(num_layers: int, efficient: bool) -> tuple[DenseBlock, Tensor]:
     torch.manual_seed(0)
-    block = DenseBlock(num_layers, START, GROWTH, bn_size=4, drop_rate=0, efficient=efficient)
+    block = DenseBlock(num_layers, START, GROWTH, bn_size=4, drop_rate=0, checkpoint=efficient)
     return block, torch.randn(IMAGES, START, *SIDES, requires_grad=True)
 
 

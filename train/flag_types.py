@@ -9,7 +9,7 @@ import typing
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from fire.core import FireError
 
@@ -52,11 +52,8 @@ class Range:
 
 def describe(annotation: Any) -> str:
     """Say what values a flag with this annotation takes, for example "a whole number, 1 or more, or None"."""
-    kind, limits, optional = take_apart(annotation)
-    if typing.get_origin(kind) is Literal:
-        text = " | ".join(typing.get_args(kind))
-    else:
-        text = {bool: "True or False", int: "a whole number", float: "a number", Path: "a path"}[kind]
+    kinds, limits, optional = _take_apart(annotation)
+    text = " or ".join(_NAMES[kind] if kind in _NAMES else " | ".join(typing.get_args(kind)) for kind in kinds)
     return text + (f", {limits}" if limits else "") + (", or None" if optional else "")
 
 
@@ -66,28 +63,33 @@ def parse(flag: str, annotation: Any, text: str) -> Any:
     Raises:
         FireError: If the text is no such value or out of range. The message names flag, text and what is allowed.
     """
-    kind, limits, optional = take_apart(annotation)
+    kinds, limits, optional = _take_apart(annotation)
     if optional and text.lower() == "none":
         return None
-    value = _READERS.get(kind, functools.partial(_read_choice, kind))(text)
+    readings = (_READERS.get(kind, functools.partial(_read_choice, kind))(text) for kind in kinds)
+    value = next((reading for reading in readings if reading is not None), None)
     if value is None or (limits and value not in limits):
         hint = limits.nearest(value) if limits and value is not None else ""
-        if typing.get_origin(kind) is Literal:
-            hint = did_you_mean(text, typing.get_args(kind))
-        raise FireError(f"--{flag} is {text!r}, but must be {describe(annotation)}{hint}")
+        choices = [choice for kind in kinds if kind not in _READERS for choice in typing.get_args(kind)]
+        raise FireError(
+            f"--{flag} is {text!r}, but must be {describe(annotation)}{hint or did_you_mean(text, choices)}"
+        )
     return value
 
 
-def take_apart(annotation: Any) -> tuple[Any, Range | None, bool]:
-    """Split an annotation into its type, its range and whether None is allowed."""
-    optional = False
-    limits = None
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        annotation = next(part for part in typing.get_args(annotation) if part is not types.NoneType)
-        optional = True
-    if typing.get_origin(annotation) is typing.Annotated:
-        annotation, limits = typing.get_args(annotation)
-    return annotation, limits, optional
+def is_switch(annotation: Any) -> bool:
+    """Whether a flag can be True or False, so that it may stand alone or be switched off by `--no-`."""
+    return bool in _take_apart(annotation)[0]
+
+
+def _take_apart(annotation: Any) -> tuple[list[Any], Range | None, bool]:
+    """Split an annotation into its types without None, its range and whether None is allowed."""
+    is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    parts = typing.get_args(annotation) if is_union else (annotation,)
+    kinds, limits = [part for part in parts if part is not types.NoneType], None
+    if typing.get_origin(kinds[0]) is typing.Annotated:
+        kinds[0], limits = typing.get_args(kinds[0])
+    return kinds, limits, types.NoneType in parts
 
 
 def _read_int(text: str) -> int | None:
@@ -112,6 +114,7 @@ def _read_choice(kind: Any, text: str) -> str | None:
     return text if text in typing.get_args(kind) else None
 
 
+_NAMES = {bool: "True or False", int: "a whole number", float: "a number", Path: "a path"}
 _READERS: dict[Any, Callable[[str], Any]] = {
     bool: lambda text: BOOLEANS.get(text.lower()),
     int: _read_int,

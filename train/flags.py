@@ -20,7 +20,7 @@ from fire.core import FireError, FireExit
 from fire.decorators import SetParseFns
 
 from train.flag_help import help_page
-from train.flag_types import describe, did_you_mean, parse, take_apart
+from train.flag_types import describe, did_you_mean, is_switch, parse
 
 HELP_WORDS = ("--help", "-h")
 
@@ -113,7 +113,7 @@ def _value_of(flag: str, annotation: Any, negated: bool, words: list[str]) -> st
     """The value of a flag without "=": taken from the front of `words`, or what a bare flag means."""
     if not negated and words and words[0] != "--" and not _looks_like_flag(words[0]):
         return words.pop(0)
-    if take_apart(annotation)[0] is bool:
+    if is_switch(annotation):
         return str(not negated)
     raise FireError(f"--{flag} needs a value: {describe(annotation)}")
 
@@ -124,7 +124,7 @@ def _find_flag(key: str, flags: dict[str, Any]) -> tuple[str | None, bool]:
     if flag in flags:
         return flag, False
     positive = re.sub(r"^no_?", "", flag)
-    if positive != flag and positive in flags and take_apart(flags[positive])[0] is bool:
+    if positive != flag and positive in flags and is_switch(flags[positive]):
         return positive, True
     return None, False
 
