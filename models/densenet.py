@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .buffer import are_modules_wanted, average, averages_over_buffers
 from .recompute import recompute_in_backward
 
 # How a network finds in the backward pass what it computed in the forward pass; see DenseNet.
@@ -92,6 +93,12 @@ class Transition(nn.Sequential):
         self.pool = nn.AvgPool2d(kernel_size=2, stride=2)
 
 
+# All that a network is made of. Over a feature buffer they are read, not called.
+KNOWN_CLASSES = frozenset(
+    {DenseBlock, DenseLayer, Transition, nn.Sequential, nn.BatchNorm2d, nn.Conv2d, nn.ReLU, nn.AvgPool2d, nn.MaxPool2d}
+)
+
+
 class DenseNet(nn.Module):
     """Classify images with densely connected convolutional layers.
 
@@ -108,16 +115,20 @@ class DenseNet(nn.Module):
         num_classes: Number of logits.
         small_inputs: Start with one 3x3 convolution, as for 32x32 images; otherwise the ImageNet form: 7x7 with
             stride 2, norm, ReLU and max pooling.
-        efficient: Recompute concatenation, norm and ReLU of each bottleneck in the backward pass instead of keeping
-            them, which makes memory linear in a block's layers, not quadratic. Outputs, gradients and running
-            statistics do not change, nor do the names of parameters.
+        efficient: How the backward pass finds what the forward pass computed. False or "naive": everything is kept,
+            which grows with the square of a block's layers. True or "buffer": each block keeps one normalised copy
+            of its maps, computes the rest again, and is the smallest and fastest; gradients and running statistics
+            are those of the naive network up to rounding. "checkpoint": concatenation, norm and ReLU are computed
+            again, and all results are those of the naive network to the last bit. The strategy changes neither names
+            nor shapes of parameters. It acts in training: in eval mode, without gradients, and under torch.compile
+            or an exporter, plain modules run.
 
     Raises:
         ValueError: If an argument is out of its range. The message gives argument, value and range.
 
     References:
         Huang et al., Densely Connected Convolutional Networks, 2017 (arXiv:1608.06993).
-        Pleiss et al., Memory-Efficient Implementation of DenseNets, 2017 (arXiv:1707.06990), for `efficient`.
+        Pleiss et al., Memory-Efficient Implementation of DenseNets, 2017 (arXiv:1707.06990), for "checkpoint".
     """
 
     def __init__(
@@ -146,7 +157,7 @@ class DenseNet(nn.Module):
         _require(0 <= drop_rate < 1, "drop_rate", drop_rate, "at least 0 and below 1")
         allowed = f"True, False or one of {', '.join(STRATEGIES)}"
         _require(isinstance(efficient, bool) or efficient in STRATEGIES, "efficient", efficient, allowed)
-        self.strategy = {True: "checkpoint", False: "naive"}.get(efficient, efficient)
+        self.strategy = {True: "buffer", False: "naive"}.get(efficient, efficient)
 
         self.features = nn.Sequential(_stem(num_init_features, small_inputs))
         num_features = num_init_features
@@ -165,8 +176,9 @@ class DenseNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images (N, 3, H, W) to logits (N, num_classes)."""
-        features = F.relu(self.features(images), inplace=True)
-        return self.classifier(F.adaptive_avg_pool2d(features, 1).flatten(1))
+        if self.strategy == "buffer" and self.training and not are_modules_wanted():
+            return self.classifier(averages_over_buffers(self.features, images, known=KNOWN_CLASSES))
+        return self.classifier(average(self.features(images)))
 
     @torch.no_grad()
     def _initialise(self) -> None:
@@ -197,8 +209,7 @@ def densenet_bc(
         growth_rate: Channels k that each layer adds to all that came before it. The first convolution makes 2k.
         num_classes: Number of logits.
         drop_rate: Dropout after each 3x3 convolution of a dense layer, at least 0 and below 1.
-        efficient: Recompute cheap intermediate maps in the backward pass instead of storing them. Outputs,
-            gradients and running statistics do not change.
+        efficient: Compute intermediate maps again in the backward pass instead of keeping them; see `DenseNet`.
 
     Raises:
         ValueError: If `depth` is not 6m + 4 with m >= 1, or another argument is out of its range.

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from models import densenet_bc
-from tests.application import read_results, run_here
+from tests.application import assert_same_run, read_results, run_here
 from tests.made_data import Server, make_cifar10, make_cifar100, make_svhn
 
 NETWORK = ["--depth=10", "--growth_rate=4", "--batch_size=32", "--seed=1", "--download=False"]
@@ -47,12 +47,15 @@ def test_the_archive_alone_is_enough(tmp_path, monkeypatch):
     assert run_here(*NETWORK, *words) == 0
 
 
-def test_two_tests_with_the_same_data_give_the_same_bits_whatever_the_mode(tmp_path, monkeypatch):
+def test_strategies_train_alike(tmp_path, monkeypatch):
     make_cifar10(tmp_path / "data", 60, 20, monkeypatch=monkeypatch)
-    for mode in (True, False):
-        words = [f"--data={tmp_path / 'data'}", f"--save={tmp_path / str(mode)}", "--n_epochs=2", "--valid_size=10"]
-        assert run_here(*NETWORK, *words, "--drop_rate=0.2", f"--efficient={mode}") == 0
-    assert (tmp_path / "True/model.pt").read_bytes() == (tmp_path / "False/model.pt").read_bytes()
+    for strategy in ("naive", "checkpoint", "buffer"):
+        words = [f"--data={tmp_path / 'data'}", f"--save={tmp_path / strategy}", "--n_epochs=2", "--valid_size=10"]
+        assert run_here(*NETWORK, *words, "--drop_rate=0.2", f"--efficient={strategy}") == 0
+    naive, checkpoint, buffer = (tmp_path / strategy for strategy in ("naive", "checkpoint", "buffer"))
+    assert_same_run(naive, checkpoint)
+    for ours, theirs in zip(read_results(buffer), read_results(naive), strict=True):
+        assert float(ours["train_loss"]) == pytest.approx(float(theirs["train_loss"]), rel=1e-4)
 
 
 @pytest.mark.parametrize(

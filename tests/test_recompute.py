@@ -1,16 +1,13 @@
 import copy
 import io
 import pickle
-from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from itertools import pairwise
-from threading import Barrier
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -19,7 +16,19 @@ from models import densenet as densenet_module
 from models import recompute as recompute_module
 from models.densenet import DenseBlock, DenseLayer
 from models.recompute import FrozenRunningStatistics
-from tests.tensors import LiveStorages, OperationCounts, bytes_saved_for_backward, unequal
+from tests.tensors import (
+    LiveStorages,
+    OperationCounts,
+    bytes_saved_for_backward,
+    naive_and,
+    norms,
+    random_images,
+    record,
+    second_differences,
+    train,
+    train_on_replicas_in_threads,
+    unequal,
+)
 
 SMALL = {"growth_rate": 4, "block_config": (3, 2), "num_init_features": 8, "num_classes": 5}
 CONFIGS = {"small": SMALL, "imagenet": SMALL | {"small_inputs": False}}
@@ -28,59 +37,7 @@ PRECISIONS = {"float32": nullcontext, "bf16": partial(torch.autocast, "cpu", dty
 
 
 def naive_and_efficient(**config) -> tuple[DenseNet, DenseNet]:
-    """Build both modes with the same weights; norm parameters and statistics are random, so that they matter."""
-    torch.manual_seed(0)
-    naive = DenseNet(**(SMALL | config))
-    with torch.no_grad():
-        for norm in norms(naive):
-            norm.weight.uniform_(0.5, 1.5)
-            norm.bias.normal_(std=0.5)
-            norm.running_mean.normal_(std=0.5)
-            norm.running_var.uniform_(0.5, 1.5)
-    efficient = DenseNet(**(SMALL | config), efficient="checkpoint")
-    efficient.load_state_dict(naive.state_dict())
-    return naive, efficient
-
-
-def norms(network: nn.Module) -> Iterable[nn.BatchNorm2d]:
-    return (module for module in network.modules() if isinstance(module, nn.BatchNorm2d))
-
-
-def random_images(side: int = 8, images: int = 4) -> Tensor:
-    return torch.randn(images, 3, side, side, generator=torch.Generator().manual_seed(2))
-
-
-def record(network: nn.Module, **tensors: Tensor) -> dict[str, Tensor]:
-    """Copy all that a training step may change, with the state of the random numbers."""
-    gradients = {f"gradient of {n}": p.grad for n, p in network.named_parameters() if p.grad is not None}
-    state = {"random numbers": torch.get_rng_state(), **network.state_dict(), **gradients, **tensors}
-    return {name: tensor.detach().clone() for name, tensor in state.items()}
-
-
-def train(
-    network: nn.Module,
-    images: Tensor,
-    *,
-    steps: int = 3,
-    precision: Callable[[], AbstractContextManager] = nullcontext,
-    input_gradient: bool = True,
-) -> list[dict[str, Tensor]]:
-    """Train by SGD on the same images; return a record of each step."""
-    labels = torch.arange(len(images), device=images.device) % 5
-    optimizer = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=0.1)
-    records = []
-    for step in range(steps):
-        inputs = images.detach().clone(memory_format=torch.preserve_format).requires_grad_(input_gradient)
-        optimizer.zero_grad()
-        torch.manual_seed(step)
-        with precision():
-            logits = network(inputs)
-            loss = F.cross_entropy(logits, labels)
-        loss.backward()
-        input_gradients = {"gradient of images": inputs.grad} if input_gradient else {}
-        records.append(record(network, logits=logits, loss=loss, **input_gradients))
-        optimizer.step()
-    return records
+    return naive_and("checkpoint", **(SMALL | config))
 
 
 def assert_same_training(naive: nn.Module, efficient: nn.Module, images: Tensor, **kwargs) -> None:
@@ -354,10 +311,6 @@ def test_bytes_saved_by_autograd_are_those_alive_in_naive_mode():
     assert saved == kept_bytes(6, efficient=False)
 
 
-def second_differences(values: list[int]) -> list[int]:
-    return [a - 2 * b + c for a, b, c in zip(values, values[1:], values[2:], strict=False)]
-
-
 def test_kept_bytes_grow_linearly_when_efficient_and_quadratically_when_naive():
     efficient, naive = ([kept_bytes(m, mode) for m in LAYERS] for mode in (True, False))
     assert second_differences(efficient) == [0, 0]
@@ -423,32 +376,6 @@ def test_floating_point_operations_are_those_of_the_closed_form(efficient):
 def test_data_parallel_without_a_gpu_is_the_same():
     naive, efficient = map(nn.DataParallel, naive_and_efficient(drop_rate=0.2))
     assert_same_training(naive, efficient, random_images())
-
-
-def replicate(module: nn.Module, share_buffers: bool) -> nn.Module:
-    """Make a replica as data parallel training does: non-leaf parameters, buffers of its own but on the first."""
-    replica = module._replicate_for_data_parallel()
-    for name, child in module.named_children():
-        replica._modules[name] = replicate(child, share_buffers)
-    for name, parameter in module._parameters.items():
-        setattr(replica, name, None if parameter is None else parameter.view_as(parameter))
-    for name, buffer in module.named_buffers(recurse=False):
-        replica._buffers[name] = buffer if share_buffers else buffer.clone()
-    return replica
-
-
-def train_on_replicas_in_threads(network: DenseNet) -> dict[str, Tensor]:
-    replicas = [replicate(network, share_buffers) for share_buffers in (True, False)]
-    barrier = Barrier(len(replicas))
-
-    def forward(replica: nn.Module, images: Tensor) -> Tensor:
-        barrier.wait(timeout=10)
-        return replica(images).square().sum()
-
-    with ThreadPoolExecutor(len(replicas)) as pool:
-        losses = list(pool.map(forward, replicas, random_images(images=8).chunk(2)))
-    sum(losses).backward()
-    return record(network, losses=torch.stack(losses))
 
 
 def test_replicas_in_threads_are_the_same():

@@ -71,14 +71,19 @@ def test_resume_needs_no_flag_of_the_run_again(finished, tmp_path, monkeypatch):
     assert_same_run(tmp_path / "run", finished)
 
 
-def test_another_efficient_mode_may_go_on_and_gives_the_same_bits(finished, tmp_path, monkeypatch):
-    words = [*SMALL, f"--n_epochs={EPOCHS}", "--drop_rate=0.2", "--augment", f"--save={tmp_path / 'run'}"]
+def test_another_strategy_may_go_on(tmp_path, monkeypatch):
+    words = [*SMALL, f"--n_epochs={EPOCHS}", "--drop_rate=0.2", "--augment"]
+    assert run_here(*words, "--efficient=False", f"--save={tmp_path / 'naive'}") == 0
     with monkeypatch.context() as context:
         kill_at(context, 3, "save")
         with pytest.raises(Killed):
-            run_here(*words, "--efficient=False")
-    assert run_here(*words, "--resume", "--efficient=True") == 0
-    assert_same_run(tmp_path / "run", finished)
+            run_here(*words, "--efficient=False", f"--save={tmp_path / 'changed'}")
+    shutil.copytree(tmp_path / "changed", tmp_path / "buffer")
+    assert run_here(f"--save={tmp_path / 'changed'}", "--resume", "--efficient=checkpoint") == 0
+    assert_same_run(tmp_path / "changed", tmp_path / "naive")
+    assert run_here(f"--save={tmp_path / 'buffer'}", "--resume", "--efficient=buffer") == 0
+    losses = [[float(row["train_loss"]) for row in read_results(tmp_path / name)] for name in ("naive", "buffer")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 
 def test_finished_run_says_so_and_is_left_alone(copy, capsys):

@@ -9,7 +9,7 @@ from typing import Any
 from train.errors import UserError
 from train.run import CONFIG, FILES, RunFolder
 
-# What may change when a run goes on, because it changes no result. Another efficient mode gives the same bits.
+# What may change when a run goes on. Another strategy of --efficient changes results by rounding, or not at all.
 FREE_FLAGS = ("save", "data", "download", "resume", "efficient")
 
 

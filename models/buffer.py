@@ -1,0 +1,147 @@
+"""The strategy "buffer": which parts of a network run as one function over a feature buffer, and which are called."""
+
+import warnings
+from collections.abc import Collection
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+
+from .recompute import recompute_in_backward
+from .stage import read_block
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+# What a module is, by its name without digits, in the order of a transition.
+ROLES = {"norm": nn.BatchNorm2d, "relu": nn.ReLU, "conv": nn.Conv2d, "pool": nn.AvgPool2d}
+PLAIN_POOLING = {"kernel_size": 2, "stride": 2, "padding": 0, "ceil_mode": False, "count_include_pad": True}
+PLAIN_CONVOLUTION = {"stride": (1, 1), "dilation": (1, 1), "groups": 1, "padding_mode": "zeros", "bias": None}
+
+
+def average(maps: Tensor) -> Tensor:
+    """ReLU, then the average over all pixels: (N, C, H, W) to (N, C). The input may be overwritten."""
+    return F.adaptive_avg_pool2d(F.relu(maps, inplace=True), 1).flatten(1)
+
+
+def are_modules_wanted() -> bool:
+    """Whether plain modules have to be called: nothing is kept without gradients, and compilers follow modules."""
+    return not torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+def averages_over_buffers(features: nn.Sequential, images: Tensor, *, known: Collection[type[nn.Module]]) -> Tensor:
+    """Compute `average(features(images))` with each dense block and what reads it over one feature buffer.
+
+    Modules of a stage are not called: only their parameters, buffers and settings are read. Where that would lose
+    something (hooks, other classes, parametrisations), the modules are called instead, and a warning says why.
+
+    Args:
+        features: A stem, then dense blocks with a transition after each but the last, which a norm layer follows.
+        images: (N, 3, H, W).
+        known: The classes whose computation is known.
+
+    Returns:
+        (N, C).
+    """
+    stem, blocks, readers = _parts_of(features)
+    rearranged = "" if blocks else "its features have been rearranged"
+    reason = _why_to_call_all() or _why_to_call_itself("features", features, known) or rearranged
+    if reason:
+        _warn(reason)
+        return average(features(images))
+    maps = _run_stem(stem, images, known)
+    for block, reader in zip(blocks[:-1], readers[:-1], strict=True):
+        over_buffer = _may_use_buffer(maps, block, reader, known)
+        maps = read_block(maps, block, reader) if over_buffer else reader(block(maps))
+    over_buffer = _may_use_buffer(maps, blocks[-1], readers[-1], known)
+    return read_block(maps, blocks[-1], readers[-1]) if over_buffer else average(readers[-1](blocks[-1](maps)))
+
+
+def why_to_call(root: nn.Module, known: Collection[type[nn.Module]]) -> str:
+    """Say why a module and all in it have to be called; empty if their parameters and settings say all that they do.
+
+    Subclasses may do anything, and so do parametrised, quantised, sharded and synchronised layers, all of which have
+    classes of their own. Pruning and the older form of weight norm are hooks.
+    """
+    reasons = (_why_to_call_itself(name, module, known) for name, module in root.named_modules())
+    return _why_to_call_all() or next(filter(None, reasons), "")
+
+
+def _why_to_call_all() -> str:
+    has_hooks = any(getattr(torch_module, f"_global{hooks}") for hooks in HOOKS)
+    return "there are hooks for all modules" if has_hooks else ""
+
+
+def _why_to_call_itself(name: str, module: nn.Module, known: Collection[type[nn.Module]]) -> str:
+    what = f"{name} ({type(module).__name__})" if name else type(module).__name__
+    if type(module) not in known:
+        return f"{what} is of a class that it does not know"
+    if not isinstance(module, ROLES.get(name.rpartition(".")[2].rstrip("0123456789"), nn.Module)):
+        return f"{what} is of another class than its name says"
+    if "forward" in vars(module):
+        return f"{what} has a forward method of its own"
+    if any(getattr(module, hooks) for hooks in HOOKS):
+        return f"{what} has hooks"
+    if isinstance(module, nn.BatchNorm2d) and (module.weight is None or module.bias is None):
+        return f"{what} has no weight and bias"
+    if isinstance(module, nn.BatchNorm2d) and module.weight.dtype.itemsize < 4:
+        return f"{what} has parameters of 16 bits"
+    if isinstance(module, nn.Conv2d) and not _is_plain(module, size=3 if name.endswith("conv2") else 1):
+        return f"{what} has other settings than this network's own"
+    if isinstance(module, nn.AvgPool2d) and not _has(module, PLAIN_POOLING | {"divisor_override": None}):
+        return f"{what} has other settings than this network's own"
+    return ""
+
+
+def _is_plain(convolution: nn.Conv2d, *, size: int) -> bool:
+    return _has(convolution, PLAIN_CONVOLUTION | {"kernel_size": (size, size), "padding": (size // 2, size // 2)})
+
+
+def _has(module: nn.Module, settings: dict[str, object]) -> bool:
+    return all(getattr(module, name) == value for name, value in settings.items())
+
+
+def _parts_of(features: nn.Sequential) -> tuple[list[nn.Module], list[nn.Module], list[nn.Module]]:
+    """Stem, blocks and what reads each of them; no blocks if the order of modules is not this network's."""
+    names = [name.rstrip("0123456789") for name, _ in features.named_children()]
+    modules = list(features.children())
+    first = names.index("denseblock") if "denseblock" in names else len(names)
+    expected = ["denseblock", "transition"] * (len(names[first:]) // 2 - 1) + ["denseblock", "norm_final"]
+    if names[first:] != expected:
+        return [], [], []
+    return modules[:first], modules[first::2], modules[first + 1 :: 2]
+
+
+def _run_stem(modules: list[nn.Module], images: Tensor, known: Collection[type[nn.Module]]) -> Tensor:
+    """Norm, ReLU and pooling of the ImageNet form are computed again in the backward pass."""
+    maps, rest = nn.Sequential(*modules[:1])(images), nn.Sequential(*modules[1:])
+    is_own = [type(module) for module in rest] == [nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d]
+    if not is_own or why_to_call(rest, known):
+        return rest(maps)
+    return recompute_in_backward(rest, maps, norm=rest[0])
+
+
+def _may_use_buffer(maps: Tensor, block: nn.Module, reader: nn.Module, known: Collection[type[nn.Module]]) -> bool:
+    """Whether a stage may run over a feature buffer; if not, a warning says why."""
+    if maps[:, 0].numel() < 2:
+        return False  # too few values for statistics, which the norm layers themselves complain about
+    reason = why_to_call(block, known) or why_to_call(reader, known) or _why_parts_do_not_fit(maps, block, reader)
+    if reason:
+        _warn(reason)
+    return not reason
+
+
+def _why_parts_do_not_fit(maps: Tensor, block: nn.Module, reader: nn.Module) -> str:
+    """Say which part has been rearranged; what can run at all then does so by calling modules."""
+    num_features = maps.shape[1]
+    for name, layer in block.named_children():
+        if layer.norm1.num_features != num_features:
+            return f"{name} does not read all that comes before it"
+        num_features += layer.conv2.out_channels
+    names = [name for name, _ in reader.named_children()]
+    return "" if names in ([], list(ROLES)) else f"{type(reader).__name__} has been rearranged"
+
+
+def _warn(reason: str) -> None:
+    warnings.warn(
+        f"a part of the network runs without its feature buffer and keeps more memory: {reason}", stacklevel=3
+    )
