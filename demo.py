@@ -1,10 +1,12 @@
 """Train memory-efficient DenseNets on CIFAR-10, CIFAR-100 and SVHN, or on handwritten digits that need no download.
 
-A first run, the run that most people come for, and all flags:
+A first run, the run that most people come for, what it saves in memory and time, and all flags:
 
     python demo.py --dataset digits --depth 10 --n_epochs 30 --batch_size 32 --save runs/digits
     python demo.py --efficient True --data <folder> --save <folder>
+    python demo.py benchmark
     python demo.py --help
+    python demo.py benchmark --help
 """
 
 import sys
@@ -13,6 +15,8 @@ from typing import Annotated, Any, Literal
 
 from data.errors import DataError
 from train import flags as command_line
+from train.benchmark.compiler import require_compiler
+from train.benchmark.output import require_new, write_new
 from train.claim import claim, recorded_flags
 from train.errors import RunError, UserError
 from train.flag_types import Range
@@ -20,18 +24,23 @@ from train.provenance import git_revision, versions
 
 NAME = "demo.py"
 
+Depth = Annotated[int, Range(10, 10_000, step=6, rule="6m + 4 with m >= 1 (10, 16, 22, 28, 34, 40, ...)")]
+GrowthRate = Annotated[int, Range(1, 10_000)]
+BatchSize = Annotated[int, Range(1, 1_000_000)]
+DropRate = Annotated[float, Range(0, 1, open_high=True)]
+
 
 def train(
     *,
     save: Path,
     data: Path | None = None,
     dataset: Literal["cifar10", "cifar100", "svhn", "digits"] = "cifar10",
-    depth: Annotated[int, Range(10, 10_000, step=6, rule="6m + 4 with m >= 1 (10, 16, 22, 28, 34, 40, ...)")] = 40,
-    growth_rate: Annotated[int, Range(1, 10_000)] = 12,
+    depth: Depth = 40,
+    growth_rate: GrowthRate = 12,
     efficient: bool | Literal["naive", "checkpoint", "buffer"] = True,
-    drop_rate: Annotated[float, Range(0, 1, open_high=True)] = 0,
+    drop_rate: DropRate = 0,
     n_epochs: Annotated[int, Range(1, 1_000_000)] = 300,
-    batch_size: Annotated[int, Range(1, 1_000_000)] = 256,
+    batch_size: BatchSize = 256,
     lr: Annotated[float, Range(0, open_low=True)] = 0.1,
     momentum: Annotated[float, Range(0, 1, open_high=True)] = 0.9,
     wd: Annotated[float, Range(0)] = 1e-4,
@@ -53,8 +62,9 @@ def train(
         dataset: Images to train on. "digits" are scikit-learn's 1,797 handwritten digits, enlarged to 32x32.
         depth: Weighted layers L of the network.
         growth_rate: Channels k that each layer adds.
-        efficient: Recompute cheap intermediate maps in the backward pass instead of storing them. Results are the
-            same to the last bit.
+        efficient: How the backward pass finds what the forward pass computed. True or "buffer" keeps one copy of each
+            block's maps, the smallest and fastest; "checkpoint" recomputes less and gives the results of False or
+            "naive", which keeps everything, to the last bit.
         drop_rate: Dropout after each 3x3 convolution of a dense layer. The paper uses 0.2 without augmentation.
         n_epochs: Epochs of the whole run.
         batch_size: Images in a step, on all devices together.
@@ -125,18 +135,100 @@ def train(
         print(f"Test error {test_error:.2%} (accuracy {1 - test_error:.2%}); everything is in {save}")
 
 
+def benchmark(
+    *,
+    depth: Depth = 100,
+    growth_rate: GrowthRate = 12,
+    batch_size: BatchSize = 64,
+    image_size: Annotated[int, Range(8, 1024)] = 32,
+    drop_rate: DropRate = 0,
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+    memory_format: Literal["channels_last", "contiguous"] = "channels_last",
+    threads: Annotated[int, Range(1, 1024)] | None = None,
+    rounds: Annotated[int, Range(0, 1000)] = 5,
+    compile: bool = False,
+    budget_gb: Annotated[float, Range(0, open_low=True)] | None = None,
+    plot: Path | None = None,
+    depths: tuple[Depth, ...] = (40, 100, 190, 250),
+    csv: Path | None = None,
+) -> None:
+    """Measure memory and time of a training step, of our strategies and of other ways to train the same network.
+
+    Runs on the first visible GPU, or on the CPU if there is none. A step is forward, loss and backward of a made
+    batch. Compared are naive, checkpoint and buffer with torchvision's DenseNet (memory_efficient False and True) and
+    with a checkpoint around each dense layer and transition. Before anything is measured, our strategies must agree
+    with naive in loss, gradients and running statistics; otherwise the exit code is 1. The defaults take one to two
+    minutes on two CPU cores.
+
+    Args:
+        depth: Weighted layers L of the network.
+        growth_rate: Channels k that each layer adds.
+        batch_size: Images in a step.
+        image_size: Height and width of the images.
+        drop_rate: Dropout after each 3x3 convolution of a dense layer.
+        precision: bf16 and fp16 are autocast. fp16 needs a GPU.
+        memory_format: Of all variants; naive is measured in both, and ratios refer to the faster one.
+        threads: CPU threads. None: as many as torch takes.
+        rounds: How often each variant is timed; they take turns. 0: measure memory only.
+        compile: Also measure torch.compile of the naive network with an activation memory budget of one half.
+            Compiling takes minutes, and needs a C++ compiler.
+        budget_gb: Measure no table, but answer from small measurements what fits into so many GB of 10^9 bytes: which
+            strategies, the largest batch for the given network, and the deepest network for the given batch.
+        plot: Also draw peak memory against depth into this new file, a PNG. At most 16 images are in a step.
+        depths: Those in the picture.
+        csv: Also write the table to this new file.
+    """
+    require_new(plot, flag="plot", suffix=".png")
+    require_new(csv, flag="csv", suffix=".csv")
+    if compile:
+        require_compiler()
+    # From here on the line is known to be good. torch takes seconds to import.
+    from models import STRATEGIES, densenet_bc
+    from train import runtime
+    from train.benchmark.budget import GB, find_what_fits
+    from train.benchmark.comparison import compare
+    from train.benchmark.depths import peaks_by_depth
+    from train.benchmark.plot import draw_depths
+    from train.benchmark.step import Case
+    from train.benchmark.variants import all_variants
+
+    runtime.use_threads(threads)
+    runtime.be_deterministic()
+    device = runtime.pick_device()
+    case = Case(depth, growth_rate, batch_size, image_size, drop_rate, precision, device)
+    variants = all_variants(
+        lambda strategy, **network: densenet_bc(**network, efficient=strategy),
+        STRATEGIES,
+        memory_format=memory_format,
+        with_compile=compile,
+    )
+    if budget_gb is None:
+        result = compare(variants, case, rounds=rounds)
+    else:
+        result = find_what_fits(variants, case, budget=budget_gb * GB)
+    print(result.as_text())
+    if csv:
+        write_new(csv, result.as_csv().encode())
+    if plot:
+        peaks = peaks_by_depth(variants, case, depths=depths)
+        write_new(plot, draw_depths(peaks))
+        print(f"\n{peaks.as_text()}")
+
+
 def main(argv: list[str]) -> None:
     """Run a command line: the words behind the program's name."""
+    command, words = command_line.choose(COMMANDS, argv, name=NAME)
+    name = NAME if words is argv else f"{NAME} {command}"
     try:
-        given = command_line.bind(train, argv, name=NAME)
+        given = command_line.bind(COMMANDS[command], words, name=name, commands=COMMANDS)
         if given.get("resume"):
-            given = command_line.bind(train, argv + _words_of_recorded_flags(given), name=NAME)
-        train(**given)
+            given = command_line.bind(train, words + _words_of_recorded_flags(given), name=name)
+        COMMANDS[command](**given)
     except (UserError, RunError, DataError) as error:
-        command_line.refuse(str(error), name=NAME, exit_code=error.exit_code)
+        command_line.refuse(str(error), name=name, exit_code=error.exit_code)
     except KeyboardInterrupt:
         message = "interrupted; the same line with --resume True goes on after the last finished epoch"
-        command_line.refuse(message, name=NAME, exit_code=130)
+        command_line.refuse(message if command == "train" else "interrupted", name=name, exit_code=130)
 
 
 def _words_of_recorded_flags(given: dict[str, Any]) -> list[str]:
@@ -145,6 +237,8 @@ def _words_of_recorded_flags(given: dict[str, Any]) -> list[str]:
     open_flags = {flag: value for flag, value in recorded.items() if given.get(flag) is None and value is not None}
     return [f"--{flag}={value}" for flag, value in open_flags.items()]
 
+
+COMMANDS = {"train": train, "benchmark": benchmark}
 
 if __name__ == "__main__":
     main(sys.argv[1:])

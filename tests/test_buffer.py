@@ -6,7 +6,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from math import sqrt
 from pathlib import Path
@@ -831,14 +831,14 @@ def test_errors_of_fewer_bits_are_those_of_the_naive_network(precision, memory_f
 
 @pytest.mark.parametrize("form", [SMALL, IMAGENET], ids=["small", "imagenet"])
 def test_autocast_may_end_before_the_backward_pass_or_after_it(form):
-    def step(precision_of_backward: Callable) -> dict[str, Tensor]:
+    def step(of_backward: Callable[[], AbstractContextManager]) -> dict[str, Tensor]:
         network = naive_and("buffer", **form, drop_rate=0.2)[1]
         images = random_images(side=32).requires_grad_()
         with BF16():
             loss = F.cross_entropy(network(images), torch.arange(4))
-        with precision_of_backward():
+        with of_backward():
             loss.backward()
-        return record(network, images=images.grad)
+        return record(network, **{"gradient of images": images.grad})
 
     outside, inside = step(nullcontext), step(BF16)
     assert unequal(outside, inside) == []

@@ -45,6 +45,21 @@ def test_line_is_bound_as_a_user_means_it(words, expected):
     assert bind(*words) == {"save": Path("s"), **expected}
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], ("train", [])),
+        (["--save", "s"], ("train", ["--save", "s"])),
+        (["train", "--save", "s"], ("train", ["--save", "s"])),
+        (["benchmark", "--depth", "10"], ("benchmark", ["--depth", "10"])),
+        (["--save", "benchmark"], ("train", ["--save", "benchmark"])),
+        (["-"], ("train", ["-"])),
+    ],
+)
+def test_the_first_word_chooses_the_command_unless_it_is_a_flag(words, expected):
+    assert flags.choose(demo.COMMANDS, words, name="demo.py") == expected
+
+
 def test_save_is_a_path_whatever_it_looks_like():
     for name in ("123", "1e3", "True", "None", "a=b"):
         assert bind(f"--save={name}") == {"save": Path(name)}
@@ -65,7 +80,12 @@ REFUSED = [
     (["--save=s", "--no-efficient=True"], "--no-efficient takes no value; write --efficient=True or --efficient=False"),
     (["--save=s", "--no-efficient", "True"], "stray word 'True': values belong behind a flag"),
     (["--save=s", "train"], "stray word 'train': values belong behind a flag"),
-    (["s"], "stray word 's': values belong behind a flag"),
+    (["train", "s"], "stray word 's': values belong behind a flag"),
+    (["train", "train", "--save=s"], "stray word 'train': values belong behind a flag"),
+    (["s"], "unknown command 's'; the commands are train and benchmark"),
+    (["", "--save=s"], "unknown command ''; the commands are train and benchmark"),
+    (["trian", "--save=s"], "unknown command 'trian'; did you mean train?"),
+    (["Benchmark", "--help"], "unknown command 'Benchmark'; did you mean benchmark?"),
     (["--save=s", "-"], "stray word '-'"),
     (["--save=s", "--efficient", "maybe"], "--efficient is 'maybe', but must be True or False"),
     (["--save=s", "--depth", "43"], "--depth is '43', but must be a whole number, 6m + 4 with m >= 1"),
@@ -109,7 +129,7 @@ def test_refused_line_is_one_message_with_exit_code_2_and_no_work(words, message
     assert result.returncode == 2
     assert result.stdout == ""
     assert message in result.stderr
-    assert re.fullmatch(r"demo\.py: error: [^\n]+\n", result.stderr)
+    assert re.fullmatch(r"demo\.py( train)?: error: [^\n]+\n", result.stderr)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -121,16 +141,28 @@ def test_help_is_shown_on_stdout_and_nothing_runs(words, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_help_holds_every_word_of_the_docstring_and_every_default():
-    page = subprocess.run(command("--help"), capture_output=True, text=True).stdout
+@pytest.mark.parametrize("name", demo.COMMANDS)
+def test_help_holds_every_word_of_the_docstring_and_every_default(name):
+    page = subprocess.run(command(name, "--help"), capture_output=True, text=True).stdout
+    assert page.startswith(f"NAME\n    demo.py {name} - ")
     words = set(re.findall(r"\S+", page))
-    documented = inspect.getdoc(demo.train).replace("Args:\n", "")
+    documented = inspect.getdoc(demo.COMMANDS[name]).replace("Args:\n", "")
     documented = re.sub(r"(?m)^    \w+: ", "", documented)
     assert set(re.findall(r"\S+", documented)) - words == set()
-    for flag, parameter in inspect.signature(demo.train).parameters.items():
+    for flag, parameter in inspect.signature(demo.COMMANDS[name]).parameters.items():
         assert f"--{flag}={flag.upper()}" in page
         if parameter.default is not inspect.Parameter.empty:
-            assert f"Default {parameter.default}." in page
+            default = "40,100,190,250" if flag == "depths" else parameter.default
+            assert f"Default {default}." in page
+
+
+def test_help_names_all_commands_with_their_first_lines():
+    for words in (["--help"], ["benchmark", "--help"]):
+        page = subprocess.run(command(*words), capture_output=True, text=True).stdout
+        commands = " ".join(page.partition("\nCOMMANDS\n")[2].split())
+        train, benchmark = (inspect.getdoc(function).splitlines()[0] for function in demo.COMMANDS.values())
+        expected = f"train [--help] {train} The word may be left out. benchmark [--help] {benchmark}"
+        assert commands == expected
 
 
 def test_help_is_narrow_and_uses_no_pager_on_a_terminal():
@@ -155,7 +187,7 @@ def _read(terminal: int) -> bytes:
 
 
 def test_torch_is_not_imported_before_the_line_is_known_to_be_good():
-    for words in (["--help"], ["--depth=43", "--save=s"]):
+    for words in (["--help"], ["--depth=43", "--save=s"], ["benchmark", "--help"], ["benchmark", "--depth=43"]):
         program = (
             "import sys, demo\n"
             f"try: demo.main({words!r})\n"

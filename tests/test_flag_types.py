@@ -14,6 +14,7 @@ from train.flag_types import Range, describe, did_you_mean, parse
 COUNT = Annotated[int, Range(1, 100)]
 SHARE = Annotated[float, Range(0, 1, open_high=True)]
 DEPTH = Annotated[int, Range(10, 1000, step=6, rule="6m + 4")]
+DEPTHS = tuple[DEPTH, ...]
 
 
 @pytest.mark.parametrize(
@@ -33,6 +34,9 @@ DEPTH = Annotated[int, Range(10, 1000, step=6, rule="6m + 4")]
         (SHARE, "1e-3", 1e-3),
         (SHARE, "0", 0.0),
         (DEPTH, "40", 40),
+        (DEPTHS, "40", (40,)),
+        (DEPTHS, "100,40", (100, 40)),
+        (DEPTHS, "40, 100", (40, 100)),
         (Path, "123", Path("123")),
         (Path, "1e3", Path("1e3")),
         (Path, "a#b", Path("a#b")),
@@ -82,6 +86,18 @@ def test_refused_step_names_the_nearest_values_on_both_sides():
         parse("depth", DEPTH, "43")
 
 
+@pytest.mark.parametrize("text", ["", "40,", "40 100", "(40, 100)", "40,43", "None"])
+def test_refused_list_names_the_part_that_is_wrong(text):
+    with pytest.raises(FireError) as refusal:
+        parse("depths", DEPTHS, text)
+    wrong = next(part.strip() for part in text.split(",") if part.strip() not in ("40", "100"))
+    assert str(refusal.value).startswith(f"--depths is {wrong!r}, but must be {describe(DEPTH)}")
+
+
+def test_a_list_is_described_by_its_parts():
+    assert describe(DEPTHS) == "a whole number, 6m + 4; several with commas between them"
+
+
 def test_refused_choice_names_the_nearest_one():
     with pytest.raises(FireError, match=r"did you mean svhn\?"):
         parse("dataset", Literal["svhn", "digits"], "SVNH")
@@ -93,13 +109,14 @@ def test_no_name_is_suggested_where_none_is_near():
 
 @given(st.text())
 def test_any_text_is_a_value_in_range_or_refused(text):
-    for annotation in (COUNT, SHARE, DEPTH):
+    for annotation in (COUNT, SHARE, DEPTH, DEPTHS):
         try:
             value = parse("flag", annotation, text)
         except FireError:
             continue
-        assert math.isfinite(value)
-        assert 0 <= value <= 1000
+        for number in value if annotation is DEPTHS else (value,):
+            assert math.isfinite(number)
+            assert 0 <= number <= 1000
 
 
 @given(st.integers(1, 100))

@@ -7,16 +7,23 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import demo
 from tests.application import ROOT, read_results
-from train.flags import bind
+from train.flags import bind, choose
 
 README = (ROOT / "README.md").read_text()
+TRAIN, _, BENCHMARK = README.partition("\n## Benchmark\n")
 
 
 def commands(language):
     blocks = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
     return [line for name, block in blocks if name == language for line in block.splitlines()]
+
+
+def as_typed(default):
+    return ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
 
 
 def test_the_first_command_trains_as_it_stands(tmp_path):
@@ -36,10 +43,12 @@ def test_the_first_command_trains_as_it_stands(tmp_path):
 
 def test_every_command_line_in_it_is_accepted():
     lines = [line for language in ("bash", "") for line in commands(language) if "demo.py" in line]
-    assert len(lines) >= 4
+    assert len(lines) >= 8
     for line in lines:
         words = line.replace("<folder>", "folder").partition("demo.py")[2].split()
-        assert "save" in bind(demo.train, words, name="demo.py")
+        name, words = choose(demo.COMMANDS, words, name="demo.py")
+        given = bind(demo.COMMANDS[name], words, name="demo.py")
+        assert name == "benchmark" or "save" in given
 
 
 def test_every_recipe_in_its_tables_is_accepted():
@@ -49,12 +58,13 @@ def test_every_recipe_in_its_tables_is_accepted():
         assert bind(demo.train, ["--save=s", *flags.split()], name="demo.py")
 
 
-def test_its_table_of_flags_is_the_signature():
-    rows = re.findall(r"^\| `--(\w+)` \| (?:`([^`]*)`|(required)) \|", README, re.MULTILINE)
+@pytest.mark.parametrize(("text", "function"), [(TRAIN, demo.train), (BENCHMARK, demo.benchmark)])
+def test_its_tables_of_flags_are_the_signatures(text, function):
+    rows = re.findall(r"^\| `--(\w+)` \| (?:`([^`]*)`|(required)) \|", text, re.MULTILINE)
     documented = {flag: "required" if required else default for flag, default, required in rows}
     actual = {
-        flag: "required" if parameter.default is inspect.Parameter.empty else str(parameter.default)
-        for flag, parameter in inspect.signature(demo.train).parameters.items()
+        flag: "required" if parameter.default is inspect.Parameter.empty else as_typed(parameter.default)
+        for flag, parameter in inspect.signature(function).parameters.items()
     }
     assert documented == actual
 

@@ -1,5 +1,5 @@
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import pairwise
 
@@ -20,6 +20,7 @@ from tests.tensors import (
     norms,
     record,
     second_differences,
+    unequal,
 )
 
 # Letters: m layers, k = GROWTH new channels of each, C_i = START + i * k channels read by layer i = 0 ... m - 1,
@@ -67,15 +68,28 @@ def call_modules(maps: Tensor, block: nn.Module, reader: nn.Module) -> Tensor:
 
 
 Read = Callable[[Tensor, nn.Module, nn.Module], Tensor]
+Precision = Callable[[], AbstractContextManager]
+BF16 = partial(torch.autocast, "cpu", dtype=torch.bfloat16)
 
 
-def step(read: Read, maps: Tensor, block: nn.Module, reader: nn.Module) -> dict[str, Tensor]:
+def step(
+    read: Read,
+    maps: Tensor,
+    block: nn.Module,
+    reader: nn.Module,
+    *,
+    of_forward: Precision = nullcontext,
+    of_backward: Precision = nullcontext,
+) -> dict[str, Tensor]:
     """Run forward and backward, with a loss that weighs each value of the result differently."""
     maps = maps.detach().clone(memory_format=torch.preserve_format).requires_grad_()
     torch.manual_seed(2)
-    result = read(maps, block, reader)
+    with of_forward():
+        result = read(maps, block, reader)
     torch.manual_seed(3)
-    result.backward(torch.randn(result.shape, dtype=torch.float64).to(result.dtype))
+    grad = torch.randn(result.shape, dtype=torch.float64).to(result.dtype)
+    with of_backward():
+        result.backward(grad)
     return record(nn.ModuleList([block, reader]), result=result, **{"gradient of maps": maps.grad})
 
 
@@ -301,11 +315,17 @@ def test_statistics_are_computed_once_for_each_map():
     assert mode.counts["cat"] <= 1
 
 
-@pytest.mark.parametrize("precision", [nullcontext, partial(torch.autocast, "cpu", dtype=torch.bfloat16)])
+@pytest.mark.parametrize("precision", [nullcontext, BF16], ids=["float32", "bf16"])
 def test_two_steps_give_the_same_bits(precision):
-    def once() -> dict[str, Tensor]:
-        with precision():
-            return step(read_block, random_maps(), *stage(3, drop_rate=0.2))
+    first, second = (step(read_block, random_maps(), *stage(3, drop_rate=0.2), of_forward=precision) for _ in range(2))
+    assert unequal(first, second) == []
 
-    first, second = once(), once()
-    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+@pytest.mark.parametrize("of_forward", [nullcontext, BF16], ids=["float32", "bf16"])
+@pytest.mark.parametrize("reader", READERS)
+def test_autocast_around_the_backward_pass_changes_no_bit(reader, of_forward):
+    outside, inside = (
+        step(read_block, random_maps(), *stage(3, reader), of_forward=of_forward, of_backward=of_backward)
+        for of_backward in (nullcontext, BF16)
+    )
+    assert unequal(outside, inside) == []

@@ -2,7 +2,7 @@
 
 import inspect
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fire import docstrings
@@ -30,11 +30,24 @@ def help_page(function: Callable[..., Any], flags: dict[str, Any], *, name: str)
     lines = ["NAME", *_indented(f"{name} - {documented.summary}", 4)]
     lines += ["", "USAGE", *_indented(usage, 4), "", "DESCRIPTION", *_indented(documented.description, 4), "", "FLAGS"]
     for flag, annotation in flags.items():
-        default = "Required." if flag in required else f"Default {parameters[flag].default}."
+        default = "Required." if flag in required else f"Default {_as_typed(parameters[flag].default)}."
         lines.append(f"    --{flag}={flag.upper()}")
         lines += _indented(meanings[flag], 8)
         lines += _indented(f"{default} Takes {describe(annotation)}.", 8)
     return "\n".join(lines)
+
+
+def commands_page(commands: Mapping[str, Callable[..., Any]]) -> list[str]:
+    """The lines below a help page that name all commands, the first of which needs no word; none if there are none."""
+    lines = ["", "COMMANDS"] if commands else []
+    for i, (word, function) in enumerate(commands.items()):
+        meaning = f"{inspect.getdoc(function).splitlines()[0]} {'The word may be left out.' if i == 0 else ''}"
+        lines += [f"    {word} [--help]", *_indented(meaning, 8)]
+    return lines
+
+
+def _as_typed(default: Any) -> str:
+    return ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
 
 
 def _indented(text: str, columns: int) -> list[str]:

@@ -53,6 +53,8 @@ class Range:
 def describe(annotation: Any) -> str:
     """Say what values a flag with this annotation takes, for example "a whole number, 1 or more, or None"."""
     kinds, limits, optional = _take_apart(annotation)
+    if typing.get_origin(kinds[0]) is tuple:
+        return f"{describe(typing.get_args(kinds[0])[0])}; several with commas between them"
     text = " or ".join(_NAMES[kind] if kind in _NAMES else " | ".join(typing.get_args(kind)) for kind in kinds)
     return text + (f", {limits}" if limits else "") + (", or None" if optional else "")
 
@@ -66,6 +68,8 @@ def parse(flag: str, annotation: Any, text: str) -> Any:
     kinds, limits, optional = _take_apart(annotation)
     if optional and text.lower() == "none":
         return None
+    if typing.get_origin(kinds[0]) is tuple:
+        return tuple(parse(flag, typing.get_args(kinds[0])[0], part.strip()) for part in text.split(","))
     readings = (_READERS.get(kind, functools.partial(_read_choice, kind))(text) for kind in kinds)
     value = next((reading for reading in readings if reading is not None), None)
     if value is None or (limits and value not in limits):

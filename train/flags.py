@@ -12,20 +12,45 @@ import io
 import re
 import sys
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 import fire
 from fire.core import FireError, FireExit
 from fire.decorators import SetParseFns
 
-from train.flag_help import help_page
+from train.flag_help import commands_page, help_page
 from train.flag_types import describe, did_you_mean, is_switch, parse
 
 HELP_WORDS = ("--help", "-h")
 
 
-def bind(function: Callable[..., Any], argv: list[str], *, name: str) -> dict[str, Any]:
+Commands = Mapping[str, Callable[..., Any]]
+
+
+def choose(commands: Commands, argv: list[str], *, name: str) -> tuple[str, list[str]]:
+    """Split a command line into its command and the words behind it. A line without one means the first command.
+
+    A word that is no command ends the program with one line on stderr and exit code 2.
+
+    Args:
+        commands: Functions by the word that stands for them.
+        argv: The words behind the program's name.
+        name: The program's name in messages.
+    """
+    default = next(iter(commands))
+    if not argv or argv[0].startswith("-"):
+        return default, argv
+    word, *others = argv
+    if word not in commands:
+        hint = did_you_mean(word, commands) or f"; the commands are {' and '.join(commands)}"
+        refuse(f"unknown command {word!r}{hint}", name=name)
+    return word, others
+
+
+def bind(
+    function: Callable[..., Any], argv: list[str], *, name: str, commands: Commands | None = None
+) -> dict[str, Any]:
     """Return the flags that a command line names, as typed and checked values; defaults are left out.
 
     Prints the help on stdout and exits with 0 if the line asks for it. A line that cannot be used ends with one
@@ -33,14 +58,15 @@ def bind(function: Callable[..., Any], argv: list[str], *, name: str) -> dict[st
 
     Args:
         function: Keyword-only parameters are the flags. Annotations bool, int, float, Path, Literal, each possibly
-            with None, and `Annotated[..., Range(...)]` choose how a value is read.
-        argv: The words behind the program's name.
-        name: The program's name in messages.
+            with None, `Annotated[..., Range(...)]`, and `tuple[one of these, ...]` choose how a value is read.
+        argv: The words behind the program's name and command.
+        name: The program's name in messages, with its command if that was given.
+        commands: All commands, for the help.
     """
     annotations = typing.get_type_hints(function, include_extras=True)
     flags = {flag: annotations[flag] for flag in inspect.signature(function).parameters}
     if any(word in HELP_WORDS for word in argv):
-        print(help_page(function, flags, name=name))
+        print("\n".join([help_page(function, flags, name=name), *commands_page(commands or {})]))
         raise SystemExit(0)
     try:
         values = _split_words(argv, flags)
@@ -90,7 +116,7 @@ def _split_words(argv: list[str], flags: dict[str, Any]) -> dict[str, str]:
         if word == "--":
             raise FireError(f"'--' ends the flags, and what follows would be ignored: {' '.join(words) or 'nothing'}")
         if not _looks_like_flag(word):
-            raise FireError(f"stray word {word!r}: values belong behind a flag, as in --save FOLDER")
+            raise FireError(f"stray word {word!r}: values belong behind a flag, as in --depth 40")
         key, equals, value = word.lstrip("-").partition("=")
         flag, negated = _find_flag(key, flags)
         if flag is None or not word.startswith("--"):

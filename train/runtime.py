@@ -1,9 +1,13 @@
-"""The machine: which devices, how reproducible, how much memory. No other file names a kind of device."""
+"""The machine: which devices, how reproducible, how much memory.
+
+No other file names a kind of device, but for those of the benchmark that measure on each kind in its own way.
+"""
 
 import os
 import platform
 import random
 import secrets
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +24,22 @@ def describe_device(device: torch.device) -> str:
         return f"CPU, {torch.get_num_threads()} threads"
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return f"{len(names)} x {names[0]}" if len(set(names)) == 1 else ", ".join(names)
+
+
+def describe_processor(device: torch.device) -> str:
+    """Name the model of one device, for example "NVIDIA H200" or "AMD EPYC"."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def use_threads(threads: int | None) -> None:
+    """Work on the CPU with this many threads; None leaves it to torch, which takes all cores."""
+    if threads is not None:
+        torch.set_num_threads(threads)
 
 
 def placed(network: nn.Module, device: torch.device) -> nn.Module:

@@ -1,0 +1,100 @@
+"""The result of a comparison, and how it is printed."""
+
+import statistics
+from dataclasses import dataclass, field
+
+from train.benchmark.agreement import Agreement
+from train.benchmark.measure import Memory
+from train.benchmark.step import Case
+from train.benchmark.table import MB, aligned, conditions, record_of, to_csv
+from train.benchmark.variants import Variant
+
+
+@dataclass
+class Row:
+    """What was measured of a variant.
+
+    Attributes:
+        variant: Which one.
+        memory: Of a step.
+        updates: How often a step updates running statistics: once, unless a norm runs twice.
+        seconds: Of each round.
+        ratios: Of each round, to the faster naive in the same round.
+    """
+
+    variant: Variant
+    memory: Memory
+    updates: int
+    seconds: list[float] = field(default_factory=list)
+    ratios: list[float] = field(default_factory=list)
+
+    def cells(self, baseline: "Row") -> list[str]:
+        """The row as it is printed."""
+        mark = " *" if self.updates > 1 else ""
+        cells = [self.variant.name + mark, self.variant.memory_format, f"{self.memory.peak / MB:,.1f}"]
+        cells += [f"{self.memory.peak / baseline.memory.peak:.2f}", f"{self.memory.kept / MB:,.1f}"]
+        if self.memory.reserved is not None:
+            cells.append(f"{self.memory.reserved / MB:,.1f}")
+        for values in (self.seconds, self.ratios):
+            if values:
+                cells += [f"{statistics.median(values):.3f}", f"({min(values):.3f} - {max(values):.3f})"]
+        return cells
+
+    def record(self) -> dict[str, object]:
+        """The row as CSV has it, in bytes and seconds."""
+        record: dict[str, object] = {"variant": self.variant.name, "memory_format": self.variant.memory_format}
+        record |= {"peak_bytes": self.memory.peak, "kept_bytes": self.memory.kept}
+        record |= {"reserved_bytes": self.memory.reserved}
+        for name, values in (("seconds", self.seconds), ("ratio", self.ratios)):
+            for kind, pick in (("median", statistics.median), ("min", min), ("max", max)):
+                record[f"{name}_{kind}"] = pick(values) if values else None
+        return record | {"running_statistics_updates": self.updates}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What the table shows.
+
+    Attributes:
+        case: The network and the batch.
+        rows: The first two are naive in both memory formats.
+        baseline: The row that ratios refer to.
+        agreements: How far our strategies are from naive.
+        parameters: Number of them.
+    """
+
+    case: Case
+    rows: list[Row]
+    baseline: Row
+    agreements: list[Agreement]
+    parameters: int
+
+    def as_text(self) -> str:
+        """The table with its title, its legend, and how it was measured."""
+        header = ["", "format", "peak MB", "of naive", "kept MB"]
+        header += [] if self.baseline.memory.reserved is None else ["reserved MB"]
+        header += ["s/step", "(min - max)", "ratio", "(min - max)"] if self.baseline.seconds else []
+        rows = aligned([header, *(row.cells(self.baseline) for row in self.rows)])
+        return "\n".join([f"{self.case.title}, {self.parameters:,} parameters", "", rows, "", *self._legend()])
+
+    def _legend(self) -> list[str]:
+        lines = [
+            "step: forward, loss and backward, without the optimizer",
+            "peak: most bytes alive in a step, above parameters, buffers, gradients and the batch; MB of 10^6 bytes",
+            "kept: of these, what is alive when the forward pass has ended",
+        ]
+        if self.baseline.memory.reserved is not None:
+            lines.append("reserved: what the GPU's allocator held at most, for everything")
+        if self.baseline.seconds:
+            naive = f"naive {self.baseline.variant.memory_format}, the faster of the two"
+            lines.append(f"s/step and ratio: medians over the rounds; a ratio is taken within a round, to {naive}")
+        for updates in sorted({row.updates for row in self.rows if row.updates > 1}):
+            lines.append(f"*: updates running statistics {updates} times in a step")
+        lines.append("relative difference to naive in loss, gradients, running statistics (fp64: the largest of all):")
+        lines += [f"  {agreement.describe()}" for agreement in self.agreements]
+        return [*lines, conditions(self.case, rounds=len(self.baseline.seconds))]
+
+    def as_csv(self) -> str:
+        """A line for each row, with the case in further columns."""
+        constants = {"rounds": len(self.baseline.seconds)} | record_of(self.case)
+        return to_csv([row.record() | constants for row in self.rows])

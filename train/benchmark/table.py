@@ -1,0 +1,52 @@
+"""Tables as text and as CSV, and the line below them."""
+
+import csv
+import io
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+
+import torch
+
+from train import runtime
+from train.benchmark.step import Case
+
+MB = 1e6
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Lay out cells in columns, the first one to the left and all others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *others in rows:
+        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
+    return "\n".join(lines)
+
+
+def to_csv(records: Sequence[dict[str, object]]) -> str:
+    """CSV text with a header; None is an empty cell."""
+    file = io.StringIO()
+    writer = csv.DictWriter(file, fieldnames=list(records[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return file.getvalue()
+
+
+def record_of(case: Case) -> dict[str, object]:
+    """The case and the machine as columns of a CSV file."""
+    network = {"depth": case.depth, "growth_rate": case.growth_rate, "drop_rate": case.drop_rate}
+    batch = {"batch_size": case.batch_size, "image_size": case.image_size, "precision": case.precision}
+    machine = {"processor": runtime.describe_processor(case.device), "cpu_threads": torch.get_num_threads()}
+    return network | batch | machine | {"torch": version("torch"), "torchvision": version("torchvision")}
+
+
+def conditions(case: Case, *, rounds: int = 0) -> str:
+    """How it was measured: device, threads, precision, versions, batch, and rounds if time was measured."""
+    cuda = [f"CUDA {torch.version.cuda}"] if case.device.type == "cuda" else []
+    packages = [f"{name} {version(name)}" for name in ("torch", "torchvision")]
+    versions = ", ".join([f"Python {platform.python_version()}", *packages, *cuda])
+    threads = f"{torch.get_num_threads()} CPU thread{'s' if torch.get_num_threads() > 1 else ''}"
+    batch = f"batch {case.batch_size} of {case.images}"
+    times = f", {rounds} round{'s' if rounds > 1 else ''}" if rounds else ""
+    return f"{runtime.describe_processor(case.device)}, {threads}, {case.precision}; {versions}; {batch}{times}"
