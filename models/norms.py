@@ -41,28 +41,24 @@ class Norm:
         return Affine.of(gamma, beta, of_batch=True)
 
     def normalise(
-        self, maps: Tensor, gamma: Tensor, beta: Tensor, *, out: Tensor, update: nn.BatchNorm2d | None = None
-    ) -> tuple[Tensor, Tensor]:
+        self, maps: Tensor, gamma: Tensor, beta: Tensor, *, update: nn.BatchNorm2d | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Normalise maps (N, b, H, W).
 
         Args:
             maps: In any memory format.
             gamma: (b,).
             beta: (b,).
-            out: The normalised maps.
             update: The layer whose running statistics take part in the step; None for a second computation of it.
 
         Returns:
-            The two tensors that `normalise_backward` wants back.
+            The normalised maps, and the two tensors that `normalise_backward` wants back.
         """
         mean, variance = self.running or (None, None)
         factor = 0.0
         if update is not None and _has_moving_statistics(update):
             mean, variance, factor = update.running_mean, update.running_var, _count_step(update)
-        of_batch = not self.running
-        batch = gamma.new_empty(2, len(gamma) if of_batch else 0, dtype=torch.promote_types(maps.dtype, torch.float32))
-        torch.native_batch_norm(maps, gamma, beta, mean, variance, of_batch, factor, self.eps, out=(out, *batch))
-        return tuple(batch)
+        return torch.native_batch_norm(maps, gamma, beta, mean, variance, not self.running, factor, self.eps)
 
     def normalise_backward(self, grad: Tensor, maps: Tensor, gamma: Tensor, *batch: Tensor) -> tuple[Tensor, ...]:
         """Gradients with respect to maps, gamma and beta, from that of the normalised maps."""
@@ -94,5 +90,8 @@ def _count_step(norm: nn.BatchNorm2d) -> float:
 
     With `momentum=None` these are averages over all steps. Their number is read from the device, as PyTorch does.
     """
-    norm.num_batches_tracked.add_(1)
-    return 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
+    if norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+        if norm.momentum is None:
+            return 1 / float(norm.num_batches_tracked)
+    return norm.momentum or 0.0

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # Rows are worked on in chunks of about so many bytes. On a CPU a chunk and its results should stay in the caches: of 1,
-# 2, 4 and 8 MiB a thread, 4 MiB was the fastest with one and with two threads, and the others were up to 12 % slower
-# (AMD EPYC, 1 MiB of second-level cache a core, 32 MiB of third-level cache; a step at L=100, k=12, batch 64). On a GPU
-# a chunk has to fill the device; that number was not tuned on one.
+# 2, 4 and 8 MiB, 4 was the fastest on one thread, and on two threads 8 MiB were 2 % faster and 16 MiB slower again (AMD
+# EPYC, 1 MiB of second-level cache a core, 32 MiB of third-level cache; a step at L=100, k=12, batch 64). On a GPU a
+# chunk has to fill the device; that number was not tuned on one.
 CPU_CHUNK_BYTES = 4 * 2**20
 GPU_CHUNK_BYTES = 128 * 2**20
 
@@ -74,8 +74,7 @@ def chunks_of_images(rows: Tensor, shape: tuple[int, int, int]) -> Iterator[tupl
 
 
 def _numbers_in_a_chunk(rows: Tensor) -> int:
-    on_cpu = rows.device.type == "cpu"
-    return (CPU_CHUNK_BYTES * torch.get_num_threads() if on_cpu else GPU_CHUNK_BYTES) // rows.element_size()
+    return (CPU_CHUNK_BYTES if rows.device.type == "cpu" else GPU_CHUNK_BYTES) // rows.element_size()
 
 
 def _slices(total: int, step: int) -> Iterator[slice]:

@@ -163,11 +163,6 @@ class Workspace:
         self.shape = shape
         self.chunk = Scratch(rows, rows.dtype)
         self.bottleneck = Scratch(rows, rows.dtype)
-        self.activated = Scratch(rows, rows.dtype)
-
-    def activated_maps(self, num_channels: int) -> Tensor:
-        """Memory for (N, b, H, W)."""
-        return as_maps(self.activated.shaped(len(self.rows), num_channels), self.shape)
 
     def bottleneck_maps(self, affine: Affine, weight: Tensor) -> Tensor:
         """Norm, ReLU and 1x1 convolution (b, c, 1, 1) of the first c channels: (N, b, H, W), until called again."""
@@ -198,9 +193,8 @@ def _new_maps(layer: Layer, module: nn.Module, buffer: FeatureBuffer, work: Work
     update_running_statistics(module.norm1, buffer.statistics)
     affine = layer.norm1.affine(gamma1, beta1, buffer.statistics, len(buffer.rows))
     z = work.bottleneck_maps(affine, weight1)
-    activated = work.activated_maps(len(gamma2))
-    layer.norm2.normalise(z, gamma2, beta2, out=activated, update=module.norm2)
-    return F.conv2d(activated.relu_(), weight2.to(z.dtype), padding=1)
+    activated = layer.norm2.normalise(z, gamma2, beta2, update=module.norm2)[0].relu_()
+    return F.conv2d(activated, weight2.to(z.dtype), padding=1)
 
 
 def _dropped(new: Tensor, layer: Layer, drop_rate: float, *, like: Tensor) -> tuple[Tensor, Layer]:
@@ -221,11 +215,11 @@ def _layer_backward(
     affine = layer.norm1.affine(gamma1, beta1, statistics, len(work.rows))
 
     z = work.bottleneck_maps(affine, weight1)
-    activated = work.activated_maps(len(gamma2))
-    batch = layer.norm2.normalise(z, gamma2, beta2, out=activated)
+    activated, *batch = layer.norm2.normalise(z, gamma2, beta2)
     activated.relu_()
     grad, grad_weight2 = convolution_backward(as_maps(grad, work.shape), activated, weight2.to(z.dtype), padding=1)
     grad = zero_where_relu_was(grad, activated)
+    del activated  # one bottleneck less at the peak of a step
     grad_z, grad_gamma2, grad_beta2 = layer.norm2.normalise_backward(grad, z, gamma2, *batch)
     shares = _bottleneck_shares(as_rows(grad_z), affine, weight1.to(z.dtype), gradients, work)
     return *gradients.close(affine, shares), grad_gamma2, grad_beta2, grad_weight2
