@@ -62,9 +62,9 @@ def train(
         dataset: Images to train on. "digits" are scikit-learn's 1,797 handwritten digits, enlarged to 32x32.
         depth: Weighted layers L of the network.
         growth_rate: Channels k that each layer adds.
-        efficient: How the backward pass finds what the forward pass computed. True or "buffer" keeps one copy of each
-            block's maps, the smallest and fastest; "checkpoint" recomputes less and gives the results of False or
-            "naive", which keeps everything, to the last bit.
+        efficient: How the backward pass finds what the forward pass computed. True or "checkpoint" computes some maps
+            again and gives the results of False or "naive", which keeps everything, to the last bit; "buffer" keeps
+            one copy of each block's maps, needs the least memory, and gives those results up to rounding.
         drop_rate: Dropout after each 3x3 convolution of a dense layer. The paper uses 0.2 without augmentation.
         n_epochs: Epochs of the whole run.
         batch_size: Images in a step, on all devices together.

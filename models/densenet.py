@@ -116,12 +116,12 @@ class DenseNet(nn.Module):
         small_inputs: Start with one 3x3 convolution, as for 32x32 images; otherwise the ImageNet form: 7x7 with
             stride 2, norm, ReLU and max pooling.
         efficient: How the backward pass finds what the forward pass computed. False or "naive": everything is kept,
-            which grows with the square of a block's layers. True or "buffer": each block keeps one normalised copy
-            of its maps, computes the rest again, and is the smallest and fastest; gradients and running statistics
-            are those of the naive network up to rounding. "checkpoint": concatenation, norm and ReLU are computed
-            again, and all results are those of the naive network to the last bit. The strategy changes neither names
-            nor shapes of parameters. It acts in training: in eval mode, without gradients, and under torch.compile
-            or an exporter, plain modules run.
+            which grows with the square of a block's layers. True or "checkpoint": concatenation, norm and ReLU are
+            computed again, and all results are those of the naive network to the last bit. "buffer": each block keeps
+            one normalised copy of its maps and computes the rest again; this is the smallest, and gradients and
+            running statistics are those of the naive network up to rounding. The strategy changes neither names nor
+            shapes of parameters. It acts in training: in eval mode and without gradients plain modules run, and
+            under torch.compile or an exporter "buffer" does not act either.
 
     Raises:
         ValueError: If an argument is out of its range. The message gives argument, value and range.
@@ -157,7 +157,7 @@ class DenseNet(nn.Module):
         _require(0 <= drop_rate < 1, "drop_rate", drop_rate, "at least 0 and below 1")
         allowed = f"True, False or one of {', '.join(STRATEGIES)}"
         _require(isinstance(efficient, bool) or efficient in STRATEGIES, "efficient", efficient, allowed)
-        self.strategy = {True: "buffer", False: "naive"}.get(efficient, efficient)
+        self.strategy = {True: "checkpoint", False: "naive"}.get(efficient, efficient)
 
         self.features = nn.Sequential(_stem(num_init_features, small_inputs))
         num_features = num_init_features

@@ -13,7 +13,7 @@ from torch import nn
 from torchvision.models import DenseNet as TorchvisionDenseNet
 
 import models
-from models import DenseNet, densenet_bc
+from models import STRATEGIES, DenseNet, densenet_bc
 from models.densenet import DenseLayer
 
 BC_PARAMETERS = [
@@ -141,7 +141,7 @@ def test_densenet_bc_defaults_to_the_smallest_published_network():
 
 @pytest.mark.parametrize(
     ("efficient", "strategy"),
-    [(False, "naive"), ("naive", "naive"), ("checkpoint", "checkpoint"), ("buffer", "buffer")],
+    [(False, "naive"), (True, "checkpoint"), *((name, name) for name in STRATEGIES)],
 )
 def test_efficient_names_a_strategy(efficient, strategy):
     network = densenet_bc(16, 4, drop_rate=0.2, efficient=efficient)

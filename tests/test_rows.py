@@ -72,8 +72,8 @@ def test_chunks_cover_each_row_once_in_order(num_images, side, num_columns, read
 def test_chunks_have_about_the_size_that_is_asked_for(monkeypatch):
     monkeypatch.setattr(rows_module, "CPU_CHUNK_BYTES", 4 * 1000 * 10)
     rows = torch.zeros(64 * 50, 20)
-    # 1000 rows of ten columns rounded down to a multiple of 16, and ten images of 50 rows of twenty columns.
-    assert {chunk.stop - chunk.start for chunk in list(chunks_of_rows(rows, 10))[:-1]} == {992}
+    # 1000 rows of ten columns rounded down to a power of two, and ten images of 50 rows of twenty columns.
+    assert {chunk.stop - chunk.start for chunk in list(chunks_of_rows(rows, 10))[:-1]} == {512}
     assert {images.stop - images.start for images, _ in list(chunks_of_images(rows, (64, 5, 10)))[:-1]} == {10}
 
 
