@@ -58,9 +58,9 @@ def test_maps_are_normalised_and_differentiated_as_by_the_layer(name, training):
     grad = torch.randn(MAPS.shape, dtype=torch.float64)
     gradients = torch.autograd.grad(result, (maps, expected.weight, expected.bias), grad)
 
-    norm, out = Norm.of(actual), torch.empty_like(MAPS)
+    norm = Norm.of(actual)
     with torch.no_grad():
-        batch = norm.normalise(MAPS, actual.weight, actual.bias, out=out, update=actual)
+        out, *batch = norm.normalise(MAPS, actual.weight, actual.bias, update=actual)
     torch.testing.assert_close(out, result, rtol=1e-12, atol=1e-12)
     for key, tensor in expected.named_buffers():
         torch.testing.assert_close(actual.get_buffer(key), tensor, rtol=1e-12, atol=1e-12)
@@ -72,8 +72,18 @@ def test_a_second_computation_leaves_running_statistics_alone():
     norm = random_norm()
     before = {name: buffer.clone() for name, buffer in norm.named_buffers()}
     with torch.no_grad():
-        Norm.of(norm).normalise(MAPS, norm.weight, norm.bias, out=torch.empty_like(MAPS))
+        Norm.of(norm).normalise(MAPS, norm.weight, norm.bias)
     assert all(torch.equal(buffer, before[name]) for name, buffer in norm.named_buffers())
+
+
+def test_a_layer_that_does_not_count_steps_is_the_same():
+    expected, actual = random_norm(), random_norm()
+    expected.num_batches_tracked = actual.num_batches_tracked = None
+    with torch.no_grad():
+        result = expected(MAPS)
+        out, *_ = Norm.of(actual).normalise(MAPS, actual.weight, actual.bias, update=actual)
+    torch.testing.assert_close(out, result, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(actual.running_mean, expected.running_mean, rtol=1e-12, atol=1e-12)
 
 
 def test_a_layer_in_eval_mode_counts_no_step():
