@@ -10,15 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # Rows are worked on in chunks of at most so many bytes. On a CPU a chunk and its results should stay in the caches, but
-# many small chunks cost time of their own: of 4, 8 and 16 MiB, 4 was 3 % faster than 8 at L=100, k=12, batch 64 on one
-# thread, and 8 was 3 % faster there on two threads and 8 to 14 % faster for deeper networks (AMD EPYC, 1 MiB of
-# second-level cache a core, 32 MiB of third-level cache). On a GPU a chunk has to fill the device; that number was not
-# tuned on one.
+# many small chunks cost time of their own. Of 4, 8 and 16 MiB, tried in this place with `python demo.py benchmark` on
+# an AMD EPYC (1 MiB of second-level cache a core, 32 MiB of third-level cache), 4 was a little faster than 8 at L=100,
+# k=12, batch 64 on one thread, and 8 was faster on two threads and for deeper networks. On a GPU a chunk has to fill
+# the device; that number was not tuned on one.
 CPU_CHUNK_BYTES = 8 * 2**20
 GPU_CHUNK_BYTES = 128 * 2**20
 
-# On a CPU, ATen takes a slow path for 1x1 filters with fewer than 16 images (2.4 times slower on one thread). For such
-# a filter all rows are alike, so that they can be passed as 16 images of one column.
+# On a CPU, ATen takes a much slower path for 1x1 filters with fewer than 16 images on one thread. For such a filter all
+# rows are alike, so that they can be passed as 16 images of one column.
 IMAGES_OF_A_CHUNK = 16
 
 
@@ -62,8 +62,7 @@ def zero_where_relu_was(grad: Tensor, activated: Tensor) -> Tensor:
 def chunks_of_rows(rows: Tensor, num_columns: int) -> Iterator[slice]:
     """Slices that cover all rows; a chunk of `num_columns` has about the size that the device works best on.
 
-    Their length is a power of two: the blocks in which a CPU's convolutions work then fit, which saves 5 to 15 % of a
-    training step.
+    Their length is a power of two, which the blocks fit in which a CPU's convolutions work; a step is faster for it.
     """
     most = max(IMAGES_OF_A_CHUNK, _numbers_in_a_chunk(rows) // num_columns)
     return _slices(len(rows), 1 << (most.bit_length() - 1))
