@@ -189,3 +189,17 @@ def _tensors(outputs: object) -> Iterator[Tensor]:
     elif isinstance(outputs, tuple | list):
         for output in outputs:
             yield from _tensors(output)
+
+
+def assert_undisturbed_by_threads(networks: list[nn.Module], images: Tensor) -> None:
+    """Equal networks end in the same state, whether one is trained alone or the others in threads at the same time."""
+
+    def last_state(network: nn.Module) -> dict[str, Tensor]:
+        state = train(network, images)[-1]
+        del state["random numbers"]  # These are common to all threads.
+        return state
+
+    alone = last_state(networks[0])
+    with ThreadPoolExecutor(len(networks) - 1) as pool:
+        for state in pool.map(last_state, networks[1:]):
+            assert unequal(alone, state) == []

@@ -5,7 +5,6 @@ import re
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from math import sqrt
@@ -28,6 +27,7 @@ from models import rows as rows_module
 from models.densenet import KNOWN_CLASSES, DenseLayer
 from tests.tensors import (
     LiveStorages,
+    assert_undisturbed_by_threads,
     bytes_saved_for_backward,
     largest_difference,
     naive_and,
@@ -764,16 +764,7 @@ def test_replicas_in_threads_are_the_same(blocks_over_buffers):
 
 def test_networks_trained_in_threads_do_not_disturb_each_other():
     networks = [copy.deepcopy(network) for network in naive_and_buffer()[1:] for _ in range(4)]
-
-    def last_state(network: DenseNet) -> dict[str, Tensor]:
-        state = train(network, doubles())[-1]
-        del state["random numbers"]  # These are common to all threads.
-        return state
-
-    alone = last_state(networks[0])
-    with ThreadPoolExecutor(len(networks) - 1) as pool:
-        for state in pool.map(last_state, networks[1:]):
-            assert unequal(alone, state) == []
+    assert_undisturbed_by_threads(networks, doubles())
 
 
 def train_as_one_of_two(rank: int, folder: Path) -> None:

@@ -1,7 +1,6 @@
 import copy
 import io
 import pickle
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
 from itertools import pairwise
@@ -19,6 +18,7 @@ from models.recompute import FrozenRunningStatistics
 from tests.tensors import (
     LiveStorages,
     OperationCounts,
+    assert_undisturbed_by_threads,
     bytes_saved_for_backward,
     naive_and,
     norms,
@@ -387,16 +387,7 @@ def test_replicas_in_threads_are_the_same():
 
 def test_networks_trained_in_threads_do_not_disturb_each_other():
     networks = [copy.deepcopy(network) for network in naive_and_efficient()[1:] for _ in range(4)]
-
-    def last_state(network: DenseNet) -> dict[str, Tensor]:
-        state = train(network, random_images())[-1]
-        del state["random numbers"]  # These are common to all threads.
-        return state
-
-    alone = last_state(networks[0])
-    with ThreadPoolExecutor(len(networks) - 1) as pool:
-        for state in pool.map(last_state, networks[1:]):
-            assert unequal(alone, state) == []
+    assert_undisturbed_by_threads(networks, random_images())
 
 
 @pytest.fixture
