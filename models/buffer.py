@@ -1,15 +1,16 @@
 """The strategy "buffer": which parts of a network run as one function over a feature buffer, and which are called."""
 
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
+from .plan import NOTHING, StageSize, bottlenecks_for_free
 from .recompute import recompute_in_backward
-from .stage import read_block
+from .stage import layers_of, read_block
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 # What a module is, by its name without digits, in the order of a transition.
@@ -28,7 +29,9 @@ def are_modules_wanted() -> bool:
     return not torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
-def averages_over_buffers(features: nn.Sequential, images: Tensor, *, known: Collection[type[nn.Module]]) -> Tensor:
+def averages_over_buffers(
+    features: nn.Sequential, images: Tensor, *, known: Collection[type[nn.Module]], keeps_bottlenecks: bool
+) -> Tensor:
     """Compute `average(features(images))` with each dense block and what reads it over one feature buffer.
 
     Modules of a stage are not called: only their parameters, buffers and settings are read. Where that would lose
@@ -38,6 +41,8 @@ def averages_over_buffers(features: nn.Sequential, images: Tensor, *, known: Col
         features: A stem, then dense blocks with a transition after each but the last, which a norm layer follows.
         images: (N, 3, H, W).
         known: The classes whose computation is known.
+        keeps_bottlenecks: Keep what all 1x1 convolutions make for the backward pass, and not only as much of it as does
+            not raise the peak of memory.
 
     Returns:
         (N, C).
@@ -49,11 +54,18 @@ def averages_over_buffers(features: nn.Sequential, images: Tensor, *, known: Col
         _warn(reason)
         return average(features(images))
     maps = _run_stem(stem, images, known)
-    for block, reader in zip(blocks[:-1], readers[:-1], strict=True):
-        over_buffer = _may_use_buffer(maps, block, reader, known)
-        maps = read_block(maps, block, reader) if over_buffer else reader(block(maps))
-    over_buffer = _may_use_buffer(maps, blocks[-1], readers[-1], known)
-    return read_block(maps, blocks[-1], readers[-1]) if over_buffer else average(readers[-1](blocks[-1](maps)))
+    stages = list(zip(blocks, readers, strict=True))
+    reasons = [_why_to_call_stage(block, reader, known) for block, reader in stages]
+    if keeps_bottlenecks:
+        counts = tuple(len(layers_of(block)) for block in blocks)
+    else:
+        counts = bottlenecks_for_free(tuple(_sizes(maps, stages, reasons)))
+    for (block, reader), reason, count in zip(stages, reasons, counts, strict=True):
+        if _may_use_buffer(maps, block, reason):
+            maps = read_block(maps, block, reader, num_bottlenecks=count)
+        else:
+            maps = reader(block(maps))
+    return maps if maps.dim() == 2 else average(maps)
 
 
 def why_to_call(root: nn.Module, known: Collection[type[nn.Module]]) -> str:
@@ -120,25 +132,43 @@ def _run_stem(modules: list[nn.Module], images: Tensor, known: Collection[type[n
     return recompute_in_backward(rest, maps, norm=rest[0])
 
 
-def _may_use_buffer(maps: Tensor, block: nn.Module, reader: nn.Module, known: Collection[type[nn.Module]]) -> bool:
-    """Whether a stage may run over a feature buffer; if not, a warning says why."""
-    if maps[:, 0].numel() < 2:
-        return False  # too few values for statistics, which the norm layers themselves complain about
-    reason = why_to_call(block, known) or why_to_call(reader, known) or _why_parts_do_not_fit(maps, block, reader)
+def _why_to_call_stage(block: nn.Module, reader: nn.Module, known: Collection[type[nn.Module]]) -> str:
+    """Say why a block and what reads it have to be called; empty if they can run over a feature buffer."""
+    reason = why_to_call(block, known) or why_to_call(reader, known)
     if reason:
-        _warn(reason)
-    return not reason
-
-
-def _why_parts_do_not_fit(maps: Tensor, block: nn.Module, reader: nn.Module) -> str:
-    """Say which part has been rearranged; what can run at all then does so by calling modules."""
-    num_features = maps.shape[1]
-    for name, layer in block.named_children():
+        return reason
+    if [name for name, _ in reader.named_children()] not in ([], list(ROLES)):
+        return f"{type(reader).__name__} has been rearranged"
+    layers = layers_of(block)
+    num_features = layers[0].norm1.num_features
+    for (name, _), layer in zip(block.named_children(), layers, strict=True):
         if layer.norm1.num_features != num_features:
             return f"{name} does not read all that comes before it"
         num_features += layer.conv2.out_channels
-    names = [name for name, _ in reader.named_children()]
-    return "" if names in ([], list(ROLES)) else f"{type(reader).__name__} has been rearranged"
+    return ""
+
+
+def _sizes(maps: Tensor, stages: list[tuple[nn.Module, nn.Module]], reasons: list[str]) -> Iterator[StageSize]:
+    """Sizes of all stages for maps that the first one starts with."""
+    num_images, _, height, width = maps.shape
+    for i, ((block, reader), reason) in enumerate(zip(stages, reasons, strict=True)):
+        if reason:
+            yield NOTHING
+            continue
+        widths = [layer.conv1.out_channels for layer in layers_of(block)]
+        num_features = getattr(reader, "norm", reader).num_features
+        yield StageSize(num_images * (height >> i) * (width >> i), num_features, len(widths), max(widths))
+
+
+def _may_use_buffer(maps: Tensor, block: nn.Module, reason: str) -> bool:
+    """Whether a stage may run over a feature buffer; if not, for the reason given or another, a warning says why."""
+    if maps[:, 0].numel() < 2:
+        return False  # too few values for statistics, which the norm layers themselves complain about
+    if not reason and layers_of(block)[0].norm1.num_features != maps.shape[1]:
+        reason = "its first layer does not read all that comes before it"
+    if reason:
+        _warn(reason)
+    return not reason
 
 
 def _warn(reason: str) -> None:

@@ -22,13 +22,15 @@ through mean and variance is applied once for each channel, when all its readers
 N images, H x W pixels, R = N * H * W rows, C channels of the whole block, c of them read by a layer.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .rows import Scratch, as_maps, zero_where_relu_was
+from .affine import Affine, NormGradient
+from .reductions import Moments, sums_of_products, totals
+from .rows import Scratch, as_rows
 
 EPS = 1e-5  # the default of torch.nn.BatchNorm2d, for which readers need no conversion
 
@@ -47,31 +49,27 @@ class Statistics(NamedTuple):
     invstd: Tensor
 
 
-class Affine(NamedTuple):
-    """What a norm layer does to xhat of the first c channels: scale * xhat + shift.
+class Reading(NamedTuple):
+    """How a norm layer reads a feature buffer.
 
-    A layer in eval mode, or with another `eps`, normalises to ratio * xhat + offset before gamma and beta act.
+    A layer in eval mode normalises to ratio * xhat + offset before gamma and beta act, one with another `eps` to
+    ratio * xhat.
 
     Attributes:
-        scale: (c,).
-        shift: (c,).
-        ratio: (c,), or the number 1.
-        offset: (c,), or the number 0.
-        of_batch: Whether gradients go through mean and variance.
+        affine: All that it does to xhat.
+        ratio: (c,), or None for 1.
+        offset: (c,), or None where gradients go through the batch's mean and variance.
     """
 
-    scale: Tensor
-    shift: Tensor
-    ratio: Tensor | float
-    offset: Tensor | float
-    of_batch: bool
+    affine: Affine
+    ratio: Tensor | None = None
+    offset: Tensor | None = None
 
-    @classmethod
-    def of(
-        cls, gamma: Tensor, beta: Tensor, ratio: Tensor | float = 1.0, offset: Tensor | float = 0.0, *, of_batch: bool
-    ) -> "Affine":
-        """Combine a normalisation with gamma and beta, (c,) each."""
-        return cls(gamma * ratio, beta + gamma * offset, ratio, offset, of_batch)
+    def grad_gamma(self, total: Tensor, product: Tensor) -> Tensor:
+        """Gradient of gamma from sum(g) and sum(g * xhat)."""
+        if self.ratio is None:
+            return product
+        return self.ratio * product if self.offset is None else self.ratio * product + self.offset * total
 
 
 class FeatureBuffer:
@@ -86,28 +84,23 @@ class FeatureBuffer:
     def __init__(self, maps: Tensor, num_features: int, dtype: torch.dtype):
         n, _, height, width = maps.shape
         self.shape = (n, height, width)
-        self.rows = maps.new_empty(n * height * width, num_features, dtype=dtype)
+        self.num_rows = n * height * width
+        self.rows = maps.new_empty(self.num_rows, num_features, dtype=dtype)
         of_channels = maps.new_zeros(3, num_features, dtype=torch.promote_types(dtype, torch.float32))
         self.statistics = Statistics(*of_channels)
         self.end = 0
-        self.append(maps.to(dtype))
+        self.append(as_rows(maps.to(dtype)))
 
-    def append(self, maps: Tensor) -> None:
-        """Normalise new maps (N, k, H, W) and write them behind those that are there."""
-        new = slice(self.end, self.end + maps.shape[1])
+    def append(self, rows: Tensor) -> None:
+        """Normalise new maps, as rows (R, k), and write them behind those that are there."""
+        new = slice(self.end, self.end + rows.shape[1])
         mean, unbiased, invstd = (values[new] for values in self.statistics)
-        # Batch norm's own kernel, as a layer without parameters that forgets all earlier batches. On a CPU its two
-        # passes are many times faster than torch.var_mean over the rows.
-        one = torch.ones_like(mean)
-        xhat, _, new_invstd = torch.native_batch_norm(maps, one, None, mean, unbiased, True, 1.0, EPS)
-        invstd.copy_(new_invstd)
-        as_maps(self.rows, self.shape)[:, new] = xhat
+        moments = Moments.of(rows)
+        mean.copy_(moments.mean)
+        unbiased.copy_(moments.unbiased)
+        torch.rsqrt(moments.variance + EPS, out=invstd)
+        torch.addcmul(mean * -invstd, rows, invstd, out=self.rows[:, new])
         self.end = new.stop
-
-
-def activate(rows: Tensor, affine: Affine, scratch: Scratch) -> Tensor:
-    """Norm and ReLU of a chunk (r, c) of the buffer. Forward and backward pass call it alike, so that signs agree."""
-    return torch.addcmul(affine.shift, rows, affine.scale, out=scratch.shaped(*rows.shape)).relu_()
 
 
 class GradientBuffer:
@@ -124,66 +117,51 @@ class GradientBuffer:
         self.rows = torch.empty_like(rows)  # G
         self.sums = torch.zeros_like(self.invstd)  # sum(G)
         self.products = torch.zeros_like(self.invstd)  # sum(G * xhat)
-        self.scratch = Scratch(rows, self.invstd.dtype)
 
-    def begin(self, chunk: slice, grad: Tensor, activated: Tensor, affine: Affine) -> tuple[Tensor, Tensor]:
+    def begin(self, chunk: slice, grad: Tensor, xhat: Tensor, affine: Affine) -> tuple[Tensor, Tensor]:
         """Like `add`, for the first reader to come: it has read all columns, and there is nothing to add to yet."""
-        grad = zero_where_relu_was(grad, activated)
         torch.mul(grad, affine.scale, out=self.rows[chunk])
-        return self._shares(chunk, grad)
+        return sums_of_products(grad, xhat)
 
-    def add(self, chunk: slice, grad: Tensor, activated: Tensor, affine: Affine) -> tuple[Tensor, Tensor]:
+    def add(self, chunk: slice, grad: Tensor, xhat: Tensor, affine: Affine) -> tuple[Tensor, Tensor]:
         """Add what a reader of the first c columns has for a chunk of rows.
 
         Args:
             chunk: Which rows.
-            grad: (r, c), of the ReLU's result. It is overwritten.
-            activated: (r, c), the ReLU's result.
-            affine: The norm before it.
+            grad: g (r, c).
+            xhat: (r, c), without gaps.
+            affine: The reader's norm.
 
         Returns:
             The chunk's share of sum(g) and of sum(g * xhat), (c,) each.
         """
-        grad = zero_where_relu_was(grad, activated)
         self.rows[chunk, : grad.shape[1]].addcmul_(grad, affine.scale)
-        return self._shares(chunk, grad)
+        return sums_of_products(grad, xhat)
 
-    def _shares(self, chunk: slice, grad: Tensor) -> tuple[Tensor, Tensor]:
-        xhat = self.features[chunk, : grad.shape[1]]
-        product = torch.mul(grad, xhat, out=self.scratch.shaped(*grad.shape))
-        return grad.sum(0, dtype=self.sums.dtype), product.sum(0)
-
-    def close(self, affine: Affine, shares: Iterable[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    def close(self, reading: Reading, shares: Iterable[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         """Add up the shares of all chunks of a reader, and note what acts through mean and variance.
 
         Args:
-            affine: The reader's norm.
+            reading: The reader's.
             shares: Those that `add` returns, followed by that of the gradient of a weight if there is one.
 
         Returns:
             dgamma, dbeta, and the gradient of the weight.
         """
-        total, product, *of_weight = _sums(shares, self.sums.dtype)
-        if affine.of_batch:
-            columns = slice(len(total))
-            self.sums[columns] += affine.scale * total
-            self.products[columns] += affine.scale * affine.ratio**2 * product
-        return affine.ratio * product + affine.offset * total, total, *of_weight
+        total, product, *of_weight = totals(shares, self.sums.dtype)
+        if reading.offset is None:
+            scale, columns = reading.affine.scale, slice(total.shape[0])
+            self.sums[columns].addcmul_(scale, total)
+            self.products[columns].addcmul_(scale if reading.ratio is None else scale * reading.ratio**2, product)
+        return reading.grad_gamma(total, product), total, *of_weight
 
-    def take(self, columns: slice) -> Tensor:
-        """dLoss/dx (R, k) of some columns, when all their readers are done."""
-        per_row = -1 / len(self.rows)
-        grad = self.features[:, columns] * (self.products[columns] * per_row)
-        grad.add_(self.sums[columns] * per_row).add_(self.rows[:, columns]).mul_(self.invstd[columns])
-        return grad.to(self.rows.dtype)
+    def take(self, columns: slice) -> Callable[[slice], Tensor]:
+        """Give out dLoss/dx (r, k) of some columns when all their readers are done, a chunk of rows at each call.
 
-
-def _sums(shares: Iterable[tuple[Tensor, ...]], dtype: torch.dtype) -> list[Tensor]:
-    """Add up tuples of tensors."""
-    totals: list[Tensor] = []
-    for share in shares:
-        for total, tensor in zip(totals, share, strict=False):
-            total.add_(tensor)
-        if not totals:
-            totals = [tensor.to(dtype, copy=True) for tensor in share]
-    return totals
+        A chunk shares its memory with those that were given out before.
+        """
+        invstd = self.invstd[columns]
+        per_row = invstd / -self.rows.shape[0]
+        gradient = NormGradient(invstd, per_row * self.products[columns], per_row * self.sums[columns])
+        scratch = Scratch(self.rows, self.rows.dtype)
+        return lambda chunk: gradient.of(self.rows[chunk, columns], self.features[chunk, columns], scratch)

@@ -1,11 +1,14 @@
 """Batch norm layers taken apart: what they normalise with, and how their running statistics move."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .feature_buffer import EPS, Affine, Statistics
+from .affine import Affine, NormGradient
+from .feature_buffer import EPS, Reading, Statistics
+from .reductions import Moments, sums_of_products
 
 
 @dataclass(frozen=True)
@@ -26,72 +29,108 @@ class Norm:
         of_batch = module.training or module.running_mean is None
         return cls(module.eps, () if of_batch else (module.running_mean, module.running_var))
 
-    def affine(self, gamma: Tensor, beta: Tensor, statistics: Statistics, num_values: int) -> Affine:
+    def with_running(self, running: tuple[Tensor, ...]) -> "Norm":
+        """The same with these tensors in place of its own."""
+        return Norm(self.eps, running)
+
+    def reading(self, gamma: Tensor, beta: Tensor, statistics: Statistics, num_values: int) -> Reading:
         """Combine parameters (c,) with the statistics (C,) of a feature buffer over `num_values` rows, C >= c."""
+        gamma, beta = gamma.to(statistics.mean.dtype), beta.to(statistics.mean.dtype)
+        if not self.running and self.eps == EPS:
+            return Reading(Affine(gamma, beta))
         mean, unbiased, invstd = (values[: len(gamma)] for values in statistics)
-        gamma, beta = gamma.to(mean.dtype), beta.to(mean.dtype)
-        if self.running:
-            running_mean, running_variance = (values.to(mean.dtype) for values in self.running)
-            running_invstd = (running_variance + self.eps).rsqrt()
-            offset = (mean - running_mean) * running_invstd
-            return Affine.of(gamma, beta, running_invstd / invstd, offset, of_batch=False)
-        if self.eps != EPS:
+        if not self.running:
             variance = unbiased * ((num_values - 1) / num_values)
-            return Affine.of(gamma, beta, (variance + self.eps).rsqrt() / invstd, of_batch=True)
-        return Affine.of(gamma, beta, of_batch=True)
+            ratio = (variance + self.eps).rsqrt() / invstd
+            return Reading(Affine(gamma * ratio, beta), ratio)
+        running_mean, running_variance = (values.to(mean.dtype) for values in self.running)
+        running_invstd = (running_variance + self.eps).rsqrt()
+        ratio, offset = running_invstd / invstd, (mean - running_mean) * running_invstd
+        return Reading(Affine(gamma * ratio, beta + gamma * offset), ratio, offset)
 
-    def normalise(
-        self, maps: Tensor, gamma: Tensor, beta: Tensor, *, update: nn.BatchNorm2d | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Normalise maps (N, b, H, W).
-
-        Args:
-            maps: In any memory format.
-            gamma: (b,).
-            beta: (b,).
-            update: The layer whose running statistics take part in the step; None for a second computation of it.
-
-        Returns:
-            The normalised maps, and the two tensors that `normalise_backward` wants back.
-        """
-        mean, variance = self.running or (None, None)
-        factor = 0.0
-        if update is not None and _has_moving_statistics(update):
-            mean, variance, factor = update.running_mean, update.running_var, _count_step(update)
-        return torch.native_batch_norm(maps, gamma, beta, mean, variance, not self.running, factor, self.eps)
-
-    def normalise_backward(self, grad: Tensor, maps: Tensor, gamma: Tensor, *batch: Tensor) -> tuple[Tensor, ...]:
-        """Gradients with respect to maps, gamma and beta, from that of the normalised maps."""
-        mean, variance = self.running or (None, None)
-        of_batch, wanted = not self.running, [True, True, True]
-        return torch.ops.aten.native_batch_norm_backward.default(
-            grad, maps, gamma, mean, variance, *batch, of_batch, self.eps, wanted
-        )
+    def normalisation(self, rows: Tensor, module: nn.BatchNorm2d, running: "RunningStatistics") -> "Normalisation":
+        """Find what the layer, `module`, normalises raw rows (R, b) with, and note what its own will move to."""
+        if self.running:
+            dtype = torch.promote_types(rows.dtype, torch.float32)
+            mean, variance = (values.to(dtype, copy=True) for values in self.running)
+        else:
+            mean, variance, unbiased = Moments.of(rows)
+            running.note(module, mean, unbiased)
+        return Normalisation(mean, (variance + self.eps).rsqrt(), not self.running)
 
 
-def update_running_statistics(norm: nn.BatchNorm2d, statistics: Statistics) -> None:
-    """Move running mean and variance (c,) of a layer towards those of the batch, (C,) with C >= c.
+class Normalisation(NamedTuple):
+    """What the only reader of raw maps z normalises them with: zhat = (z - mean) * invstd.
 
-    As in `torch.nn.BatchNorm2d`: nothing happens unless the layer is in training mode and has running statistics. They
-    are changed in place, because replicas of `nn.DataParallel` share them with the network.
+    The gradient, with g = dLoss/da where its ReLU lets u = gamma * zhat + beta through and 0 elsewhere, is
+
+        dLoss/dz = gamma * invstd * (g - sum(g) / R - zhat * sum(g * zhat) / R)
+
+    or its first term alone if mean and invstd are not those of the batch.
+
+    Attributes:
+        mean: (b,).
+        invstd: (b,).
+        of_batch: Whether gradients go through both.
     """
-    if _has_moving_statistics(norm):
-        factor = _count_step(norm)
-        for running, new in ((norm.running_mean, statistics.mean), (norm.running_var, statistics.unbiased)):
-            running.lerp_(new[: norm.num_features].to(running.dtype), factor)
+
+    mean: Tensor
+    invstd: Tensor
+    of_batch: bool
+
+    def affine(self, gamma: Tensor, beta: Tensor) -> Affine:
+        """Combine it with gamma and beta (b,), for raw rows."""
+        scale = gamma.to(self.mean.dtype) * self.invstd
+        return Affine(scale, torch.addcmul(beta.to(self.mean.dtype), scale, self.mean, value=-1))
+
+    def shares(self, grad: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Of a chunk of g and z, (r, b) each without gaps: sum(g) = dbeta, and sum(g * zhat) = dgamma."""
+        return sums_of_products(grad, rows, self.mean, self.invstd)
+
+    def gradient(self, gamma: Tensor, total: Tensor, product: Tensor, num_rows: int) -> NormGradient:
+        """Combine it with gamma (b,) and the sums over all rows of what `shares` returns."""
+        scale = gamma.to(self.mean.dtype) * self.invstd
+        if not self.of_batch:
+            return NormGradient(scale, torch.zeros_like(scale), torch.zeros_like(scale))
+        per_row = scale / -num_rows
+        slope = per_row * self.invstd * product
+        return NormGradient(scale, slope, torch.addcmul(per_row * total, slope, self.mean, value=-1))
 
 
-def _has_moving_statistics(norm: nn.BatchNorm2d) -> bool:
-    return norm.training and norm.track_running_stats and norm.running_mean is not None
+class RunningStatistics:
+    """Running statistics of norm layers that move together, which takes a few operations and not a few for each layer.
+
+    As in `torch.nn.BatchNorm2d`, those move that are in training mode and have running statistics. They are changed in
+    place, because replicas of `nn.DataParallel` share them with the network.
+    """
+
+    def __init__(self) -> None:
+        self._noted: list[tuple[nn.BatchNorm2d, Tensor, Tensor]] = []
+
+    def note(self, norm: nn.BatchNorm2d, mean: Tensor, unbiased: Tensor) -> None:
+        """Note that those of a layer, (c,) each, move towards those of the batch, (C,) with C >= c."""
+        if norm.training and norm.track_running_stats and norm.running_mean is not None:
+            self._noted.append((norm, mean[: norm.num_features], unbiased[: norm.num_features]))
+
+    def move(self) -> None:
+        """Count a step of each layer, and move all."""
+        counts = [norm.num_batches_tracked for norm, *_ in self._noted if norm.num_batches_tracked is not None]
+        if counts:
+            torch._foreach_add_(counts, 1)
+        by_factor: dict[float, tuple[list[Tensor], list[Tensor]]] = {}
+        for norm, mean, unbiased in self._noted:
+            running, new = by_factor.setdefault(_weight_of_a_step(norm), ([], []))
+            running += norm.running_mean, norm.running_var
+            new += mean.to(norm.running_mean.dtype), unbiased.to(norm.running_var.dtype)
+        for factor, (running, new) in by_factor.items():
+            torch._foreach_lerp_(running, new, factor)
 
 
-def _count_step(norm: nn.BatchNorm2d) -> float:
-    """Count a training step and return the weight of its statistics in the running ones.
+def _weight_of_a_step(norm: nn.BatchNorm2d) -> float:
+    """Weight of the last step in the running statistics.
 
     With `momentum=None` these are averages over all steps. Their number is read from the device, as PyTorch does.
     """
-    if norm.num_batches_tracked is not None:
-        norm.num_batches_tracked.add_(1)
-        if norm.momentum is None:
-            return 1 / float(norm.num_batches_tracked)
+    if norm.momentum is None and norm.num_batches_tracked is not None:
+        return 1 / float(norm.num_batches_tracked)
     return norm.momentum or 0.0

@@ -29,23 +29,25 @@ def as_maps(rows: Tensor, shape: tuple[int, int, int]) -> Tensor:
 
 def as_rows(maps: Tensor) -> Tensor:
     """View a channels_last tensor (N, C, H, W) as rows (N * H * W, C); any other memory format is copied."""
-    return maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1])
+    return maps.permute(0, 2, 3, 1).contiguous().view(-1, maps.shape[1])
+
+
+def as_any_maps(rows: Tensor) -> Tensor:
+    """View rows (R, C) as maps (N', C, H', 1), for what treats all pixels of all images alike."""
+    num_rows, num_columns = rows.shape
+    n = IMAGES_OF_A_CHUNK if num_rows % IMAGES_OF_A_CHUNK == 0 else 1
+    return rows.view(n, num_rows // n, 1, num_columns).permute(0, 3, 1, 2)
 
 
 def pointwise(rows: Tensor, weight: Tensor) -> Tensor:
     """Apply a 1x1 convolution (C', C, 1, 1) to rows (R, C): returns (R, C')."""
-    return as_rows(F.conv2d(_as_any_images(rows), weight))
+    return as_rows(F.conv2d(as_any_maps(rows), weight))
 
 
 def pointwise_backward(grad: Tensor, rows: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of `pointwise` with respect to rows (R, C) and weight, from that of its result (R, C')."""
-    grad_rows, grad_weight = convolution_backward(_as_any_images(grad), _as_any_images(rows), weight, padding=0)
+    grad_rows, grad_weight = convolution_backward(as_any_maps(grad), as_any_maps(rows), weight, padding=0)
     return as_rows(grad_rows), grad_weight
-
-
-def _as_any_images(rows: Tensor) -> Tensor:
-    n = IMAGES_OF_A_CHUNK if len(rows) % IMAGES_OF_A_CHUNK == 0 else 1
-    return as_maps(rows, (n, len(rows) // n, 1))
 
 
 def convolution_backward(grad: Tensor, maps: Tensor, weight: Tensor, *, padding: int) -> tuple[Tensor, Tensor]:
@@ -59,21 +61,30 @@ def zero_where_relu_was(grad: Tensor, activated: Tensor) -> Tensor:
     return torch.ops.aten.threshold_backward.grad_input(grad, activated, 0, grad_input=grad)
 
 
-def chunks_of_rows(rows: Tensor, num_columns: int) -> Iterator[slice]:
+def chunks_of_rows(rows: Tensor, num_columns: int, within: slice | None = None) -> Iterator[slice]:
     """Slices that cover all rows; a chunk of `num_columns` has about the size that the device works best on.
 
     Their length is a power of two, which the blocks fit in which a CPU's convolutions work; a step is faster for it.
+
+    Args:
+        rows: Their type and device decide.
+        num_columns: Of a chunk.
+        within: Cover these rows only.
     """
+    start, stop, _ = (within or slice(None)).indices(rows.shape[0])
     most = max(IMAGES_OF_A_CHUNK, _numbers_in_a_chunk(rows) // num_columns)
-    return _slices(len(rows), 1 << (most.bit_length() - 1))
+    return _slices(start, stop, stop - start if stop - start <= most else _power_of_two(most))
 
 
-def chunks_of_images(rows: Tensor, shape: tuple[int, int, int]) -> Iterator[tuple[slice, slice]]:
-    """Slices of images that cover all of them, each with the slice of its rows; `shape` is (N, H, W)."""
+def chunks_of_images(rows: Tensor, shape: tuple[int, int, int], num_columns: int) -> Iterator[tuple[slice, slice]]:
+    """Slices of images that cover all of them, each with the slice of its rows; `shape` is (N, H, W).
+
+    A chunk of `num_columns` has about the size that the device works best on, but is one image at least.
+    """
     num_images, height, width = shape
     num_pixels = height * width
-    step = max(1, _numbers_in_a_chunk(rows) // (num_pixels * rows.shape[1]))
-    for images in _slices(num_images, step):
+    step = _power_of_two(max(1, _numbers_in_a_chunk(rows) // (num_pixels * num_columns)))
+    for images in _slices(0, num_images, step):
         yield images, slice(images.start * num_pixels, images.stop * num_pixels)
 
 
@@ -81,8 +92,12 @@ def _numbers_in_a_chunk(rows: Tensor) -> int:
     return (CPU_CHUNK_BYTES if rows.device.type == "cpu" else GPU_CHUNK_BYTES) // rows.element_size()
 
 
-def _slices(total: int, step: int) -> Iterator[slice]:
-    return (slice(start, min(start + step, total)) for start in range(0, total, step))
+def _power_of_two(most: int) -> int:
+    return 1 << (most.bit_length() - 1)
+
+
+def _slices(start: int, stop: int, step: int) -> Iterator[slice]:
+    return (slice(first, min(first + step, stop)) for first in range(start, stop, step))
 
 
 class Scratch:

@@ -141,7 +141,7 @@ def test_densenet_bc_defaults_to_the_smallest_published_network():
 
 @pytest.mark.parametrize(
     ("efficient", "strategy"),
-    [(False, "naive"), (True, "checkpoint"), *((name, name) for name in STRATEGIES)],
+    [(False, "naive"), (True, "buffer"), *((name, name) for name in STRATEGIES)],
 )
 def test_efficient_names_a_strategy(efficient, strategy):
     network = densenet_bc(16, 4, drop_rate=0.2, efficient=efficient)

@@ -3,7 +3,8 @@ import torch
 from torch import Tensor, nn
 
 from models.feature_buffer import FeatureBuffer
-from models.norms import Norm, update_running_statistics
+from models.norms import Norm, Normalisation, RunningStatistics
+from models.rows import Scratch, as_rows
 
 MAPS = torch.randn(3, 4, 5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 2 + 3
 
@@ -22,11 +23,24 @@ def random_norm(**settings) -> nn.BatchNorm2d:
 def through_the_buffer(norm: nn.BatchNorm2d) -> Tensor:
     """Normalise MAPS as a reader of all channels of a buffer does, which holds two more channels than these."""
     buffer = FeatureBuffer(MAPS, 6, torch.float64)
-    buffer.append(torch.zeros(3, 2, 5, 2, dtype=torch.float64))
-    affine = Norm.of(norm).affine(norm.weight, norm.bias, buffer.statistics, len(buffer.rows))
-    update_running_statistics(norm, buffer.statistics)
+    buffer.append(torch.zeros(3 * 5 * 2, 2, dtype=torch.float64))
+    affine = Norm.of(norm).reading(norm.weight, norm.bias, buffer.statistics, buffer.num_rows).affine
+    move_running_statistics(norm, buffer.statistics.mean, buffer.statistics.unbiased)
     rows = buffer.rows[:, :4] * affine.scale + affine.shift
     return rows.view(3, 5, 2, 4).permute(0, 3, 1, 2)
+
+
+def move_running_statistics(norm: nn.BatchNorm2d, mean: Tensor, unbiased: Tensor) -> None:
+    running = RunningStatistics()
+    running.note(norm, mean, unbiased)
+    running.move()
+
+
+def normalise(rows: Tensor, norm: nn.BatchNorm2d) -> Normalisation:
+    running = RunningStatistics()
+    normalisation = Norm.of(norm).normalisation(rows, norm, running)
+    running.move()
+    return normalisation
 
 
 SETTINGS = {
@@ -51,43 +65,60 @@ def test_a_reader_normalises_as_the_layer_does(name, training):
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("name", SETTINGS)
-def test_maps_are_normalised_and_differentiated_as_by_the_layer(name, training):
+def test_raw_rows_are_normalised_and_differentiated_as_by_the_layer(name, training):
     expected, actual = (random_norm(**SETTINGS[name]).train(training) for _ in range(2))
     maps = MAPS.clone().requires_grad_()
     result = expected(maps)
     grad = torch.randn(MAPS.shape, dtype=torch.float64)
-    gradients = torch.autograd.grad(result, (maps, expected.weight, expected.bias), grad)
-
-    norm = Norm.of(actual)
+    gradients = torch.autograd.grad(result, (maps, expected.bias, expected.weight), grad)
+    rows, grad_rows = as_rows(MAPS), as_rows(grad)
     with torch.no_grad():
-        out, *batch = norm.normalise(MAPS, actual.weight, actual.bias, update=actual)
-    torch.testing.assert_close(out, result, rtol=1e-12, atol=1e-12)
+        normalisation = normalise(rows, actual)
+        affine = normalisation.affine(actual.weight, actual.bias)
+        shares = normalisation.shares(grad_rows, rows)
+        through = normalisation.gradient(actual.weight, *shares, len(rows))
+        of_rows = through.of(grad_rows, rows, Scratch(rows, rows.dtype))
+    torch.testing.assert_close(rows * affine.scale + affine.shift, as_rows(result), rtol=1e-12, atol=1e-12)
     for key, tensor in expected.named_buffers():
         torch.testing.assert_close(actual.get_buffer(key), tensor, rtol=1e-12, atol=1e-12)
-    again = norm.normalise_backward(grad, MAPS, actual.weight, *batch)
-    torch.testing.assert_close(again, gradients, rtol=1e-10, atol=1e-10)
+    of_maps, *of_parameters = gradients
+    torch.testing.assert_close(of_rows, as_rows(of_maps), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(shares, tuple(of_parameters), rtol=1e-10, atol=1e-10)
 
 
-def test_a_second_computation_leaves_running_statistics_alone():
-    norm = random_norm()
-    before = {name: buffer.clone() for name, buffer in norm.named_buffers()}
-    with torch.no_grad():
-        Norm.of(norm).normalise(MAPS, norm.weight, norm.bias)
-    assert all(torch.equal(buffer, before[name]) for name, buffer in norm.named_buffers())
+def test_a_frozen_layer_normalises_as_it_did_when_its_statistics_move_later():
+    norm = random_norm().eval()
+    rows = as_rows(MAPS)
+    normalisation = normalise(rows, norm)
+    before = normalisation.mean.clone()
+    norm.running_mean.add_(1)
+    assert torch.equal(normalisation.mean, before)
 
 
 def test_a_layer_that_does_not_count_steps_is_the_same():
     expected, actual = random_norm(), random_norm()
     expected.num_batches_tracked = actual.num_batches_tracked = None
-    with torch.no_grad():
-        result = expected(MAPS)
-        out, *_ = Norm.of(actual).normalise(MAPS, actual.weight, actual.bias, update=actual)
-    torch.testing.assert_close(out, result, rtol=1e-12, atol=1e-12)
+    expected(MAPS)
+    normalise(as_rows(MAPS), actual)
     torch.testing.assert_close(actual.running_mean, expected.running_mean, rtol=1e-12, atol=1e-12)
 
 
 def test_a_layer_in_eval_mode_counts_no_step():
     norm = random_norm().eval()
     before = {name: buffer.clone() for name, buffer in norm.named_buffers()}
-    update_running_statistics(norm, FeatureBuffer(MAPS, 4, torch.float64).statistics)
+    move_running_statistics(norm, torch.ones(4), torch.ones(4))
     assert all(torch.equal(buffer, before[name]) for name, buffer in norm.named_buffers())
+
+
+def test_layers_of_different_momentum_move_together_as_each_alone():
+    momenta = [0.1, None, 0.7, 0.1]
+    alone, together = ([random_norm(momentum=momentum) for momentum in momenta] for _ in range(2))
+    for step in range(2):
+        running = RunningStatistics()
+        for number, norms in enumerate(zip(alone, together, strict=True)):
+            statistics = torch.randn(2, 4, generator=torch.Generator().manual_seed(10 * step + number)).double()
+            move_running_statistics(norms[0], *statistics)
+            running.note(norms[1], *statistics)
+        running.move()
+    for one, other in zip(alone, together, strict=True):
+        assert all(torch.equal(left, right) for left, right in zip(one.buffers(), other.buffers(), strict=True))

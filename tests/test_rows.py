@@ -58,9 +58,12 @@ def test_chunks_cover_each_row_once_in_order(num_images, side, num_columns, read
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rows_module, "CPU_CHUNK_BYTES", chunk_bytes)
         of_rows = list(chunks_of_rows(rows, min(read, num_columns)))
-        of_images = list(chunks_of_images(rows, shape))
+        of_images = list(chunks_of_images(rows, shape, read))
+        within = slice(len(rows) // 3, len(rows) // 2)
+        of_part = list(chunks_of_rows(rows, read, within))
     everything = list(range(len(rows)))
     assert [index for chunk in of_rows for index in everything[chunk]] == everything
+    assert [index for chunk in of_part for index in everything[chunk]] == everything[within]
     assert [index for _, chunk in of_images for index in everything[chunk]] == everything
     assert [index for images, _ in of_images for index in range(num_images)[images]] == list(range(num_images))
     assert all(
@@ -72,9 +75,11 @@ def test_chunks_cover_each_row_once_in_order(num_images, side, num_columns, read
 def test_chunks_have_about_the_size_that_is_asked_for(monkeypatch):
     monkeypatch.setattr(rows_module, "CPU_CHUNK_BYTES", 4 * 1000 * 10)
     rows = torch.zeros(64 * 50, 20)
-    # 1000 rows of ten columns rounded down to a power of two, and ten images of 50 rows of twenty columns.
+    # 1000 rows of ten columns, or ten images of 50 rows of twenty columns, rounded down to a power of two.
     assert {chunk.stop - chunk.start for chunk in list(chunks_of_rows(rows, 10))[:-1]} == {512}
-    assert {images.stop - images.start for images, _ in list(chunks_of_images(rows, (64, 5, 10)))[:-1]} == {10}
+    assert {images.stop - images.start for images, _ in list(chunks_of_images(rows, (64, 5, 10), 20))[:-1]} == {8}
+    # What fits as a whole is one chunk.
+    assert list(chunks_of_rows(rows, 10, slice(7, 1007))) == [slice(7, 1007)]
 
 
 def test_a_gradient_is_zero_where_the_relu_was():

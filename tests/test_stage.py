@@ -96,9 +96,10 @@ def step(
 # Gradients
 
 
+@pytest.mark.parametrize("num_bottlenecks", [0, 1])
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("reader", READERS)
-def test_gradients_agree_with_finite_differences(reader, frozen):
+def test_gradients_agree_with_finite_differences(reader, frozen, num_bottlenecks):
     block, last = stage(2, reader, start=3, growth=2, bn_size=2, kept=2, dtype=torch.float64)
     if frozen:
         block.denselayer1.norm1.eval()
@@ -106,7 +107,11 @@ def test_gradients_agree_with_finite_differences(reader, frozen):
         block.denselayer2.norm1.eps = 0.1
     maps = torch.randn(3, 3, 4, 2, dtype=torch.float64, requires_grad=True)
     parameters = (*block.parameters(), *last.parameters())
-    assert torch.autograd.gradcheck(lambda maps, *_: read_block(maps, block, last), (maps, *parameters))
+
+    def read(maps: Tensor, *_: Tensor) -> Tensor:
+        return read_block(maps, block, last, num_bottlenecks=num_bottlenecks)
+
+    assert torch.autograd.gradcheck(read, (maps, *parameters))
 
 
 @pytest.mark.parametrize("chunk_bytes", [1, 3000, 2**30])
@@ -208,22 +213,27 @@ def test_parameters_of_zero_are_the_same():
 # What is kept
 
 
-def kept_bytes_in_closed_form(num_layers: int, drop_rate: float = 0) -> int:
-    # The buffer, mean, variance and inverse deviation of each channel, and for dropout a byte for each new value.
+def kept_bytes_in_closed_form(num_layers: int, drop_rate: float, num_bottlenecks: int) -> int:
+    # The buffer; mean, variance and inverse deviation of each of its channels, mean and inverse deviation of those of
+    # all bottlenecks; bottlenecks that are kept; and for dropout a byte for each new value.
     channels = START + num_layers * GROWTH
-    return 4 * ROWS * channels + 3 * 4 * channels + (ROWS * GROWTH * num_layers if drop_rate else 0)
+    of_buffer = 4 * ROWS * channels + 3 * 4 * channels
+    of_bottlenecks = 2 * 4 * num_layers * BOTTLENECK + 4 * num_bottlenecks * ROWS * BOTTLENECK
+    return of_buffer + of_bottlenecks + (ROWS * GROWTH * num_layers if drop_rate else 0)
 
 
+@pytest.mark.parametrize("num_bottlenecks", [0, 1, 4])
 @pytest.mark.parametrize("drop_rate", [0, 0.2])
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("num_layers", LAYERS)
-def test_bytes_kept_for_backward(num_layers, reader, drop_rate):
+def test_bytes_kept_for_backward(num_layers, reader, drop_rate, num_bottlenecks):
     maps, (block, last) = random_maps(), stage(num_layers, reader, drop_rate=drop_rate)
     given = [maps, *block.parameters(), *block.buffers(), *last.parameters(), *last.buffers()]
-    expected = kept_bytes_in_closed_form(num_layers, drop_rate)
-    assert bytes_saved_for_backward(lambda: read_block(maps, block, last), without=given) == expected
+    expected = kept_bytes_in_closed_form(num_layers, drop_rate, num_bottlenecks)
+    read = partial(read_block, maps, block, last, num_bottlenecks=num_bottlenecks)
+    assert bytes_saved_for_backward(read, without=given) == expected
     with LiveStorages() as storages:
-        result = read_block(maps, block, last)
+        result = read()
     assert storages.live_bytes(without=[result, *given]) == expected
 
 
@@ -279,13 +289,14 @@ def operations(read: Read, num_layers: int, reader: str) -> dict[str, int]:
     return {name: count for name, count in mode.counts.items() if name.startswith("convolution")}
 
 
+@pytest.mark.parametrize("num_bottlenecks", [0, 2, 5])
 @pytest.mark.parametrize("reader", READERS)
-def test_only_the_convolutions_of_bottlenecks_run_twice(reader):
+def test_only_the_convolutions_of_bottlenecks_that_are_not_kept_run_twice(reader, num_bottlenecks):
     m, transitions = 5, reader == "transition"
-    assert operations(read_block, m, reader) == {
+    assert operations(partial(read_block, num_bottlenecks=num_bottlenecks), m, reader) == {
         "convolution 3x3": m,
         "convolution_backward 3x3": m,
-        "convolution 1x1": 2 * m + transitions,
+        "convolution 1x1": 2 * m - num_bottlenecks + transitions,
         "convolution_backward 1x1": m + transitions,
     }
 
@@ -305,14 +316,21 @@ def test_floating_point_operations_are_those_of_the_closed_form(reader):
 
 
 def test_statistics_are_computed_once_for_each_map():
-    # A norm for each new map and for the block's input, and the second norm of each layer, forward and again.
+    # Once for the maps of each layer and for the block's input, and once for each bottleneck.
     m = 5
     block, last = stage(m)
     with OperationCounts() as mode:
         read_block(random_maps(), block, last).sum().backward()
-    assert mode.counts["native_batch_norm"] == (m + 1) + 2 * m
-    assert mode.counts["native_batch_norm_backward"] == m
+    assert mode.counts["batch_norm_update_stats"] == (m + 1) + m
+    assert mode.counts["native_batch_norm"] == 0
     assert mode.counts["cat"] <= 1
+
+
+@pytest.mark.parametrize("precision", [nullcontext, BF16], ids=["float32", "bf16"])
+def test_bottlenecks_that_are_kept_change_no_bit(precision):
+    reads = (partial(read_block, num_bottlenecks=count) for count in (0, 2, 3))
+    none, some, all_ = (step(read, random_maps(), *stage(3, drop_rate=0.2), of_forward=precision) for read in reads)
+    assert unequal(none, some) == unequal(none, all_) == []
 
 
 @pytest.mark.parametrize("precision", [nullcontext, BF16], ids=["float32", "bf16"])

@@ -1,0 +1,47 @@
+"""What norm layers do to each channel of rows, when mean and variance are known: forward, and backward.
+
+R rows, r of them in a chunk, c channels.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .rows import Scratch
+
+
+class Affine(NamedTuple):
+    """What a norm layer does to the first c channels: scale * x + shift.
+
+    Attributes:
+        scale: (c,).
+        shift: (c,).
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+
+def activate(rows: Tensor, affine: Affine, scratch: Scratch) -> Tensor:
+    """Norm and ReLU of rows (r, c). Forward and backward pass call it alike, so that signs agree."""
+    return torch.addcmul(affine.shift, rows, affine.scale, out=scratch.shaped(*rows.shape)).relu_()
+
+
+class NormGradient(NamedTuple):
+    """Gradient of normalised channels with respect to what was normalised: scale * g + slope * x + offset.
+
+    Attributes:
+        scale: (c,).
+        slope: (c,).
+        offset: (c,).
+    """
+
+    scale: Tensor
+    slope: Tensor
+    offset: Tensor
+
+    def of(self, grad: Tensor, rows: Tensor, scratch: Scratch) -> Tensor:
+        """Compute it for a chunk of g and x, (r, c) each, in their type."""
+        out = scratch.shaped(*grad.shape)
+        return torch.addcmul(self.offset, rows, self.slope, out=out).addcmul_(grad, self.scale)
