@@ -170,12 +170,13 @@ def benchmark(
         precision: bf16 and fp16 are autocast. fp16 needs a GPU.
         memory_format: Of all variants; naive is measured in both, and ratios refer to the faster one.
         threads: CPU threads. None: as many as torch takes.
-        rounds: How often each variant is timed; they take turns. 0: measure memory only.
+        rounds: How often each variant is timed, at each depth too; they take turns. 0: measure memory only.
         compile: Also measure torch.compile of the naive network with an activation memory budget of one half.
             Compiling takes minutes, and needs a C++ compiler.
         budget_gb: Measure no table, but answer from small measurements what fits into so many GB of 10^9 bytes: which
             strategies, the largest batch for the given network, and the deepest network for the given batch.
-        plot: Also draw peak memory against depth into this new file, a PNG. At most 16 images are in a step.
+        plot: Also measure memory and time against depth, and draw memory into this new file, a PNG. At most 16 images
+            are in a step.
         depths: Those in the picture.
         csv: Also write the table to this new file.
     """
@@ -188,7 +189,7 @@ def benchmark(
     from train import runtime
     from train.benchmark.budget import GB, find_what_fits
     from train.benchmark.comparison import compare
-    from train.benchmark.depths import peaks_by_depth
+    from train.benchmark.depths import measure_by_depth
     from train.benchmark.plot import draw_depths
     from train.benchmark.step import Case
     from train.benchmark.variants import all_variants
@@ -211,9 +212,9 @@ def benchmark(
     if csv:
         write_new(csv, result.as_csv().encode())
     if plot:
-        peaks = peaks_by_depth(variants, case, depths=depths)
-        write_new(plot, draw_depths(peaks))
-        print(f"\n{peaks.as_text()}")
+        by_depth = measure_by_depth(variants, case, depths=depths, rounds=rounds)
+        write_new(plot, draw_depths(by_depth))
+        print(f"\n{by_depth.as_text()}")
 
 
 def main(argv: list[str]) -> None:

@@ -1,52 +1,68 @@
-"""Peak memory against depth, for the picture."""
+"""Peak memory and time against depth, for the picture and the table below it."""
 
-from collections.abc import Sequence
+import statistics
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+
+from torch.utils.flop_counter import FlopCounterMode
 
 from train.benchmark.failures import one_line
 from train.benchmark.growth import fit_growth
-from train.benchmark.measure import peak_of_step
+from train.benchmark.measure import paired_seconds, peak_of_step
 from train.benchmark.progress import bar
 from train.benchmark.step import Case
 from train.benchmark.table import MB, aligned, conditions
 from train.benchmark.variants import Variant, without_second_naive
 
+MEANING_OF_GFLOP = "where ms/GFLOP does not grow, time grows as the work of the convolutions does"
 LARGEST_BATCH = 16  # 3 GB for the naive network at L=250 k=12, and seconds for a step
 
 
 @dataclass(frozen=True)
-class PeaksByDepth:
-    """Peak memory of a step above weights, gradients and batch.
+class ByDepth:
+    """What a step takes at several depths.
 
     Attributes:
         depths: Ascending.
-        peaks: Bytes for each depth, by variant.
+        peaks: Bytes above weights, gradients and batch for each depth, by variant.
+        seconds: Median time of a step for each depth, by variant; empty if it was not measured.
+        flops: Floating-point operations of the naive network's step for each depth.
         case: Its growth rate, batch and precision hold for all depths.
-        nonlinearity: Largest share by which the peak with three times this batch differs from the line through the
-            peaks with once and twice this batch, at the smallest depth.
+        nonlinearity: By variant, the share by which the peak with three times this batch differs from the line through
+            the peaks with once and twice this batch, at the smallest depth.
     """
 
     depths: list[int]
     peaks: dict[str, list[int]]
+    seconds: dict[str, list[float]]
+    flops: list[int]
     case: Case
-    nonlinearity: float
+    nonlinearity: dict[str, float]
 
     def as_text(self) -> str:
-        """A table in MB with a row for each variant."""
-        header = [f"peak MB, batch {self.case.batch_size}", *(f"L={depth}" for depth in self.depths)]
-        rows = [[name, *(f"{peak / MB:,.1f}" for peak in peaks)] for name, peaks in self.peaks.items()]
-        return f"{aligned([header, *rows])}\n\n{self.note()}"
+        """Tables with a row for each variant: MB, and if time was measured, seconds and milliseconds per GFLOP."""
+        tables = [self._table("peak MB", self.peaks, lambda peak, flops: f"{peak / MB:,.1f}")]
+        if self.seconds:
+            tables.append(self._table("s/step", self.seconds, lambda seconds, flops: f"{seconds:.3f}"))
+            per_gflop = self._table("ms/GFLOP", self.seconds, lambda seconds, flops: f"{1e12 * seconds / flops:.2f}")
+            gflop = ", ".join(f"{flops / 1e9:,.0f}" for flops in self.flops)
+            tables += [per_gflop, f"GFLOP of a step of naive: {gflop}; {MEANING_OF_GFLOP}"]
+        return "\n\n".join([*tables, self.note()])
+
+    def _table(self, title: str, values: dict[str, list[float]], form: Callable[[float, int], str]) -> str:
+        header = [f"{title}, batch {self.case.batch_size}", *(f"L={depth}" for depth in self.depths)]
+        return aligned([header, *([name, *map(form, of_depths, self.flops)] for name, of_depths in values.items())])
 
     def note(self) -> str:
         """What other batches need, and how it was measured."""
-        images = self.case.batch_size
+        images, worst = self.case.batch_size, max(self.nonlinearity, key=self.nonlinearity.get)
         return (
-            f"linear in the batch: {3 * images} images at L={self.depths[0]} lie within {self.nonlinearity:.1%} "
-            f"of the line through {images} and {2 * images}\n{conditions(self.case)}"
+            f"linear in the batch: {3 * images} images at L={self.depths[0]} lie within {self.nonlinearity[worst]:.1%} "
+            f"({worst}) of the line through {images} and {2 * images}\n{conditions(self.case)}"
         )
 
 
-def peaks_by_depth(variants: Sequence[Variant], case: Case, *, depths: Sequence[int]) -> PeaksByDepth:
+def measure_by_depth(variants: Sequence[Variant], case: Case, *, depths: Sequence[int], rounds: int) -> ByDepth:
     """Measure variants at all depths, and check once that memory is linear in the batch.
 
     To compile at each depth would take hours, so that what is compiled is left out.
@@ -55,15 +71,35 @@ def peaks_by_depth(variants: Sequence[Variant], case: Case, *, depths: Sequence[
         variants: Naive in both memory formats first; one of them is enough.
         case: At most LARGEST_BATCH of its images are used. Its depth is not used.
         depths: In any order.
+        rounds: How often each variant is timed; 0 leaves time out.
     """
     chosen = [variant for variant in without_second_naive(variants) if not variant.is_compiled]
-    depths, images = sorted(set(depths)), min(case.batch_size, LARGEST_BATCH)
-    case = replace(case, batch_size=images)
-    sizes = [(variant, depth) for variant in chosen for depth in depths]
-    measured = [_peak(variant, replace(case, depth=depth)) for variant, depth in bar(sizes, "memory by depth")]
-    peaks = {variant.name: measured[i * len(depths) :][: len(depths)] for i, variant in enumerate(chosen)}
-    nonlinearity = max(_nonlinearity(variant, replace(case, depth=depths[0])) for variant in chosen)
-    return PeaksByDepth(depths, peaks, case, nonlinearity)
+    images = min(case.batch_size, LARGEST_BATCH)
+    cases = [replace(case, depth=depth, batch_size=images) for depth in sorted(set(depths))]
+    sizes = [(variant, case) for variant in chosen for case in cases]
+    measured = [_peak(variant, case) for variant, case in bar(sizes, "memory by depth")]
+    seconds = [_seconds(chosen, case, rounds) for case in cases] if rounds else []
+    return ByDepth(
+        depths=[case.depth for case in cases],
+        peaks={variant.name: measured[i * len(cases) :][: len(cases)] for i, variant in enumerate(chosen)},
+        seconds={variant.name: [of_case[i] for of_case in seconds] for i, variant in enumerate(chosen) if seconds},
+        flops=[_flops(chosen[0], case) for case in cases],
+        case=cases[0],
+        nonlinearity={variant.name: _nonlinearity(variant, cases[0]) for variant in chosen},
+    )
+
+
+def _seconds(variants: Sequence[Variant], case: Case, rounds: int) -> list[float]:
+    """Median time of a step of each variant; they take turns, and the first turn is not counted."""
+    steps = [variant.step(case) for variant in variants]
+    return [statistics.median(of_step[1:]) for of_step in paired_seconds(steps, rounds=rounds + 1)]
+
+
+def _flops(variant: Variant, case: Case) -> int:
+    step = variant.step(case)
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops()
 
 
 def _peak(variant: Variant, case: Case) -> int:

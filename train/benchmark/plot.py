@@ -7,17 +7,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from train.benchmark.depths import PeaksByDepth
+from train.benchmark.depths import ByDepth
 from train.benchmark.table import MB
 
 # Ours stand out, rivals are grey.
-COLOURS = {"naive": "#e4572e", "checkpoint": "#4c78a8", "buffer": "#2a9d5c"}
+COLOURS = {"naive": "#e4572e", "checkpoint": "#4c78a8", "buffer": "#2a9d5c", "buffer_fast": "#7bbf3f"}
 RIVAL_COLOURS = ("#8a8a8a", "#6d6d6d", "#a8a8a8", "#555555")
 NOTE_COLOUR = "#666666"
 LABEL_GAP = 0.05  # of the height of the panel, between two labels
 
 
-def draw_depths(measured: PeaksByDepth) -> bytes:
+def draw_depths(measured: ByDepth) -> bytes:
     """Draw a line for each variant on logarithmic axes; return a PNG of 1440 x 960 pixels.
 
     There a power of the depth is a straight line, and quadratic growth is steeper than linear growth.
@@ -45,7 +45,7 @@ def draw_depths(measured: PeaksByDepth) -> bytes:
     return file.getvalue()
 
 
-def _label_axes(panel: Axes, measured: PeaksByDepth) -> None:
+def _label_axes(panel: Axes, measured: ByDepth) -> None:
     panel.set_xticks(measured.depths, [str(depth) for depth in measured.depths])
     panel.xaxis.set_minor_locator(NullLocator())
     panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -58,7 +58,7 @@ def _label_axes(panel: Axes, measured: PeaksByDepth) -> None:
     panel.margins(x=0.04)
 
 
-def _label_lines(panel: Axes, measured: PeaksByDepth, colours: dict[str, str]) -> None:
+def _label_lines(panel: Axes, measured: ByDepth, colours: dict[str, str]) -> None:
     """Write the name of each line and its last value to the right of it, moved apart where lines lie close."""
     names = sorted(measured.peaks, key=lambda name: measured.peaks[name][-1])
     ends = [measured.peaks[name][-1] / MB for name in names]
