@@ -126,7 +126,7 @@ class LayerForward:
     def _new_maps(self, z: Tensor, affine: Affine, weight: Tensor) -> Tensor:
         """Norm, ReLU and 3x3 convolution of a bottleneck: rows (R, k)."""
         new = z.new_empty(z.shape[0], weight.shape[0])
-        for images, chunk in chunks_of_images(z, self.work.shape, z.shape[1]):
+        for images, chunk in chunks_of_images(self.buffer.rows, self.work.shape, z.shape[1]):
             activated = activate(z[chunk], affine, self.work.inner_chunk)
             new[chunk] = as_rows(F.conv2d(as_maps(activated, self.work.shape_of(images)), weight, padding=1))
         return new
@@ -168,7 +168,7 @@ class LayerBackward:
     def run(self) -> tuple[Tensor, ...]:
         """Return the gradients of all parameters."""
         num_columns = max(self.num_inputs, self.num_inner)
-        chunks = chunks_of_images(self.z, self.work.shape, num_columns)
+        chunks = chunks_of_images(self.work.rows, self.work.shape, num_columns)
         shares = (self._behind_bottleneck(images, chunk) for images, chunk in chunks)
         grad_beta2, grad_gamma2, grad_weight2 = totals(shares, self.affine.scale.dtype)
         through = self.normalisation.gradient(self.gamma2, grad_beta2, grad_gamma2, self.work.num_rows)

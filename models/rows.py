@@ -9,13 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Rows are worked on in chunks of at most so many bytes. On a CPU a chunk and its results should stay in the caches, but
-# many small chunks cost time of their own. Of 4, 8 and 16 MiB, tried in this place with `python demo.py benchmark` on
-# an AMD EPYC (1 MiB of second-level cache a core, 32 MiB of third-level cache), 4 was a little faster than 8 at L=100,
+# Rows are worked on in chunks of about so many bytes. On a CPU a chunk and its results should stay in the caches, but
+# many small chunks cost time of their own. Of 4 to 16 MiB, tried in this place with `python demo.py benchmark` on an
+# AMD EPYC (1 MiB of second-level cache a core, 32 MiB of third-level cache), 4 was a little faster than 8 at L=100,
 # k=12, batch 64 on one thread, and 8 was faster on two threads and for deeper networks. On a GPU a chunk has to fill
 # the device; that number was not tuned on one.
 CPU_CHUNK_BYTES = 8 * 2**20
 GPU_CHUNK_BYTES = 128 * 2**20
+
+# Where the whole buffer is small, a chunk is a third of it, so that chunks are not what needs the memory, but not less
+# than the most divided by this. At L=40, k=12, batch 16 that was a third less at the peak, and no slower.
+SMALLEST_SHARE_OF_A_CHUNK = 4
 
 # On a CPU, ATen takes a much slower path for 1x1 filters with fewer than 16 images on one thread. For such a filter all
 # rows are alike, so that they can be passed as 16 images of one column.
@@ -67,7 +71,7 @@ def chunks_of_rows(rows: Tensor, num_columns: int, within: slice | None = None) 
     Their length is a power of two, which the blocks fit in which a CPU's convolutions work; a step is faster for it.
 
     Args:
-        rows: Their type and device decide.
+        rows: Of the feature buffer.
         num_columns: Of a chunk.
         within: Cover these rows only.
     """
@@ -79,7 +83,8 @@ def chunks_of_rows(rows: Tensor, num_columns: int, within: slice | None = None) 
 def chunks_of_images(rows: Tensor, shape: tuple[int, int, int], num_columns: int) -> Iterator[tuple[slice, slice]]:
     """Slices of images that cover all of them, each with the slice of its rows; `shape` is (N, H, W).
 
-    A chunk of `num_columns` has about the size that the device works best on, but is one image at least.
+    A chunk of `num_columns` has about the size that the device works best on, but is one image at least. `rows` are
+    those of the feature buffer.
     """
     num_images, height, width = shape
     num_pixels = height * width
@@ -89,7 +94,8 @@ def chunks_of_images(rows: Tensor, shape: tuple[int, int, int], num_columns: int
 
 
 def _numbers_in_a_chunk(rows: Tensor) -> int:
-    return (CPU_CHUNK_BYTES if rows.device.type == "cpu" else GPU_CHUNK_BYTES) // rows.element_size()
+    most = CPU_CHUNK_BYTES if rows.device.type == "cpu" else GPU_CHUNK_BYTES
+    return min(most, max(most // SMALLEST_SHARE_OF_A_CHUNK, rows.nbytes // 3)) // rows.element_size()
 
 
 def _power_of_two(most: int) -> int:
