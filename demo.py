@@ -9,18 +9,22 @@ A first run, the run that most people come for, what it saves in memory and time
     python demo.py benchmark --help
 """
 
+import shlex
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from data.errors import DataError
 from train import flags as command_line
+from train import stops
 from train.benchmark.compiler import require_compiler
 from train.benchmark.output import require_new, write_new
 from train.claim import claim, recorded_flags
 from train.errors import RunError, UserError
 from train.flag_types import Range
 from train.provenance import git_revision, versions
+from train.run import CONFIG
 
 NAME = "demo.py"
 
@@ -49,6 +53,7 @@ def train(
     seed: Annotated[int, Range(0, 2**63 - 1)] | None = None,
     download: bool = True,
     resume: bool = False,
+    debug: bool = False,
 ) -> None:
     """Train a DenseNet-BC on small images and leave logs and weights in a folder.
 
@@ -79,8 +84,9 @@ def train(
             write it to config.json.
         download: Fetch missing files of the data set from the network.
         resume: Continue the run in --save, or start it if there is none. Flags that are not given are those of the
-            run. Of the others only save, data, download and efficient may differ, and n_epochs may grow. Every
+            run. Of the others only save, data, download, efficient and debug may differ, and n_epochs may grow. Every
             further epoch then has the learning rate that it has in a run of the new length.
+        debug: Show where in the program an error came from.
     """
     flags = {flag: str(value) if isinstance(value, Path) else value for flag, value in locals().items()}
     with claim(save, flags) as folder:
@@ -90,6 +96,7 @@ def train(
         from models import densenet_bc
         from train import runtime
         from train.engine import Loaders, fit
+        from train.memory import is_out_of_memory, what_to_try
         from train.optim import make_optimizer
 
         spec = DATASETS[dataset]
@@ -132,7 +139,17 @@ def train(
         if checkpoint.epoch:
             print(f"Resuming after epoch {checkpoint.epoch}.")
         model = runtime.on_all_devices(network, device)
-        test_error = fit(model, optimizer, loaders, folder, checkpoint, n_epochs=n_epochs, lr=lr, seed=seed)
+        try:
+            test_error = fit(model, optimizer, loaders, folder, checkpoint, n_epochs=n_epochs, lr=lr, seed=seed)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            advice = {"strategy": network.strategy, "batch_size": batch_size, "device": device}
+            advice = what_to_try(**advice, depth=depth, growth_rate=growth_rate)
+            raise RunError(
+                f"memory ran out with --efficient {network.strategy} and --batch_size {batch_size}; {save} stands at "
+                f"the last finished epoch; {advice}"
+            ) from error
         print(f"Test error {test_error:.2%} (accuracy {1 - test_error:.2%}); everything is in {save}")
 
 
@@ -152,6 +169,7 @@ def benchmark(
     plot: Path | None = None,
     depths: tuple[Depth, ...] = (40, 100, 190, 250),
     csv: Path | None = None,
+    debug: bool = False,
 ) -> None:
     """Measure memory and time of a training step, of our strategies and of other ways to train the same network.
 
@@ -179,6 +197,7 @@ def benchmark(
             are in a step.
         depths: Those in the picture.
         csv: Also write the table to this new file.
+        debug: Show where in the program an error came from.
     """
     require_new(plot, flag="plot", suffix=".png")
     require_new(csv, flag="csv", suffix=".csv")
@@ -221,16 +240,29 @@ def main(argv: list[str]) -> None:
     """Run a command line: the words behind the program's name."""
     command, words = command_line.choose(COMMANDS, argv, name=NAME)
     name = NAME if words is argv else f"{NAME} {command}"
+    given: dict[str, Any] = {}
     try:
-        given = command_line.bind(COMMANDS[command], words, name=name, commands=COMMANDS)
-        if given.get("resume"):
-            given = command_line.bind(train, words + _words_of_recorded_flags(given), name=name)
-        COMMANDS[command](**given)
+        with stops.at_once():
+            given = command_line.bind(COMMANDS[command], words, name=name, commands=COMMANDS)
+            if given.get("resume"):
+                given = command_line.bind(train, words + _words_of_recorded_flags(given), name=name)
+            COMMANDS[command](**given)
     except (UserError, RunError, DataError) as error:
-        command_line.refuse(str(error), name=name, exit_code=error.exit_code)
-    except KeyboardInterrupt:
-        message = "interrupted; the same line with --resume True goes on after the last finished epoch"
-        command_line.refuse(message if command == "train" else "interrupted", name=name, exit_code=130)
+        if given.get("debug"):
+            traceback.print_exc()
+        command_line.end(f"error: {error}", name=name, exit_code=error.exit_code)
+    except stops.Stopped as stop:
+        hint = f"; {_how_to_go_on(words, given)}" if command == "train" else ""
+        command_line.end(f"{stop}{hint}", name=name, exit_code=stop.exit_code)
+
+
+def _how_to_go_on(words: list[str], given: dict[str, Any]) -> str:
+    """The command line that goes on with a run that was stopped."""
+    save = given.get("save")
+    if save is None or not (save / CONFIG).exists():
+        return "nothing was written"
+    line = shlex.join(["python", NAME, f"--save={save}", "--resume=True"])
+    return f"{save} stands at the last finished epoch; to go on: {line}"
 
 
 def _words_of_recorded_flags(given: dict[str, Any]) -> list[str]:

@@ -1,6 +1,7 @@
 """Going on with a run, and everything that must not be overwritten."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -175,8 +176,6 @@ def test_resume_starts_a_run_where_there_is_none(finished, tmp_path):
 @pytest.mark.parametrize(
     ("name", "damage", "message"),
     [
-        ("checkpoint.pt", b"", "checkpoint.pt cannot be read"),
-        ("checkpoint.pt", b"no archive", "checkpoint.pt cannot be read"),
         ("config.json", b"", "config.json cannot be read"),
         ("config.json", b"[1]", "config.json cannot be read"),
         ("config.json", b'{"flags": {"deph": 10}}', "unknown flag '--deph'"),
@@ -193,11 +192,63 @@ def test_damaged_files_are_one_clear_line_and_stay_as_they_are(name, damage, mes
     assert contents(copy) == before
 
 
-def test_checkpoint_of_another_format_is_refused(copy, capsys):
-    content = torch.load(copy / "checkpoint.pt", weights_only=True)
-    torch.save({**content, "format": 2}, copy / "checkpoint.pt")
+DAMAGES = {
+    "empty": lambda content: b"",
+    "text": lambda content: b"no archive",
+    "truncated": lambda content: content[: len(content) // 2],
+    "one bit": lambda content: content[:5000] + bytes([content[5000] ^ 4]) + content[5001:],
+    "missing": None,
+}
+
+
+def damage(path, name):
+    path.unlink() if DAMAGES[name] is None else path.write_bytes(DAMAGES[name](path.read_bytes()))
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_run_whose_checkpoint_is_damaged_goes_on_from_the_one_before(name, copy, finished, capsys):
+    damage(copy / "checkpoint.pt", name)
+    found = (copy / "checkpoint.pt").read_bytes() if name != "missing" else None
+    assert run_here(f"--save={copy}", "--resume") == 0
+    warning, *others = capsys.readouterr().err.splitlines()
+    assert others == []
+    pattern = r"warning: .*checkpoint\.pt is (damaged|missing).*; going on from checkpoint\.previous\.pt"
+    assert re.match(pattern, warning)
+    assert (found is None) == ("it stays as checkpoint.damaged.pt" not in warning)
+    assert found is None or (copy / "checkpoint.damaged.pt").read_bytes() == found
+    assert_same_run(copy, finished)
+    assert run_here(f"--save={copy}", "--resume") == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_two_damaged_checkpoints_are_one_line_that_names_both(copy, capsys):
+    damage(copy / "checkpoint.pt", "one bit")
+    damage(copy / "checkpoint.previous.pt", "truncated")
+    before = contents(copy)
     assert run_here(f"--save={copy}", "--resume") == 2
-    assert "checkpoint.pt is no checkpoint that this version can read" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert re.search(r"checkpoint\.pt is damaged.*; and .*checkpoint\.previous\.pt is damaged", error)
+    assert contents(copy) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": 2}, "checkpoint.pt is of a newer version of this program (format 2; this one reads 1)"),
+        ({"network": {"weight": torch.ones(1)}}, "is of another network than its config.json says"),
+        ({"chosen": {}}, "is of another network than its config.json says"),
+        ({"optimizer": {"state": {}, "param_groups": []}}, "is of another optimizer"),
+    ],
+)
+def test_a_whole_checkpoint_of_something_else_is_refused(change, message, copy, capsys):
+    content = torch.load(copy / "checkpoint.pt", weights_only=True)
+    content["rows"] = content["rows"][:1]  # of a run that is to go on
+    torch.save(content | change, copy / "checkpoint.pt")
+    before = (copy / "checkpoint.pt").read_bytes(), (copy / "checkpoint.previous.pt").read_bytes()
+    assert run_here(f"--save={copy}", "--resume") == 2
+    assert message in capsys.readouterr().err
+    assert before == ((copy / "checkpoint.pt").read_bytes(), (copy / "checkpoint.previous.pt").read_bytes())
 
 
 def test_two_runs_with_one_seed_give_the_same_bits_and_another_seed_others(finished, tmp_path):

@@ -2,15 +2,16 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from train.errors import UserError
+from train.lock import locked
 from train.run import CONFIG, FILES, RunFolder
 
 # What may change when a run goes on. Another strategy of --efficient changes results by rounding, or not at all.
-FREE_FLAGS = ("save", "data", "download", "resume", "efficient")
+FREE_FLAGS = ("save", "data", "download", "resume", "efficient", "debug")
 
 
 def recorded_flags(folder: Path) -> dict[str, Any]:
@@ -33,7 +34,8 @@ def recorded_flags(folder: Path) -> dict[str, Any]:
 def claim(folder: Path, flags: dict[str, Any]) -> Iterator[RunFolder]:
     """Make sure that a run with these flags may write into a folder, and make the folder if it does not exist.
 
-    Folders that were made here disappear again if the run fails before it has written anything.
+    Meanwhile no other process may. Folders that were made here disappear again if the run fails before it has written
+    anything.
 
     Args:
         folder: The save directory.
@@ -42,15 +44,20 @@ def claim(folder: Path, flags: dict[str, Any]) -> Iterator[RunFolder]:
     Raises:
         UserError: If the folder cannot be written, holds a run that may not be touched, or one with other flags.
     """
+    made: list[Path] = []
     try:
-        _check_unused(folder, resume=flags["resume"])
-        _check_flags(recorded_flags(folder), flags, folder)
-        made = [path for path in (folder, *folder.parents) if not path.exists()]
-        _check_writable(folder)
-    except OSError as error:
-        raise UserError(f"--save {folder} cannot be written: {error.strerror or error}") from error
-    try:
-        yield RunFolder(folder)
+        with ExitStack() as stack:
+            try:
+                if folder.exists() and not folder.is_dir():
+                    raise UserError(f"--save is {str(folder)!r}, but must be a folder, not a file")
+                made += [path for path in (folder, *folder.parents) if not path.exists()]
+                folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(locked(folder))
+            except OSError as error:
+                raise UserError(f"--save {folder} cannot be written: {error.strerror or error}") from error
+            _check_unused(folder, resume=flags["resume"])
+            _check_flags(recorded_flags(folder), flags, folder)
+            yield RunFolder(folder)
     finally:
         for path in made:
             with suppress(OSError):  # not empty
@@ -58,8 +65,6 @@ def claim(folder: Path, flags: dict[str, Any]) -> Iterator[RunFolder]:
 
 
 def _check_unused(folder: Path, *, resume: bool) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--save is {str(folder)!r}, but must be a folder, not a file")
     found = [name for name in FILES if (folder / name).exists()]
     if found and not resume:
         raise UserError(
@@ -85,10 +90,3 @@ def _check_flags(recorded: dict[str, Any], flags: dict[str, Any], folder: Path) 
             f"--{flag} is {value!r}, but the run in {folder} has {recorded[flag]!r}; "
             "continue it as it is, or choose another folder"
         )
-
-
-def _check_writable(folder: Path) -> None:
-    probe = folder / ".writable"
-    folder.mkdir(parents=True, exist_ok=True)
-    probe.write_bytes(b"")
-    probe.unlink()

@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from train import runtime
-from train.errors import RunError
+from train.errors import RunError, UserError
 from train.history import Metrics, Row, best_row
 from train.optim import learning_rate, set_learning_rate
 from train.report import EpochBar, epoch_line
-from train.run import Checkpoint, RunFolder
+from train.run import CONFIG, Checkpoint, RunFolder
+from train.stops import Stop, after_the_step
 
 
 class BatchSource(Protocol):
@@ -97,7 +98,11 @@ class RunningMetrics:
 
 
 def train_one_epoch(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], optimizer: torch.optim.Optimizer, bar: EpochBar
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    optimizer: torch.optim.Optimizer,
+    bar: EpochBar,
+    stop: Stop,
 ) -> Metrics:
     """Take one step for each batch; return loss and error as they were on the way.
 
@@ -109,9 +114,11 @@ def train_one_epoch(
         batches: At least one.
         optimizer: Has an attribute `found_inf`, as fused optimizers do.
         bar: What the user sees.
+        stop: Checked after each step.
 
     Raises:
         NonFiniteLoss: If a loss was NaN or infinite. Parameters are as before that batch; running statistics are not.
+        Stopped: If a signal has come.
     """
     model.train()
     metrics = None
@@ -125,6 +132,7 @@ def train_one_epoch(
         optimizer.found_inf = metrics.failed
         optimizer.step()
         bar.advance(len(labels))
+        stop.check(f"in epoch {bar.epoch}, batch {metrics.batches}")
         if bar.is_due():
             bar.show(metrics.read())
     return metrics.read()
@@ -172,28 +180,48 @@ def fit(
         seed: Dropout is a function of this and the epoch.
 
     Raises:
+        UserError: If the checkpoint is of another network.
         RunError: If a loss is NaN or infinite, or the folder cannot be written. The folder stands at the last epoch
             that was finished.
+        Stopped: If a signal has come. The training step in hand is finished, or validation with what is written after
+            it; the folder stands at the last epoch that was finished.
     """
     network = runtime.unwrapped(model)
-    if checkpoint.epoch:
-        network.load_state_dict(checkpoint.network)
+    _restore(network, optimizer, checkpoint, folder)
+    with after_the_step() as stop:
+        for epoch in range(checkpoint.epoch + 1, n_epochs + 1):
+            runtime.seed_epoch(seed, epoch)
+            set_learning_rate(optimizer, learning_rate(epoch, n_epochs=n_epochs, lr=lr))
+            row = _run_epoch(model, optimizer, loaders, epoch, n_epochs, stop)
+            checkpoint.rows.append(row)
+            checkpoint.network, checkpoint.optimizer = network.state_dict(), optimizer.state_dict()
+            is_chosen = best_row(checkpoint.rows) is row
+            if is_chosen:
+                checkpoint.chosen = runtime.copy_to_cpu(network.state_dict())
+            folder.save(checkpoint)
+            print(epoch_line(row, n_epochs=n_epochs, is_chosen=is_chosen), flush=True)
+            stop.check(f"after epoch {epoch}")
+        return _finish(model, loaders.test, folder, checkpoint)
+
+
+def _restore(network: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Checkpoint, folder: RunFolder) -> None:
+    """Put a checkpoint into network and optimizer, once it is known to be theirs; an empty one changes nothing."""
+    if not checkpoint.epoch:
+        return
+    expected = {name: value.shape for name, value in network.state_dict().items()}
+    for state in (checkpoint.network, checkpoint.chosen):
+        if {name: getattr(value, "shape", None) for name, value in state.items()} != expected:
+            raise UserError(f"the checkpoint in {folder.path} is of another network than its {CONFIG} says")
+    network.load_state_dict(checkpoint.network)
+    try:
         optimizer.load_state_dict(checkpoint.optimizer)
-    for epoch in range(checkpoint.epoch + 1, n_epochs + 1):
-        runtime.seed_epoch(seed, epoch)
-        set_learning_rate(optimizer, learning_rate(epoch, n_epochs=n_epochs, lr=lr))
-        row = _run_epoch(model, optimizer, loaders, epoch, n_epochs)
-        checkpoint.rows.append(row)
-        checkpoint.network, checkpoint.optimizer = network.state_dict(), optimizer.state_dict()
-        is_chosen = best_row(checkpoint.rows) is row
-        if is_chosen:
-            checkpoint.chosen = runtime.copy_to_cpu(network.state_dict())
-        folder.save(checkpoint)
-        print(epoch_line(row, n_epochs=n_epochs, is_chosen=is_chosen), flush=True)
-    return _finish(model, loaders.test, folder, checkpoint)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"the checkpoint in {folder.path} is of another optimizer: {error}") from error
 
 
-def _run_epoch(model: nn.Module, optimizer: torch.optim.Optimizer, loaders: Loaders, epoch: int, n_epochs: int) -> Row:
+def _run_epoch(
+    model: nn.Module, optimizer: torch.optim.Optimizer, loaders: Loaders, epoch: int, n_epochs: int, stop: Stop
+) -> Row:
     """Train and validate once."""
     rate = optimizer.param_groups[0]["lr"]
     device = next(model.parameters()).device
@@ -202,7 +230,7 @@ def _run_epoch(model: nn.Module, optimizer: torch.optim.Optimizer, loaders: Load
     part = "training"
     try:
         with EpochBar(epoch, n_epochs, loaders.train.num_images, rate) as bar:
-            train = train_one_epoch(model, loaders.train.epoch(epoch), optimizer, bar)
+            train = train_one_epoch(model, loaders.train.epoch(epoch), optimizer, bar, stop)
         train_seconds = time.perf_counter() - start
         part = "validation"
         valid = evaluate(model, loaders.valid) if loaders.valid else None

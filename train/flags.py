@@ -44,7 +44,7 @@ def choose(commands: Commands, argv: list[str], *, name: str) -> tuple[str, list
     word, *others = argv
     if word not in commands:
         hint = did_you_mean(word, commands) or f"; the commands are {' and '.join(commands)}"
-        refuse(f"unknown command {word!r}{hint}", name=name)
+        end(f"error: unknown command {word!r}{hint}", name=name)
     return word, others
 
 
@@ -73,13 +73,13 @@ def bind(
         _require_all(function, values)
         return _fire(_recorder(function, flags), [f"--{flag}={value}" for flag, value in values.items()], name)
     except FireError as error:
-        refuse(str(error), name=name)
+        end(f"error: {error}", name=name)
 
 
-def refuse(message: str, *, name: str, exit_code: int = 2) -> NoReturn:
+def end(message: str, *, name: str, exit_code: int = 2) -> NoReturn:
     """End the program with one line on stderr."""
     one_line = " ".join(message.split())
-    print(f"{name}: error: {one_line}", file=sys.stderr)
+    print(f"{name}: {one_line}", file=sys.stderr)
     raise SystemExit(exit_code)
 
 

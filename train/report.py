@@ -21,6 +21,7 @@ class EpochBar:
     """
 
     def __init__(self, epoch: int, n_epochs: int, num_images: int, learning_rate: float):
+        self.epoch = epoch
         self.learning_rate = learning_rate
         self.bar = tqdm(
             desc=f"epoch {epoch}/{n_epochs}",

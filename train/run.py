@@ -1,20 +1,23 @@
 """The folder of a run: what lies in it, and how a run goes on from it.
 
 checkpoint.pt is the truth. results.csv, model.pt and curves.png are made from it, and made again when a run goes on,
-so that a kill between two files leaves no contradiction. config.json says what the run is.
+so that a kill between two files leaves no contradiction. config.json says what the run is. The checkpoint before the
+last one is kept, for the case that a disk damages the last one.
 """
 
 import json
+import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from train.errors import UserError
 from train.history import Row, to_csv
-from train.saving import atomic_write, load_tensors, save_tensors, temporary_name
+from train.saving import DamagedFile, atomic_write, load_tensors, save_tensors, temporary_name
 
 CONFIG, CHECKPOINT, RESULTS, MODEL, CURVES = "config.json", "checkpoint.pt", "results.csv", "model.pt", "curves.png"
-FILES = (CONFIG, CHECKPOINT, RESULTS, MODEL, CURVES)
+PREVIOUS, DAMAGED = "checkpoint.previous.pt", "checkpoint.damaged.pt"
+FILES = (CONFIG, CHECKPOINT, PREVIOUS, RESULTS, MODEL, CURVES)
 FORMAT = 1  # of checkpoint.pt
 
 
@@ -72,7 +75,7 @@ class RunFolder:
             "optimizer": checkpoint.optimizer,
             "chosen": checkpoint.chosen,
         }
-        save_tensors(self.path / CHECKPOINT, content)
+        save_tensors(self.path / CHECKPOINT, content, keep=self.path / PREVIOUS)
         self.write_products(checkpoint)
 
     def write_products(self, checkpoint: Checkpoint) -> None:
@@ -84,27 +87,67 @@ class RunFolder:
         save_tensors(self.path / MODEL, checkpoint.chosen)
         atomic_write(self.path / CURVES, lambda file: draw_curves(checkpoint.rows, file, title=self.title))
 
-    def load(self, *, n_epochs: int) -> Checkpoint:
-        """Read checkpoint.pt back, an empty one if there is none, and bring the other files up to it.
+    def _read(self) -> Checkpoint:
+        """The last checkpoint, the one before if that is damaged or missing, or an empty one if there is none."""
+        last, previous = self.path / CHECKPOINT, self.path / PREVIOUS
+        if not previous.exists():
+            return read_checkpoint(last) if last.exists() else Checkpoint()
+        try:
+            if not last.exists():
+                raise DamagedFile(f"{last} is missing")
+            return read_checkpoint(last)
+        except DamagedFile as error:
+            checkpoint = _read_instead(previous, error)
+            warning = f"warning: {error}; going on from {previous.name}, epoch {checkpoint.epoch}"
+            if last.exists():
+                last.replace(self.path / DAMAGED)  # or the next save would put it where the whole one is
+                warning += f"; it stays as {DAMAGED}"
+            print(warning, file=sys.stderr)
+            return checkpoint
 
-        Where the run is to be longer than it was, its test error no longer stands at the end and is dropped.
+    def load(self, *, n_epochs: int) -> Checkpoint:
+        """Read back where the run stands, an empty checkpoint at its beginning, and bring the other files up to it.
+
+        A damaged checkpoint.pt is replaced by the one before it, and a warning says so. Where the run is to be longer
+        than it was, its test error no longer stands at the end and is dropped.
 
         Raises:
-            UserError: If checkpoint.pt is damaged, of another version, or of a run longer than `n_epochs`.
+            UserError: If no checkpoint is whole, or it is of another version or of a run longer than `n_epochs`.
         """
-        path = self.path / CHECKPOINT
-        if not path.exists():
-            return Checkpoint()
-        content = load_tensors(path)
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise UserError(f"{path} is no checkpoint that this version can read (format {FORMAT})")
-        checkpoint = Checkpoint(
-            [Row(**row) for row in content["rows"]], content["network"], content["optimizer"], content["chosen"]
-        )
+        checkpoint = self._read()
         if checkpoint.epoch > n_epochs:
             raise UserError(f"--n_epochs is {n_epochs}, but the run in {self.path} has done {checkpoint.epoch} epochs")
         if checkpoint.epoch < n_epochs and checkpoint.test_error is not None:
             print(f"The run had ended after {checkpoint.epoch} epochs with test error {checkpoint.test_error:.2%}.")
             checkpoint.rows[-1].test_error = None
-        self.write_products(checkpoint)
+        if checkpoint.epoch:
+            self.write_products(checkpoint)
         return checkpoint
+
+
+def _read_instead(previous: Path, error: DamagedFile) -> Checkpoint:
+    try:
+        return read_checkpoint(previous)
+    except UserError as another:
+        raise DamagedFile(f"{error}; and {another}") from another
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint.
+
+    Raises:
+        DamagedFile: If it is not what was written.
+        UserError: If it cannot be read, or is of another version.
+    """
+    content = load_tensors(path)
+    written_in = content.get("format")
+    if isinstance(written_in, int) and written_in > FORMAT:
+        raise UserError(f"{path} is of a newer version of this program (format {written_in}; this one reads {FORMAT})")
+    try:
+        rows = [Row(**row) for row in content["rows"]]
+        checkpoint = Checkpoint(rows, *(dict(content[part]) for part in ("network", "optimizer", "chosen")))
+    except (KeyError, TypeError, ValueError) as error:
+        raise DamagedFile(f"{path} is no checkpoint of this program: {error!r}") from error
+    if written_in != FORMAT or not rows:
+        raise DamagedFile(f"{path} is no checkpoint of this program (format {written_in!r}, {len(rows)} epochs)")
+    return checkpoint

@@ -1,8 +1,8 @@
 """Files that are either whole or not there, and reading them back without trusting them."""
 
+import hashlib
 import io
 import os
-import pickle
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +10,18 @@ from typing import Any, BinaryIO
 
 from train.errors import RunError, UserError
 
+# The comment of the archive ends with a digest of all that stands before it.
+SEAL = b"sha256 "
+DIGEST_SIZE = 64
 
-def atomic_write(path: Path, write: Callable[[BinaryIO], object]) -> None:
+
+def atomic_write(path: Path, write: Callable[[BinaryIO], object], *, keep: Path | None = None) -> None:
     """Replace a file by what `write` puts into an open one; a reader sees the old contents or the new, no mixture.
+
+    Args:
+        path: The file.
+        write: Takes a file that is open for reading and writing.
+        keep: Where the old contents stay. Between two renames there is nothing at `path`, and the old is there.
 
     Raises:
         RunError: If the system refuses (disk full, no such folder, ...). The old file is untouched.
@@ -20,10 +29,12 @@ def atomic_write(path: Path, write: Callable[[BinaryIO], object]) -> None:
     temporary = temporary_name(path)
     try:
         try:
-            with open(temporary, "wb") as file:
+            with open(temporary, "w+b") as file:
                 write(file)
                 file.flush()
                 os.fsync(file.fileno())
+            if keep and path.exists():
+                os.replace(path, keep)
             os.replace(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -48,28 +59,70 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def save_tensors(path: Path, content: dict[str, Any]) -> None:
-    """Write a dict of tensors and plain values as `load_tensors` reads it."""
+def save_tensors(path: Path, content: dict[str, Any], *, keep: Path | None = None) -> None:
+    """Write a dict of tensors and plain values as `torch.load` and `load_tensors` read it, with a digest of it all.
+
+    The old contents stay in `keep`, if that is given.
+    """
     import torch
 
-    atomic_write(path, lambda file: torch.save(content, file))
+    def write(file: BinaryIO) -> None:
+        torch.save(content, file)
+        with zipfile.ZipFile(file, "a") as archive:
+            archive.comment = SEAL + bytes(DIGEST_SIZE)
+        file.seek(0)
+        digest = hashlib.sha256(file.read()[:-DIGEST_SIZE]).hexdigest()
+        file.seek(-DIGEST_SIZE, os.SEEK_END)
+        file.write(digest.encode())
+
+    atomic_write(path, write, keep=keep)
+
+
+class DamagedFile(UserError):
+    """A file does not hold what was written, or was never such a file."""
 
 
 def load_tensors(path: Path) -> dict[str, Any]:
-    """Read a dict of tensors and plain values onto the CPU. Nothing else is unpickled.
+    """Read a dict of tensors and plain values onto the CPU. Nothing else is unpickled, and every byte is verified.
+
+    A file that `torch.save` wrote, without the digest, is verified by the checksums of its parts.
 
     Raises:
-        UserError: If the file is damaged, or is no such file.
+        DamagedFile: If the file is damaged, or is no such file.
+        UserError: If it cannot be read.
     """
     import torch
 
     try:
-        archive = path.read_bytes()
-        # torch.load verifies no checksum, so that a flipped bit would be a wrong weight.
-        damaged = zipfile.ZipFile(io.BytesIO(archive)).testzip()
+        content = path.read_bytes()
+    except (OSError, MemoryError, OverflowError) as error:
+        raise UserError(f"{path} cannot be read: {_reason(error)}") from error
+    try:
+        _verify(content)
+        loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    # Whatever a parser of foreign bytes raises, the answer is the same.
+    except Exception as error:
+        raise DamagedFile(f"{path} is damaged, or is no file of tensors: {_reason(error)}") from error
+    if not isinstance(loaded, dict):
+        raise DamagedFile(f"{path} holds no dict of tensors, but {type(loaded).__name__}")
+    return loaded
+
+
+def _verify(content: bytes) -> None:
+    """Raise an exception unless the contents are those that were written; torch.load verifies no checksum."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        if archive.comment:
+            if hashlib.sha256(content[:-DIGEST_SIZE]).hexdigest().encode() != content[-DIGEST_SIZE:]:
+                raise ValueError("its digest is another one")
+            return
+        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+            raise ValueError("it is compressed")
+        damaged = archive.testzip()
         if damaged:
-            raise UserError(f"{path} is damaged (in {damaged})")
-        return torch.load(io.BytesIO(archive), map_location="cpu", weights_only=True)
-    except (OSError, zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} cannot be read: {reason}") from error
+            raise ValueError(f"the checksum of {damaged} is another one")
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

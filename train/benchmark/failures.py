@@ -3,22 +3,18 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-
 from train.benchmark.step import Case
 from train.errors import RunError
+from train.memory import is_out_of_memory
 
 
 @contextmanager
 def one_line(variant: str, case: Case) -> Iterator[None]:
-    """Turn a lack of memory into a RunError that names the variant, the depth and the batch.
-
-    Linux mostly does not refuse memory but kills the process later; then there is no line.
-    """
+    """Turn a lack of memory into a RunError that names the variant, the depth and the batch."""
     try:
         yield
-    except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
             what = f"{variant} at L={case.depth} with batches of {case.batch_size}"
             raise RunError(f"{what} does not fit into memory; try a smaller --batch_size") from error
         raise

@@ -1,0 +1,85 @@
+"""Signals that ask a program to stop: SIGTERM, as schedulers send it, and SIGINT, as Ctrl-C does."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal stopped the program.
+
+    Args:
+        number: Of the signal.
+        where: How far the work was, for the user; may be empty.
+    """
+
+    def __init__(self, number: int, where: str = ""):
+        super().__init__(" ".join(filter(None, [f"stopped by {signal.Signals(number).name}", where])))
+        self.exit_code = 128 + number
+
+
+class Stop:
+    """Whether a signal has come."""
+
+    def __init__(self) -> None:
+        self._number: int | None = None
+
+    def check(self, where: str = "") -> None:
+        """Stop here if a signal has come.
+
+        Raises:
+            Stopped: If so; `where` says how far the work is.
+        """
+        if self._number is not None:
+            raise Stopped(self._number, where)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        if self._number is not None:
+            _say(f"{name} again: stopped at once")
+            os._exit(128 + number)
+        self._number = number
+        _say(f"{name}: stopping after the step in hand; a second signal stops at once")
+
+
+@contextmanager
+def at_once() -> Iterator[None]:
+    """Let a signal raise `Stopped` wherever the program is."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Stopped(number)
+
+    with _handled(stop):
+        yield
+
+
+@contextmanager
+def after_the_step() -> Iterator[Stop]:
+    """Let the first signal wait for a `check`. A second one ends the process where it is."""
+    stop = Stop()
+    with _handled(stop._note):
+        yield stop
+
+
+@contextmanager
+def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Handle signals in this way; only the main thread can."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler_before in before.items():
+            signal.signal(number, handler_before)
+
+
+def _say(message: str) -> None:
+    """Write a line to stderr without Python's buffers, which the signal may have interrupted."""
+    os.write(2, f"\n{message}\n".encode())
