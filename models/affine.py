@@ -24,7 +24,7 @@ class Affine(NamedTuple):
 
 
 def activate(rows: Tensor, affine: Affine, scratch: Scratch) -> Tensor:
-    """Norm and ReLU of rows (r, c). Forward and backward pass call it alike, so that signs agree."""
+    """Norm and ReLU of rows (r, c), with gaps or without. Both passes call it, so that signs agree."""
     return torch.addcmul(affine.shift, rows, affine.scale, out=scratch.shaped(*rows.shape)).relu_()
 
 

@@ -1,4 +1,4 @@
-"""The strategy "buffer": which parts of a network run as one function over a feature buffer, and which are called."""
+"""The feature buffer's strategies: which parts of a network run as one function over a buffer, and which are called."""
 
 import warnings
 from collections.abc import Collection, Iterator

@@ -45,10 +45,10 @@ class Layer:
     Attributes:
         norm1: Before the 1x1 convolution.
         norm2: Before the 3x3 convolution.
-        keep_rate: Share of its new values that dropout keeps.
+        keep_rate: 1 - drop rate, of use only with a mask.
         parameters: As `parameters_of` orders them.
         inner: Mean and invstd (b,) of the bottleneck, and the bottleneck (R, b) itself if it is kept.
-        mask: bool (R, k), the values that it kept; empty without dropout.
+        mask: bool (R, k), the values that dropout kept; empty without dropout.
     """
 
     norm1: Norm

@@ -58,7 +58,7 @@ class Reading(NamedTuple):
     Attributes:
         affine: All that it does to xhat.
         ratio: (c,), or None for 1.
-        offset: (c,), or None where gradients go through the batch's mean and variance.
+        offset: (c,); None if the layer uses the statistics of the batch, through which gradients go.
     """
 
     affine: Affine
@@ -99,7 +99,8 @@ class FeatureBuffer:
         mean.copy_(moments.mean)
         unbiased.copy_(moments.unbiased)
         torch.rsqrt(moments.variance + EPS, out=invstd)
-        torch.addcmul(mean * -invstd, rows, invstd, out=self.rows[:, new])
+        # The difference first: where the mean is far above the deviation, a product with it would round them away.
+        torch.mul(rows - mean, invstd, out=self.rows[:, new])
         self.end = new.stop
 
 

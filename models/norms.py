@@ -49,7 +49,7 @@ class Norm:
         return Reading(Affine(gamma * ratio, beta + gamma * offset), ratio, offset)
 
     def normalisation(self, rows: Tensor, module: nn.BatchNorm2d, running: "RunningStatistics") -> "Normalisation":
-        """Find what the layer, `module`, normalises raw rows (R, b) with, and note what its own will move to."""
+        """Find what the layer, `module`, normalises raw rows (R, b) with; note it if running statistics move to it."""
         if self.running:
             dtype = torch.promote_types(rows.dtype, torch.float32)
             mean, variance = (values.to(dtype, copy=True) for values in self.running)

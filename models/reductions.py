@@ -4,7 +4,8 @@ They read everything once or twice and write nothing but the result, where `torc
 up take several passes. On a CPU each thread adds up some of the rows in numbers of its own, which for all columns of
 all threads lie side by side. Where those of two threads share a cache line, the threads wait for each other at every
 addition: with 120 columns on two threads of an AMD EPYC the kernel takes ten times as long as with 128. So rows are
-joined until they fill whole lines, and the sums of what was joined are added in the end.
+joined until they fill whole lines, and the sums of what was joined are added in the end. More of them are joined where
+there are few columns, because a thread adds up its rows one after the other, and rounding grows with their number.
 
 R rows, C columns, j rows joined.
 """
@@ -18,7 +19,8 @@ from torch import Tensor
 
 from .rows import as_any_maps
 
-CACHE_LINE = 64 // 4  # numbers of 32 bits, in which the kernels add up
+CACHE_LINE = 64 // 4  # numbers of 32 bits, in which the kernels add up; of 64 bits they fill two lines
+MOST_COLUMNS = 1024
 
 
 class Moments(NamedTuple):
@@ -36,17 +38,18 @@ class Moments(NamedTuple):
 
     @classmethod
     def of(cls, rows: Tensor) -> "Moments":
-        """Compute them from rows (R, C) without gaps."""
+        """Compute them from rows (R, C) without gaps, R at least 2."""
         wide = _joined(rows)
         count, num_columns = rows.shape
-        # What moves entirely to the new statistics is of their type, and makes the kernel compute in that type.
+        # The kernel returns 32 bits for rows of 16 only if it is given running statistics of 32 bits. These are thrown
+        # away; with a weight of 1 for the last step they need no values.
         forgetful = wide.new_zeros(2, wide.shape[1], dtype=torch.promote_types(rows.dtype, torch.float32))
         mean, variance = torch.batch_norm_update_stats(as_any_maps(wide), *forgetful, 1.0)
         if wide is not rows:
             means, variances = mean.view(-1, num_columns), variance.view(-1, num_columns)
             variance, mean = torch.var_mean(means, 0, correction=0)
             variance += variances.mean(0)
-        return cls(mean, variance, variance * (count / (count - 1)) if count > 1 else variance)
+        return cls(mean, variance, variance * (count / (count - 1)))
 
 
 def sums_of_products(
@@ -86,9 +89,11 @@ def sums_of_products(
 
 
 def _joined(rows: Tensor) -> Tensor:
-    """View rows (R, C) as (R / j, j * C), with the smallest j that fills whole cache lines; as they are if j is 1."""
+    """View rows (R, C) as (R / j, j * C), with a j that fills whole cache lines; as they are if there is none."""
     num_rows, num_columns = rows.shape
     num_joined = CACHE_LINE // gcd(CACHE_LINE, num_columns)
+    while 2 * num_joined * num_columns <= MOST_COLUMNS and num_rows % (2 * num_joined) == 0:
+        num_joined *= 2
     if num_joined == 1 or num_rows % num_joined or rows.device.type != "cpu":
         return rows
     return rows.view(num_rows // num_joined, num_joined * num_columns)

@@ -69,6 +69,7 @@ def chunks_of_rows(rows: Tensor, num_columns: int, within: slice | None = None) 
     """Slices that cover all rows; a chunk of `num_columns` has about the size that the device works best on.
 
     Their length is a power of two, which the blocks fit in which a CPU's convolutions work; a step is faster for it.
+    What fits as a whole is one chunk of any length.
 
     Args:
         rows: Of the feature buffer.

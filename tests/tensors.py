@@ -107,7 +107,7 @@ def naive_and(strategy: str, **config) -> tuple[DenseNet, DenseNet]:
     naive = DenseNet(**config)
     with torch.no_grad():
         for norm in norms(naive):
-            norm.weight.uniform_(0.5, 1.5)
+            norm.weight.uniform_(-1.5, 1.5)
             norm.bias.normal_(std=0.5)
             norm.running_mean.normal_(std=0.5)
             norm.running_var.uniform_(0.5, 1.5)

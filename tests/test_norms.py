@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.feature_buffer import FeatureBuffer
+from models.feature_buffer import EPS, FeatureBuffer
 from models.norms import Norm, Normalisation, RunningStatistics
 from models.rows import Scratch, as_rows
 
@@ -12,7 +12,7 @@ MAPS = torch.randn(3, 4, 5, 2, dtype=torch.float64, generator=torch.Generator().
 def random_norm(**settings) -> nn.BatchNorm2d:
     torch.manual_seed(1)
     norm = nn.BatchNorm2d(4, **settings).double()
-    nn.init.uniform_(norm.weight, 0.5, 1.5)
+    nn.init.uniform_(norm.weight, -1.5, 1.5)
     nn.init.normal_(norm.bias)
     if norm.running_mean is not None:
         norm.running_mean.normal_()
@@ -122,3 +122,11 @@ def test_layers_of_different_momentum_move_together_as_each_alone():
         running.move()
     for one, other in zip(alone, together, strict=True):
         assert all(torch.equal(left, right) for left, right in zip(one.buffers(), other.buffers(), strict=True))
+
+
+def test_maps_of_16_bits_are_normalised_in_32():
+    maps = (torch.randn(4, 16, 8, 8, generator=torch.Generator().manual_seed(0)) + 30).bfloat16()
+    rows = as_rows(maps).double()
+    expected = (rows - rows.mean(0)) * (rows.var(0, correction=0) + EPS).rsqrt()
+    actual = FeatureBuffer(maps, 16, torch.bfloat16).rows
+    torch.testing.assert_close(actual.double(), expected, rtol=2**-8, atol=1e-5)

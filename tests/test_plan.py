@@ -42,6 +42,8 @@ def test_the_peak_is_not_raised_and_no_more_would_fit(stages):
         # L=100, k=12, 64 images. Millions of numbers in buffers 14.2, 4.9 and 1.6, in bottlenecks 3.15, 0.79 and 0.20:
         # the peak is 2 * 14.2 + 2 * 3.15 = 34.6, and 14.2 + 4.9 + 11 * 0.79 + 4.9 + 2 * 0.79 = 34.2 stays below it.
         (16, (0, 11, 16)),
+        # L=250: 15 of the second block leave room for all of the third, which would fit only in part behind 17.
+        (41, (0, 15, 41)),
         # A layer alone in its block needs no second bottleneck if it keeps its own.
         (1, (1, 1, 1)),
     ],

@@ -1,3 +1,4 @@
+import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -52,7 +53,7 @@ def stage(
     num_features = start + num_layers * growth
     last = Transition(num_features, kept) if reader == "transition" else nn.BatchNorm2d(num_features)
     for norm in (*norms(block), *norms(last)):
-        nn.init.uniform_(norm.weight, 0.5, 1.5)
+        nn.init.uniform_(norm.weight, -1.5, 1.5)
         nn.init.normal_(norm.bias, std=0.5)
     return block.to(dtype), last.to(dtype)
 
@@ -279,6 +280,19 @@ def test_peak_of_a_training_step_grows_by_two_buffers_and_a_few_chunks(monkeypat
     assert peaks[-1] < peak_bytes(call_modules, 32) / 10
 
 
+@pytest.mark.parametrize("reader", READERS)
+def test_a_forward_pass_has_one_bottleneck_and_a_few_images_beside_what_it_keeps(reader, monkeypatch):
+    monkeypatch.setattr(rows_module, "CPU_CHUNK_BYTES", 1)  # The least chunk is one image.
+    block, last = stage(24, reader)
+    maps = torch.randn(PEAK_IMAGES, START, *SIDES, requires_grad=True)
+    with LiveStorages() as storages:
+        result = read_block(maps, block, last)
+    of_pixels = 4 * SIDES[0] * SIDES[1]
+    an_image, a_bottleneck = of_pixels * (START + 24 * GROWTH), of_pixels * PEAK_IMAGES * BOTTLENECK
+    others = 3 * result.nbytes + 4 * an_image
+    assert storages.peak_bytes <= storages.live_bytes(without=[result]) + a_bottleneck + others
+
+
 # What is computed
 
 
@@ -301,18 +315,23 @@ def test_only_the_convolutions_of_bottlenecks_that_are_not_kept_run_twice(reader
     }
 
 
+@pytest.mark.parametrize("chunk_bytes", [1, 2**30])
+@pytest.mark.parametrize("num_bottlenecks", [0, 2, 5])
 @pytest.mark.parametrize("reader", READERS)
-def test_floating_point_operations_are_those_of_the_closed_form(reader):
+def test_floating_point_operations_are_those_of_the_closed_form(reader, num_bottlenecks, chunk_bytes, monkeypatch):
+    monkeypatch.setattr(rows_module, "CPU_CHUNK_BYTES", chunk_bytes)
     m = 5
     block, last = stage(m, reader)
     with FlopCounterMode(display=False) as counter:
-        read_block(random_maps(), block, last).sum().backward()
-    # Products: forward, again, gradient of the input, gradient of the weight. The 3x3 convolution does not run again.
-    of_bottlenecks = 4 * ROWS * sum((START + i * GROWTH) * BOTTLENECK for i in range(m))
+        read_block(random_maps(), block, last, num_bottlenecks=num_bottlenecks).sum().backward()
+    # Products: forward, gradient of the input, gradient of the weight. The 1x1 convolutions of the first layers, which
+    # read the fewest channels, run again; the 3x3 convolutions do not.
+    of_bottlenecks = [ROWS * (START + i * GROWTH) * BOTTLENECK for i in range(m)]
+    again = sum(of_bottlenecks[: m - num_bottlenecks])
     of_layers = 3 * ROWS * m * BOTTLENECK * 9 * GROWTH
     of_transition = 3 * ROWS // 4 * (START + m * GROWTH) * KEPT if reader == "transition" else 0
     # A multiplication and an addition count as two.
-    assert counter.get_total_flops() == 2 * (of_bottlenecks + of_layers + of_transition)
+    assert counter.get_total_flops() == 2 * (3 * sum(of_bottlenecks) + again + of_layers + of_transition)
 
 
 def test_statistics_are_computed_once_for_each_map():
@@ -324,6 +343,22 @@ def test_statistics_are_computed_once_for_each_map():
     assert mode.counts["batch_norm_update_stats"] == (m + 1) + m
     assert mode.counts["native_batch_norm"] == 0
     assert mode.counts["cat"] <= 1
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_gradients_of_norms_are_sums_of_32_bits_under_autocast(reader):
+    actual = step(read_block, random_maps(), *stage(3, reader), of_forward=BF16)
+    of_norms = {name: actual[name] for name in actual if re.match("gradient of (?!maps)(?!.*conv)", name)}
+    assert len(of_norms) == 2 * (2 * 3 + 1)
+    assert [name for name, tensor in of_norms.items() if torch.equal(tensor, tensor.bfloat16().float())] == []
+
+
+def test_gradients_of_convolutions_add_up_in_32_bits_under_autocast(monkeypatch):
+    monkeypatch.setattr(rows_module, "CPU_CHUNK_BYTES", 1)  # The least chunk is one image.
+    actual = step(read_block, random_maps(), *stage(3), of_forward=BF16)
+    of_convolutions = {name: actual[name] for name in actual if re.match("gradient of .*conv", name)}
+    assert len(of_convolutions) == 2 * 3 + 1
+    assert [name for name, tensor in of_convolutions.items() if torch.equal(tensor, tensor.bfloat16().float())] == []
 
 
 @pytest.mark.parametrize("precision", [nullcontext, BF16], ids=["float32", "bf16"])
