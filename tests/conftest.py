@@ -11,7 +11,7 @@ import torch
 
 
 def pytest_addoption(parser):
-    parser.addoption("--kills", type=int, default=10, help="how often the run of test_killed.py is killed")
+    parser.addoption("--rounds", type=int, default=5, help="how many faults the run of test_faults.py meets")
 
 
 def pytest_collection_modifyitems(items):

@@ -41,7 +41,7 @@ def atomic_write(path: Path, write: Callable[[BinaryIO], object], *, keep: Path 
             raise
         _sync_folder(path.parent)
     except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror or error}; what was there before is unchanged") from error
+        raise RunError(f"cannot write {path}: {error.strerror or error}; what is there is whole") from error
 
 
 def temporary_name(path: Path) -> Path:
@@ -66,16 +66,14 @@ def save_tensors(path: Path, content: dict[str, Any], *, keep: Path | None = Non
     """
     import torch
 
-    def write(file: BinaryIO) -> None:
-        torch.save(content, file)
-        with zipfile.ZipFile(file, "a") as archive:
-            archive.comment = SEAL + bytes(DIGEST_SIZE)
-        file.seek(0)
-        digest = hashlib.sha256(file.read()[:-DIGEST_SIZE]).hexdigest()
-        file.seek(-DIGEST_SIZE, os.SEEK_END)
-        file.write(digest.encode())
-
-    atomic_write(path, write, keep=keep)
+    # In memory: where a write fails, torch.save hides the reason behind an exception of its own.
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    with zipfile.ZipFile(buffer, "a") as archive:
+        archive.comment = SEAL + bytes(DIGEST_SIZE)
+    sealed = buffer.getvalue()[:-DIGEST_SIZE]
+    digest = hashlib.sha256(sealed).hexdigest().encode()
+    atomic_write(path, lambda file: file.write(sealed + digest), keep=keep)
 
 
 class DamagedFile(UserError):
