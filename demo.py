@@ -106,6 +106,7 @@ def train(
         folder.title = f"DenseNet-BC (L={depth}, k={growth_rate}) on {dataset}, seed {seed}"
         checkpoint = folder.load(n_epochs=n_epochs)
         if checkpoint.is_finished(n_epochs):
+            folder.write_products(checkpoint)
             print(f"The run in {save} is finished: {n_epochs} epochs, test error {checkpoint.test_error:.2%}.")
             return
 
@@ -275,4 +276,6 @@ def _words_of_recorded_flags(given: dict[str, Any]) -> list[str]:
 COMMANDS = {"train": train, "benchmark": benchmark}
 
 if __name__ == "__main__":
+    if sys.stdout is not None:  # as it is where it was closed
+        sys.stdout.reconfigure(errors="backslashreplace")  # a path may hold bytes that are no text
     main(sys.argv[1:])

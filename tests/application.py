@@ -2,6 +2,7 @@
 
 import csv
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -44,3 +45,15 @@ def assert_same_run(one: Path, other: Path) -> None:
     """Both folders hold the same results and the same weights, to the last bit."""
     assert read_results(one, timing=False) == read_results(other, timing=False)
     assert (one / "model.pt").read_bytes() == (other / "model.pt").read_bytes()
+
+
+def everything_in(folder: Path) -> dict[str, object]:
+    """What lies in a folder and below it: bytes of files, size and time of change of large ones, kinds of the rest."""
+    return {str(path.relative_to(folder)): _look_at(path) for path in sorted(folder.rglob("*"))}
+
+
+def _look_at(path: Path) -> object:
+    status = path.lstat()
+    if not stat.S_ISREG(status.st_mode):
+        return stat.S_IFMT(status.st_mode)
+    return path.read_bytes() if status.st_size < 10**8 else (status.st_size, status.st_mtime_ns)

@@ -2,6 +2,7 @@
 
 import csv
 import re
+import signal
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -495,11 +496,11 @@ def test_a_lack_of_memory_is_one_line():
 
 def test_an_interrupted_benchmark_speaks_of_no_run_to_resume(monkeypatch, capsys):
     def interrupt(*args, **kwargs):
-        raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr("train.benchmark.comparison.compare", interrupt)
     assert run_here("benchmark", *TINY) == 130
-    assert capsys.readouterr().err == "demo.py benchmark: error: interrupted\n"
+    assert capsys.readouterr().err == "demo.py benchmark: stopped by SIGINT\n"
 
 
 # The picture.

@@ -1,5 +1,6 @@
 """Whole command lines: what is bound, what is refused, and that a refused line does nothing."""
 
+import functools
 import inspect
 import os
 import pty
@@ -120,6 +121,55 @@ REFUSED = [
     (["--save=/dev/null", "--dataset", "digits"], "--save is '/dev/null', but must be a folder, not a file"),
     (["--save=/dev/null/s", "--dataset", "digits"], "--save /dev/null/s cannot be written: Not a directory"),
     (["--save=" + "x" * 300, "--dataset", "digits"], "cannot be written: File name too long"),
+    (["--save", "  "], "--save is ' ', but must be a path"),
+    (["--save=s", "---depth=10"], "stray word '---depth=10'"),
+    (["--save=s", "--depth="], "--depth is ''"),
+    (["--save=s", "--depth", "10 "], "--depth is '10 '"),
+    (["--save=s", "--depth", "1_000"], "--depth is '1_000'"),
+    (["--save=s", "--depth", "\u0661\u0660"], "--depth is '"),
+    (["--save=s", "--depth", "None"], "--depth is 'None'"),
+    (["--save=s", "--depth", "True"], "--depth is 'True'"),
+    (["--save=s", "--depth", "[10]"], "--depth is '[10]'"),
+    (["--save=s", "--depth", "9" * 5000], "--depth is '999"),
+    (["--save=s", "--depth", "10004"], "--depth is '10004'"),
+    (["--save=s", "--n_epochs", "1000001"], "--n_epochs is '1000001'"),
+    (["--save=s", "--lr", "1e999"], "--lr is '1e999'"),
+    (["--save=s", "--lr", "0x1p3"], "--lr is '0x1p3'"),
+    (["--save=s", "--lr", "0,1"], "--lr is '0,1'"),
+    (["--save=s", "--wd", "inf"], "--wd is 'inf'"),
+    (["--save=s", "--drop_rate", "20%"], "--drop_rate is '20%'"),
+    (["--save=s", "--augment", "some"], "--augment is 'some', but must be True or False, or None"),
+    (["--save=s", "--efficient", "bufer"], "did you mean buffer?"),
+    (["--save=s", "--resume", "later"], "--resume is 'later'"),
+    (["--save=s", "--download", "2"], "--download is '2'"),
+    (["--save=s", "--no-resume", "--resume"], "--resume is given twice: 'False' and 'True'"),
+    (["--save=s", "--data", "", "--dataset", "svhn"], "--data is ''"),
+    (["--save=s", "--dataset", "svhn", "--data", "nowhere", "--no-download"], "folder nowhere does not exist"),
+    (["--save=s", "--dataset=digits", "--seed=1.0"], "--seed is '1.0'"),
+    (["--save=s", "--debug=loud"], "--debug is 'loud'"),
+    (["--save=s", "--plot=p.png"], "unknown flag '--plot'"),
+    (["--save=s", "\n"], "stray word '\\n'"),
+    (["benchmark", "--resume"], "unknown flag '--resume'"),
+    (["benchmark", "train"], "stray word 'train'"),
+    (["benchmark", "--depths"], "--depths needs a value"),
+    (["benchmark", "--depths="], "--depths is ''"),
+    (["benchmark", "--depths=[40,100]"], "--depths is '[40'"),
+    (["benchmark", "--growth_rate=0"], "--growth_rate is '0'"),
+    (["benchmark", "--batch_size=1e3"], "--batch_size is '1e3'"),
+    (["benchmark", "--image_size=1025"], "--image_size is '1025'"),
+    (["benchmark", "--drop_rate=1"], "--drop_rate is '1'"),
+    (["benchmark", "--precision=FP32"], "did you mean fp32?"),
+    (["benchmark", "--memory_format=channel_last"], "did you mean channels_last?"),
+    (["benchmark", "--threads=1025"], "--threads is '1025'"),
+    (["benchmark", "--rounds=1001"], "--rounds is '1001'"),
+    (["benchmark", "--rounds=None"], "--rounds is 'None'"),
+    (["benchmark", "--compile=maybe"], "--compile is 'maybe'"),
+    (["benchmark", "--budget_gb=nan"], "--budget_gb is 'nan'"),
+    (["benchmark", "--budget_gb=-1"], "--budget_gb is '-1'"),
+    (["benchmark", "--plot="], "--plot is ''"),
+    (["benchmark", "--plot=.png"], "--plot is '.png', but must be a file name that ends in .png"),
+    (["benchmark", "--csv=/dev/null"], "--csv is '/dev/null', but must be a file name that ends in .csv"),
+    (["benchmark", "--", "--rounds=0"], "'--' ends the flags"),
 ]
 
 
@@ -129,7 +179,7 @@ def test_refused_line_is_one_message_with_exit_code_2_and_no_work(words, message
     assert result.returncode == 2
     assert result.stdout == ""
     assert message in result.stderr
-    assert re.fullmatch(r"demo\.py( train)?: error: [^\n]+\n", result.stderr)
+    assert re.fullmatch(r"demo\.py( train| benchmark)?: error: [^\n]+\n", result.stderr)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -204,16 +254,71 @@ def test_defaults_are_those_of_the_mission():
     assert {name: defaults[name] for name in expected} == expected
 
 
-@given(st.sampled_from([*inspect.signature(demo.train).parameters]), st.text(max_size=30), st.booleans())
-def test_any_text_behind_any_flag_is_bound_or_refused(flag, text, joined):
-    words = [f"--{flag}={text}"] if joined else [f"--{flag}", text]
-    others = [] if flag == "save" else ["--save=s"]
-    if text in flags.HELP_WORDS:
-        return
+FLAGS = {name: [*inspect.signature(command).parameters] for name, command in demo.COMMANDS.items()}
+
+
+def outcome(argv: list[str]) -> dict | int:
+    """What a whole line is bound to, or the exit code. No command is called, whatever the line is."""
     try:
-        bound = bind(*others, *words)
+        name, words = flags.choose(demo.COMMANDS, argv, name="demo.py")
+        return flags.bind(demo.COMMANDS[name], words, name="demo.py", commands=demo.COMMANDS)
     except SystemExit as stop:
-        code = stop.code
+        return stop.code
+
+
+@given(st.data(), st.sampled_from([*demo.COMMANDS]), st.text(max_size=30), st.booleans())
+def test_any_text_behind_any_flag_is_bound_or_refused(data, command, text, joined):
+    flag = data.draw(st.sampled_from(FLAGS[command]))
+    words = [f"--{flag}={text}"] if joined else [f"--{flag}", text]
+    others = ["--save=s"] if command == "train" and flag != "save" else []
+    bound = outcome([command, *others, *words])
+    if text in flags.HELP_WORDS and not joined:
+        assert bound == 0
     else:
-        code = 0 if flag in bound else None
-    assert code in (0, 2)
+        assert bound == 2 or set(bound) == {flag, *(["save"] if others else [])}
+
+
+ANY_TEXT = st.text(st.characters(), max_size=20)  # half characters too, as names of files have them
+FLAG_WORDS = st.sampled_from(sorted({f"--{flag}" for names in FLAGS.values() for flag in names}))
+ANY_WORD = st.one_of(
+    ANY_TEXT,
+    FLAG_WORDS,
+    st.builds("{}={}".format, FLAG_WORDS, ANY_TEXT),
+    st.builds("--no-{}".format, st.sampled_from(["resume", "efficient", "depth", "no"])),
+    st.builds("{}{}".format, st.sampled_from(["-", "--", "---"]), ANY_TEXT),
+    st.sampled_from([*demo.COMMANDS, "10", "0.5", "True", "None", "digits", "40,100", "-h", "--", "-", "="]),
+)
+
+
+@given(st.lists(ANY_WORD, max_size=8))
+def test_any_list_of_words_is_bound_or_refused(argv):
+    bound = outcome(argv)
+    if any(word in flags.HELP_WORDS for word in argv):
+        assert bound in (0, 2)
+    elif bound != 2:
+        assert set(bound) <= {*FLAGS["benchmark" if argv[0] == "benchmark" else "train"]}
+        assert "save" in bound or argv[0] == "benchmark"
+
+
+@given(st.lists(ANY_WORD, max_size=8))
+def test_any_list_of_words_runs_one_command_or_ends_with_exit_code_2(argv):
+    called = []
+    code = None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "COMMANDS", {name: recording(run, called) for name, run in demo.COMMANDS.items()})
+        try:
+            demo.main(argv)
+        except SystemExit as stop:
+            code = stop.code
+    assert (code, len(called)) in [(None, 1), (2, 0), (0, 0)]
+    assert code != 0 or any(word in flags.HELP_WORDS for word in argv)
+
+
+def recording(command, called):
+    """A stand-in for a command, with its signature."""
+
+    @functools.wraps(command)
+    def record(**given):
+        called.append(given)
+
+    return record

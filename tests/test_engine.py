@@ -12,6 +12,7 @@ from models import densenet_bc
 from train.engine import NonFiniteLoss, RunningMetrics, evaluate, train_one_epoch
 from train.optim import make_optimizer
 from train.report import EpochBar
+from train.stops import Stop
 
 
 class Batches(list):
@@ -20,6 +21,8 @@ class Batches(list):
 
 class SilentBar:
     """A bar that never asks for numbers."""
+
+    epoch = 1
 
     def advance(self, num_images):
         pass
@@ -69,7 +72,9 @@ def test_evaluation_changes_nothing_and_uses_running_statistics():
 def test_an_epoch_takes_the_steps_of_a_plain_loop():
     batches = make_batches([8, 8, 3])
     ours, plain = make_network(), make_network()
-    train_one_epoch(ours, batches, make_optimizer(ours.parameters(), lr=0.1, momentum=0.9, wd=1e-3), SilentBar())
+    train_one_epoch(
+        ours, batches, make_optimizer(ours.parameters(), lr=0.1, momentum=0.9, wd=1e-3), SilentBar(), Stop()
+    )
     optimizer = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3, nesterov=True)
     for images, labels in batches:
         optimizer.zero_grad()
@@ -91,7 +96,7 @@ def test_no_step_is_taken_from_the_first_loss_that_is_no_number(value, momentum)
         )
     assert failure.value.batch == 3
     optimizer = make_optimizer(stopped_before.parameters(), lr=0.1, momentum=momentum, wd=0)
-    train_one_epoch(stopped_before, good, optimizer, SilentBar())
+    train_one_epoch(stopped_before, good, optimizer, SilentBar(), Stop())
     for mine, expected in zip(ours.parameters(), stopped_before.parameters(), strict=True):
         assert torch.equal(mine, expected)
 
@@ -113,7 +118,9 @@ def test_a_bar_that_is_due_reports_a_bad_loss_at_once():
             yield torch.full((4, 3, 8, 8), math.nan), torch.zeros(4, dtype=torch.long)
 
     with pytest.raises(NonFiniteLoss):
-        train_one_epoch(network, batches(), make_optimizer(network.parameters(), lr=1, momentum=0, wd=0), DueBar())
+        train_one_epoch(
+            network, batches(), make_optimizer(network.parameters(), lr=1, momentum=0, wd=0), DueBar(), Stop()
+        )
     assert consumed == [0]
 
 
@@ -137,7 +144,7 @@ def test_steps_use_no_operation_that_waits_for_the_device(monkeypatch):
     network = make_network()
     optimizer = make_optimizer(network.parameters(), lr=0.1, momentum=0.9, wd=0)
     with Recorder() as recorder:
-        train_one_epoch(network, make_batches([4, 4]), optimizer, SilentBar())
+        train_one_epoch(network, make_batches([4, 4]), optimizer, SilentBar(), Stop())
     assert any(name.startswith("aten::convolution_backward") for name in recorder.names)
     assert [name for name in recorder.names if name.startswith(WAITING)] == []
 
@@ -148,7 +155,7 @@ def test_a_gpu_is_not_waited_for():
     network = make_network().to(device, memory_format=torch.channels_last)
     optimizer = make_optimizer(network.parameters(), lr=0.1, momentum=0.9, wd=1e-4)
     batches = [(images.to(device), labels.to(device)) for images, labels in make_batches([8] * 4)]
-    train_one_epoch(network, batches, optimizer, SilentBar())  # the first steps may allocate and wait
+    train_one_epoch(network, batches, optimizer, SilentBar(), Stop())  # the first steps may allocate and wait
 
     class Watched(Batches):
         def __iter__(self):
@@ -157,7 +164,7 @@ def test_a_gpu_is_not_waited_for():
             torch.cuda.set_sync_debug_mode("default")
 
     try:
-        train_one_epoch(network, Watched(batches), optimizer, SilentBar())
+        train_one_epoch(network, Watched(batches), optimizer, SilentBar(), Stop())
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -168,7 +175,7 @@ def test_bar_on_a_terminal_shows_loss_error_speed_and_rate(monkeypatch, capsys):
     optimizer = make_optimizer(network.parameters(), lr=0.1, momentum=0, wd=0)
     with EpochBar(2, 30, 32, 0.05) as bar:
         bar.next_read = 0.0
-        train_one_epoch(network, make_batches([16, 16]), optimizer, bar)
+        train_one_epoch(network, make_batches([16, 16]), optimizer, bar, Stop())
         bar.bar.refresh()
     shown = capsys.readouterr().err
     for part in ("epoch 2/30", "loss ", "error ", "lr 0.05", " images/s"):

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import signal
 
 import pytest
 import torch
@@ -278,15 +279,20 @@ def test_a_loss_that_is_no_number_stops_the_run_before_anything_is_saved(tmp_pat
 
 
 def test_interrupt_is_one_line_and_the_folder_can_go_on(tmp_path, monkeypatch, capsys):
+    save = engine.RunFolder.save
+
     def interrupt(self, checkpoint):
-        raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)
+        save(self, checkpoint)
 
     with monkeypatch.context() as context:
         context.setattr(engine.RunFolder, "save", interrupt)
         assert run_here(*SMALL, "--n_epochs=1", f"--save={tmp_path}") == 130
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert "--resume True" in error
+    assert error.startswith("demo.py: stopped by SIGINT after epoch 1; ")
+    assert error.endswith(f"to go on: python demo.py --save={tmp_path} --resume=True\n")
+    assert len(read_results(tmp_path)) == 1
     assert run_here(*SMALL, "--n_epochs=1", f"--save={tmp_path}", "--resume") == 0
 
 

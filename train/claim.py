@@ -8,10 +8,12 @@ from typing import Any
 
 from train.errors import UserError
 from train.lock import locked
-from train.run import CONFIG, FILES, RunFolder
+from train.run import CHECKPOINT, CONFIG, FILES, PREVIOUS, RunFolder
 
 # What may change when a run goes on. Another strategy of --efficient changes results by rounding, or not at all.
 FREE_FLAGS = ("save", "data", "download", "resume", "efficient", "debug")
+
+LARGEST_CONFIG = 1_000_000  # bytes; what stands behind them is not read
 
 
 def recorded_flags(folder: Path) -> dict[str, Any]:
@@ -22,11 +24,14 @@ def recorded_flags(folder: Path) -> dict[str, Any]:
     """
     path = folder / CONFIG
     try:
-        flags = json.loads(path.read_text(encoding="utf-8"))["flags"]
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise ValueError("it is not a file")
+        with open(path, "rb") as file:
+            flags = json.loads(file.read(LARGEST_CONFIG).decode())["flags"]
         return dict(flags.items())
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {error}; it should hold the flags of the run") from error
 
 
@@ -71,9 +76,11 @@ def _check_unused(folder: Path, *, resume: bool) -> None:
             f"--save {folder} already holds a run ({', '.join(found)}): continue it with --resume True, "
             "or choose another folder"
         )
-    if found and CONFIG not in found:
+    has_checkpoint = CHECKPOINT in found or PREVIOUS in found
+    lacking = CONFIG if CONFIG not in found else CHECKPOINT
+    if found and found != [CONFIG] and not (CONFIG in found and has_checkpoint):
         raise UserError(
-            f"--save {folder} holds {', '.join(found)} but no {CONFIG}, so it cannot be continued; "
+            f"--save {folder} holds {', '.join(found)} but no {lacking}, so it cannot be continued; "
             "choose another folder"
         )
 

@@ -205,7 +205,10 @@ def fit(
 
 
 def _restore(network: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Checkpoint, folder: RunFolder) -> None:
-    """Put a checkpoint into network and optimizer, once it is known to be theirs; an empty one changes nothing."""
+    """Put a checkpoint into network and optimizer, once it is known to be theirs; an empty one changes nothing.
+
+    The folder's other files are then brought up to it.
+    """
     if not checkpoint.epoch:
         return
     expected = {name: value.shape for name, value in network.state_dict().items()}
@@ -217,6 +220,7 @@ def _restore(network: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: C
         optimizer.load_state_dict(checkpoint.optimizer)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"the checkpoint in {folder.path} is of another optimizer: {error}") from error
+    folder.write_products(checkpoint)
 
 
 def _run_epoch(

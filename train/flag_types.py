@@ -3,6 +3,7 @@
 import difflib
 import functools
 import math
+import os
 import re
 import types
 import typing
@@ -109,7 +110,10 @@ def _read_path(text: str) -> Path | None:
     if not text.strip() or "\0" in text:
         return None
     try:
+        os.fsencode(text)
         return Path(text).expanduser()
+    except UnicodeEncodeError:  # half a character, which no name of a file can hold
+        return None
     except RuntimeError:  # "~name" of a user that does not exist is an ordinary name
         return Path(text)
 

@@ -47,6 +47,10 @@ class Row:
     images_per_second: float
     peak_memory_mb: float | None
 
+    def is_valid(self) -> bool:
+        """Whether each value is of its field's type."""
+        return all(isinstance(getattr(self, field.name), field.type) for field in fields(self))
+
 
 def best_row(rows: Sequence[Row]) -> Row | None:
     """The epoch whose weights are chosen, None before the first.

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from train.errors import UserError
+from train.errors import RunError, UserError
 from train.history import Row, to_csv
 from train.saving import DamagedFile, atomic_write, load_tensors, save_tensors, temporary_name
 
@@ -58,8 +58,11 @@ class RunFolder:
     def __init__(self, path: Path):
         self.path = path
         self.title = ""  # of curves.png
-        for name in FILES:  # of a killed run
-            temporary_name(path / name).unlink(missing_ok=True)
+        try:
+            for name in FILES:  # of a killed run
+                temporary_name(path / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(f"--save {path} cannot be cleared of a killed run: {error}") from error
 
     def write_config(self, config: dict[str, Any]) -> None:
         """Write config.json."""
@@ -100,13 +103,13 @@ class RunFolder:
             checkpoint = _read_instead(previous, error)
             warning = f"warning: {error}; going on from {previous.name}, epoch {checkpoint.epoch}"
             if last.exists():
-                last.replace(self.path / DAMAGED)  # or the next save would put it where the whole one is
+                _put_aside(last)  # or the next save would put it where the whole one is
                 warning += f"; it stays as {DAMAGED}"
             print(warning, file=sys.stderr)
             return checkpoint
 
     def load(self, *, n_epochs: int) -> Checkpoint:
-        """Read back where the run stands, an empty checkpoint at its beginning, and bring the other files up to it.
+        """Read back where the run stands, an empty checkpoint at its beginning.
 
         A damaged checkpoint.pt is replaced by the one before it, and a warning says so. Where the run is to be longer
         than it was, its test error no longer stands at the end and is dropped.
@@ -120,9 +123,14 @@ class RunFolder:
         if checkpoint.epoch < n_epochs and checkpoint.test_error is not None:
             print(f"The run had ended after {checkpoint.epoch} epochs with test error {checkpoint.test_error:.2%}.")
             checkpoint.rows[-1].test_error = None
-        if checkpoint.epoch:
-            self.write_products(checkpoint)
         return checkpoint
+
+
+def _put_aside(path: Path) -> None:
+    try:
+        path.replace(path.with_name(DAMAGED))
+    except OSError as error:
+        raise RunError(f"cannot rename {path} to {DAMAGED}: {error.strerror or error}") from error
 
 
 def _read_instead(previous: Path, error: DamagedFile) -> Checkpoint:
@@ -148,6 +156,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
         checkpoint = Checkpoint(rows, *(dict(content[part]) for part in ("network", "optimizer", "chosen")))
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedFile(f"{path} is no checkpoint of this program: {error!r}") from error
+    if not all(row.is_valid() and row.epoch == epoch for epoch, row in enumerate(rows, start=1)):
+        raise DamagedFile(f"{path} is no checkpoint of this program: its epochs are not those of a run")
     if written_in != FORMAT or not rows:
         raise DamagedFile(f"{path} is no checkpoint of this program (format {written_in!r}, {len(rows)} epochs)")
     return checkpoint

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import pickle
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -92,7 +93,7 @@ def load_tensors(path: Path) -> dict[str, Any]:
     import torch
 
     try:
-        content = path.read_bytes()
+        content = _contents(path)
     except (OSError, MemoryError, OverflowError) as error:
         raise UserError(f"{path} cannot be read: {_reason(error)}") from error
     try:
@@ -106,15 +107,28 @@ def load_tensors(path: Path) -> dict[str, Any]:
     return loaded
 
 
+def _contents(path: Path) -> bytes:
+    """The bytes of an archive. What does not end like one is not read, as it may be of any size."""
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise UserError(f"{path} cannot be read: it is not a file")
+    with open(path, "rb") as file:
+        if not zipfile.is_zipfile(file):
+            raise DamagedFile(f"{path} is damaged, or is no file of tensors: it does not end like one")
+        file.seek(0)
+        return file.read()
+
+
 def _verify(content: bytes) -> None:
     """Raise an exception unless the contents are those that were written; torch.load verifies no checksum."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+            raise ValueError("it is compressed")
         if archive.comment:
             if hashlib.sha256(content[:-DIGEST_SIZE]).hexdigest().encode() != content[-DIGEST_SIZE:]:
                 raise ValueError("its digest is another one")
             return
-        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-            raise ValueError("it is compressed")
+        if content[-2:] != b"\0\0":  # the length of the comment
+            raise ValueError("its digest is missing")
         damaged = archive.testzip()
         if damaged:
             raise ValueError(f"the checksum of {damaged} is another one")
@@ -123,4 +137,6 @@ def _verify(content: bytes) -> None:
 def _reason(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
+    if isinstance(error, pickle.UnpicklingError):  # torch goes on to say how to load it anyway
+        return "it holds more than tensors and plain values"
     return str(error).splitlines()[0] if str(error) else type(error).__name__
