@@ -72,9 +72,8 @@ def test_evaluation_changes_nothing_and_uses_running_statistics():
 def test_an_epoch_takes_the_steps_of_a_plain_loop():
     batches = make_batches([8, 8, 3])
     ours, plain = make_network(), make_network()
-    train_one_epoch(
-        ours, batches, make_optimizer(ours.parameters(), lr=0.1, momentum=0.9, wd=1e-3), SilentBar(), Stop()
-    )
+    optimizer = make_optimizer(ours.parameters(), lr=0.1, momentum=0.9, wd=1e-3)
+    train_one_epoch(ours, batches, optimizer, SilentBar(), Stop())
     optimizer = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3, nesterov=True)
     for images, labels in batches:
         optimizer.zero_grad()
@@ -90,10 +89,9 @@ def test_no_step_is_taken_from_the_first_loss_that_is_no_number(value, momentum)
     good = make_batches([8, 8])
     bad = (torch.full((8, 3, 8, 8), value), good[0][1])
     ours, stopped_before = make_linear(), make_linear()
+    optimizer = make_optimizer(ours.parameters(), lr=0.1, momentum=momentum, wd=0)
     with pytest.raises(NonFiniteLoss) as failure:
-        train_one_epoch(
-            ours, [*good, bad, *good], make_optimizer(ours.parameters(), lr=0.1, momentum=momentum, wd=0), SilentBar()
-        )
+        train_one_epoch(ours, [*good, bad, *good], optimizer, SilentBar(), Stop())
     assert failure.value.batch == 3
     optimizer = make_optimizer(stopped_before.parameters(), lr=0.1, momentum=momentum, wd=0)
     train_one_epoch(stopped_before, good, optimizer, SilentBar(), Stop())
