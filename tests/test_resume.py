@@ -180,6 +180,7 @@ def test_resume_starts_a_run_where_there_is_none(finished, tmp_path):
         ("config.json", b"", "config.json cannot be read"),
         ("config.json", b"[1]", "config.json cannot be read"),
         ("config.json", b'{"flags": {"deph": 10}}', "unknown flag '--deph'"),
+        ("config.json", b'{"flags": {}}', "config.json names no seed"),
         ("config.json", None, "but no config.json, so it cannot be continued"),
     ],
 )
@@ -240,12 +241,18 @@ def test_two_damaged_checkpoints_are_one_line_that_names_both(copy, capsys):
         ({"network": {"weight": torch.ones(1)}}, "is of another network than its config.json says"),
         ({"chosen": {}}, "is of another network than its config.json says"),
         ({"optimizer": {"state": {}, "param_groups": []}}, "is of another optimizer"),
+        (lambda content: content["optimizer"]["state"].clear(), "its buffers are not those of momentum"),
+        (
+            lambda content: content["optimizer"]["state"][0].update(momentum_buffer=torch.ones(1)),
+            "its buffers are not those of momentum",
+        ),
     ],
 )
 def test_a_whole_checkpoint_of_something_else_is_refused(change, message, copy, capsys):
     content = torch.load(copy / "checkpoint.pt", weights_only=True)
     content["rows"] = content["rows"][:1]  # of a run that is to go on
-    torch.save(content | change, copy / "checkpoint.pt")
+    content = content | change if isinstance(change, dict) else change(content) or content
+    torch.save(content, copy / "checkpoint.pt")
     before = (copy / "checkpoint.pt").read_bytes(), (copy / "checkpoint.previous.pt").read_bytes()
     assert run_here(f"--save={copy}", "--resume") == 2
     assert message in capsys.readouterr().err

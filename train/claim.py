@@ -77,6 +77,8 @@ def _check_unused(folder: Path, *, resume: bool) -> None:
             "or choose another folder"
         )
     has_checkpoint = CHECKPOINT in found or PREVIOUS in found
+    if has_checkpoint and CONFIG in found and recorded_flags(folder).get("seed") is None:
+        raise UserError(f"{folder / CONFIG} names no seed, without which the run cannot be continued")
     lacking = CONFIG if CONFIG not in found else CHECKPOINT
     if found and found != [CONFIG] and not (CONFIG in found and has_checkpoint):
         raise UserError(

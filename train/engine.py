@@ -220,7 +220,18 @@ def _restore(network: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: C
         optimizer.load_state_dict(checkpoint.optimizer)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"the checkpoint in {folder.path} is of another optimizer: {error}") from error
+    if not _has_all_buffers(optimizer):
+        raise UserError(
+            f"the checkpoint in {folder.path} is of another optimizer: its buffers are not those of momentum"
+        )
     folder.write_products(checkpoint)
+
+
+def _has_all_buffers(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether each parameter has the buffer that its momentum needs."""
+    with_momentum = (weight for group in optimizer.param_groups if group["momentum"] for weight in group["params"])
+    shapes = ((weight.shape, optimizer.state[weight].get("momentum_buffer")) for weight in with_momentum)
+    return all(getattr(buffer, "shape", None) == shape for shape, buffer in shapes)
 
 
 def _run_epoch(
