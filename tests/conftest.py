@@ -11,7 +11,7 @@ import torch
 
 
 def pytest_addoption(parser):
-    parser.addoption("--rounds", type=int, default=5, help="how many faults the run of test_faults.py meets")
+    parser.addoption("--rounds", type=int, default=3, help="how many faults the run of test_faults.py meets")
 
 
 def pytest_collection_modifyitems(items):

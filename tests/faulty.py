@@ -72,7 +72,8 @@ class FailingSystem:
         return self.what in calls and self.countdown.take(1) == 1 and self.countdown.left == 0
 
     def open_file(self, path, mode: str):
-        assert mode == "w+b"
+        if mode == "rb":
+            return open(path, mode)
         if self._is_due("open"):
             raise failure("open")
         if self.what in ("full", "quota"):
