@@ -247,7 +247,7 @@ def main(argv: list[str]) -> None:
             given = command_line.bind(COMMANDS[command], words, name=name, commands=COMMANDS)
             if given.get("resume"):
                 given = command_line.bind(train, words + _words_of_recorded_flags(given), name=name)
-            COMMANDS[command](**given)
+            command_line.call(COMMANDS[command], given)
     except (UserError, RunError, DataError) as error:
         if given.get("debug"):
             traceback.print_exc()

@@ -12,13 +12,14 @@ from train.flag_types import describe
 WIDTH = 100  # columns
 
 
-def help_page(function: Callable[..., Any], flags: dict[str, Any], *, name: str) -> str:
+def help_page(function: Callable[..., Any], words: dict[str, Any], flags: dict[str, Any], *, name: str) -> str:
     """Lay out what a command does and what each flag takes.
 
     Fire's own page cuts types off at 80 columns and puts each description on one line of any length.
 
     Args:
         function: Has a docstring in Google style with all flags under "Args:".
+        words: Annotation of the parameter that takes words, by its name; may be empty.
         flags: Annotation of each flag.
         name: The program's name.
     """
@@ -26,9 +27,16 @@ def help_page(function: Callable[..., Any], flags: dict[str, Any], *, name: str)
     meanings = {argument.name: argument.description for argument in documented.args}
     parameters = inspect.signature(function).parameters
     required = [flag for flag in flags if parameters[flag].default is inspect.Parameter.empty]
-    usage = " ".join(["python", name, *(f"--{flag} {flag.upper()}" for flag in required), "[--flag value ...]"])
+    loose = [f"{word.upper()} ..." for word in words]
+    needed = [f"--{flag} {flag.upper()}" for flag in required]
+    usage = " ".join(["python", name, *loose, *needed, "[--flag value ...]"])
     lines = ["NAME", *_indented(f"{name} - {documented.summary}", 4)]
-    lines += ["", "USAGE", *_indented(usage, 4), "", "DESCRIPTION", *_indented(documented.description, 4), "", "FLAGS"]
+    lines += ["", "USAGE", *_indented(usage, 4), "", "DESCRIPTION", *_indented(documented.description, 4)]
+    for word, annotation in words.items():
+        lines += ["", "WORDS", f"    {word.upper()} ..."]
+        lines += _indented(meanings[word], 8)
+        lines += _indented(f"Required. Takes {describe(annotation)}, one or more.", 8)
+    lines += ["", "FLAGS"]
     for flag, annotation in flags.items():
         default = "Required." if flag in required else f"Default {_as_typed(parameters[flag].default)}."
         lines.append(f"    --{flag}={flag.upper()}")

@@ -61,7 +61,7 @@ def describe(annotation: Any) -> str:
 
 
 def parse(flag: str, annotation: Any, text: str) -> Any:
-    """Read the value of one flag from its text.
+    """Read the value of one flag, or of a word with a name in capitals, from its text.
 
     Raises:
         FireError: If the text is no such value or out of range. The message names flag, text and what is allowed.
@@ -76,9 +76,8 @@ def parse(flag: str, annotation: Any, text: str) -> Any:
     if value is None or (limits and value not in limits):
         hint = limits.nearest(value) if limits and value is not None else ""
         choices = [choice for kind in kinds if kind not in _READERS for choice in typing.get_args(kind)]
-        raise FireError(
-            f"--{flag} is {text!r}, but must be {describe(annotation)}{hint or did_you_mean(text, choices)}"
-        )
+        name = flag if flag.isupper() else f"--{flag}"
+        raise FireError(f"{name} is {text!r}, but must be {describe(annotation)}{hint or did_you_mean(text, choices)}")
     return value
 
 

@@ -58,22 +58,31 @@ def bind(
 
     Args:
         function: Keyword-only parameters are the flags. Annotations bool, int, float, Path, Literal, each possibly
-            with None, `Annotated[..., Range(...)]`, and `tuple[one of these, ...]` choose how a value is read.
+            with None, `Annotated[..., Range(...)]`, and `tuple[one of these, ...]` choose how a value is read. A
+            parameter `*names: Path` takes the words that belong to no flag, at least one.
         argv: The words behind the program's name and command.
         name: The program's name in messages, with its command if that was given.
         commands: All commands, for the help.
     """
-    annotations = typing.get_type_hints(function, include_extras=True)
-    flags = {flag: annotations[flag] for flag in inspect.signature(function).parameters}
+    words, flags = parameters_of(function)
     if any(word in HELP_WORDS for word in argv):
-        print("\n".join([help_page(function, flags, name=name), *commands_page(commands or {})]))
+        print("\n".join([help_page(function, words, flags, name=name), *commands_page(commands or {})]))
         raise SystemExit(0)
     try:
-        values = _split_words(argv, flags)
-        _require_all(function, values)
-        return _fire(_recorder(function, flags), [f"--{flag}={value}" for flag, value in values.items()], name)
+        values, loose = _split_words(argv, flags)
+        bound = _bind_words(words, loose)
+        _require_all(function, flags, values)
+        line = [f"--{flag}={value}" for flag, value in values.items()]
+        return bound | _fire(_recorder(function, flags), line, name)
     except FireError as error:
         end(f"error: {error}", name=name)
+
+
+def call(function: Callable[..., Any], given: Mapping[str, Any]) -> None:
+    """Call a command with what `bind` returned."""
+    words, _ = parameters_of(function)
+    flags = {name: value for name, value in given.items() if name not in words}
+    function(*(word for name in words for word in given[name]), **flags)
 
 
 def end(message: str, *, name: str, exit_code: int = 2) -> NoReturn:
@@ -83,13 +92,39 @@ def end(message: str, *, name: str, exit_code: int = 2) -> NoReturn:
     raise SystemExit(exit_code)
 
 
+def parameters_of(function: Callable[..., Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Annotations by name: of the parameter that takes words, if there is one, and of the flags."""
+    annotations = typing.get_type_hints(function, include_extras=True)
+    words, flags = {}, {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        group = words if parameter.kind is inspect.Parameter.VAR_POSITIONAL else flags
+        group[name] = annotations[name]
+    return words, flags
+
+
+def _bind_words(words: dict[str, Any], loose: list[str]) -> dict[str, tuple[Any, ...]]:
+    """Read the words that belong to no flag.
+
+    Raises:
+        FireError: If there are some and the command takes none, or the other way round.
+    """
+    if loose and not words:
+        raise FireError(f"stray word {loose[0]!r}: values belong behind a flag, as in --depth 40")
+    for name, annotation in words.items():
+        if not loose:
+            raise FireError(f"{name.upper()} is needed: {describe(annotation)}, one or more; see --help")
+        return {name: tuple(parse(name.upper(), annotation, word) for word in loose)}
+    return {}
+
+
 def _recorder(function: Callable[..., Any], flags: dict[str, Any]) -> Callable[..., dict[str, Any]]:
     """A function with the flags of `function` that returns the keywords it is called with."""
 
     def record(**given: Any) -> dict[str, Any]:
         return given
 
-    record.__signature__ = inspect.signature(function)
+    signature = inspect.signature(function)
+    record.__signature__ = signature.replace(parameters=[signature.parameters[flag] for flag in flags])
     parsers = {flag: functools.partial(parse, flag, annotation) for flag, annotation in flags.items()}
     return SetParseFns(**parsers)(record)
 
@@ -103,20 +138,25 @@ def _fire(recorder: Callable[..., dict[str, Any]], words: list[str], name: str) 
         raise FireError(error.trace.elements[-1].ErrorAsStr()) from None
 
 
-def _split_words(argv: list[str], flags: dict[str, Any]) -> dict[str, str]:
+def _split_words(argv: list[str], flags: dict[str, Any]) -> tuple[dict[str, str], list[str]]:
     """Pair the flags of a line with the text of their values, so that Fire can read `--flag=value` in one way only.
 
+    Returns:
+        The pairs, and the words that are neither flag nor value.
+
     Raises:
-        FireError: For a word that is neither flag nor value, a missing value, or a flag given twice.
+        FireError: For a missing value, a flag given twice or one that does not exist.
     """
     values: dict[str, str] = {}
+    loose: list[str] = []
     words = list(argv)
     while words:
         word = words.pop(0)
         if word == "--":
             raise FireError(f"'--' ends the flags, and what follows would be ignored: {' '.join(words) or 'nothing'}")
         if not _looks_like_flag(word):
-            raise FireError(f"stray word {word!r}: values belong behind a flag, as in --depth 40")
+            loose.append(word)
+            continue
         key, equals, value = word.lstrip("-").partition("=")
         flag, negated = _find_flag(key, flags)
         if flag is None or not word.startswith("--"):
@@ -128,7 +168,7 @@ def _split_words(argv: list[str], flags: dict[str, Any]) -> dict[str, str]:
         if flag in values:
             raise FireError(f"--{flag} is given twice: {values[flag]!r} and {value!r}")
         values[flag] = value
-    return values
+    return values, loose
 
 
 def _looks_like_flag(word: str) -> bool:
@@ -155,7 +195,8 @@ def _find_flag(key: str, flags: dict[str, Any]) -> tuple[str | None, bool]:
     return None, False
 
 
-def _require_all(function: Callable[..., Any], values: dict[str, str]) -> None:
-    for flag, parameter in inspect.signature(function).parameters.items():
-        if parameter.default is inspect.Parameter.empty and flag not in values:
+def _require_all(function: Callable[..., Any], flags: dict[str, Any], values: dict[str, str]) -> None:
+    parameters = inspect.signature(function).parameters
+    for flag in flags:
+        if parameters[flag].default is inspect.Parameter.empty and flag not in values:
             raise FireError(f"--{flag} is needed; see --help")
