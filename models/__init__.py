@@ -1,5 +1,21 @@
 """DenseNets in plain PyTorch: this folder imports torch only and can be copied into another project."""
 
-from .densenet import STRATEGIES, DenseNet, densenet_bc
+from .densenet import DROP_PLACES, STRATEGIES, DenseNet, densenet_bc, densenet_plain
+from .imagenet import IMAGENET_NETWORKS, densenet121, densenet161, densenet169, densenet201, densenet264
+from .weights import load_weights, torchvision_names
 
-__all__ = ["STRATEGIES", "DenseNet", "densenet_bc"]
+__all__ = [
+    "DROP_PLACES",
+    "IMAGENET_NETWORKS",
+    "STRATEGIES",
+    "DenseNet",
+    "densenet121",
+    "densenet161",
+    "densenet169",
+    "densenet201",
+    "densenet264",
+    "densenet_bc",
+    "densenet_plain",
+    "load_weights",
+    "torchvision_names",
+]

@@ -1,21 +1,26 @@
 """The feature buffer's strategies: which parts of a network run as one function over a buffer, and which are called."""
 
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-from .plan import NOTHING, StageSize, bottlenecks_for_free
+from .plan import bottlenecks_for_free
 from .recompute import recompute_in_backward
-from .stage import layers_of, read_block
+from .sizes import sizes_of
+from .stage import has_bottleneck, last_convolution, layers_of, read_block
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 # What a module is, by its name without digits, in the order of a transition.
-ROLES = {"norm": nn.BatchNorm2d, "relu": nn.ReLU, "conv": nn.Conv2d, "pool": nn.AvgPool2d}
+ROLES = {"norm": nn.BatchNorm2d, "relu": nn.ReLU, "conv": nn.Conv2d, "drop": nn.Dropout, "pool": nn.AvgPool2d}
+# What the parts of both kinds of layers are called, and those of all that may read a block, in their order.
+LAYERS = ({"norm1", "relu1", "conv1"}, {"norm1", "relu1", "conv1", "norm2", "relu2", "conv2"})
+READERS = ([], ["norm", "relu", "conv", "pool"], ["norm", "relu", "conv", "drop", "pool"])
 PLAIN_POOLING = {"kernel_size": 2, "stride": 2, "padding": 0, "ceil_mode": False, "count_include_pad": True}
+PLAIN_SETTINGS = {nn.AvgPool2d: PLAIN_POOLING | {"divisor_override": None}, nn.Dropout: {"inplace": False}}
 PLAIN_CONVOLUTION = {"stride": (1, 1), "dilation": (1, 1), "groups": 1, "padding_mode": "zeros", "bias": None}
 
 
@@ -59,7 +64,7 @@ def averages_over_buffers(
     if keeps_bottlenecks:
         counts = tuple(len(layers_of(block)) for block in blocks)
     else:
-        counts = bottlenecks_for_free(tuple(_sizes(maps, stages, reasons)))
+        counts = bottlenecks_for_free(tuple(sizes_of(maps, stages, reasons)))
     for (block, reader), reason, count in zip(stages, reasons, counts, strict=True):
         if _may_use_buffer(maps, block, reason):
             maps = read_block(maps, block, reader, num_bottlenecks=count)
@@ -74,7 +79,8 @@ def why_to_call(root: nn.Module, known: Collection[type[nn.Module]]) -> str:
     Subclasses may do anything, and so do parametrised, quantised, sharded and synchronised layers, all of which have
     classes of their own. Pruning and the older form of weight norm are hooks.
     """
-    reasons = (_why_to_call_itself(name, module, known) for name, module in root.named_modules())
+    modules = dict(root.named_modules())
+    reasons = (_why_to_call_itself(name, modules[name], known, _kernel_size(name, modules)) for name in modules)
     return _why_to_call_all() or next(filter(None, reasons), "")
 
 
@@ -83,7 +89,13 @@ def _why_to_call_all() -> str:
     return "there are hooks for all modules" if has_hooks else ""
 
 
-def _why_to_call_itself(name: str, module: nn.Module, known: Collection[type[nn.Module]]) -> str:
+def _kernel_size(name: str, modules: dict[str, nn.Module]) -> int:
+    """The last convolution of a dense layer is 3x3, all others are 1x1."""
+    parent, _, own_name = name.rpartition(".")
+    return 3 if own_name == ("conv2" if has_bottleneck(modules[parent]) else "conv1") else 1
+
+
+def _why_to_call_itself(name: str, module: nn.Module, known: Collection[type[nn.Module]], kernel_size: int = 1) -> str:
     what = f"{name} ({type(module).__name__})" if name else type(module).__name__
     if type(module) not in known:
         return f"{what} is of a class that it does not know"
@@ -97,9 +109,9 @@ def _why_to_call_itself(name: str, module: nn.Module, known: Collection[type[nn.
         return f"{what} has no weight and bias"
     if isinstance(module, nn.BatchNorm2d) and module.weight.dtype.itemsize < 4:
         return f"{what} has parameters of 16 bits"
-    if isinstance(module, nn.Conv2d) and not _is_plain(module, size=3 if name.endswith("conv2") else 1):
+    if isinstance(module, nn.Conv2d) and not _is_plain(module, size=kernel_size):
         return f"{what} has other settings than this network's own"
-    if isinstance(module, nn.AvgPool2d) and not _has(module, PLAIN_POOLING | {"divisor_override": None}):
+    if not _has(module, PLAIN_SETTINGS.get(type(module), {})):
         return f"{what} has other settings than this network's own"
     return ""
 
@@ -137,27 +149,17 @@ def _why_to_call_stage(block: nn.Module, reader: nn.Module, known: Collection[ty
     reason = why_to_call(block, known) or why_to_call(reader, known)
     if reason:
         return reason
-    if [name for name, _ in reader.named_children()] not in ([], list(ROLES)):
+    if [name for name, _ in reader.named_children()] not in READERS:
         return f"{type(reader).__name__} has been rearranged"
     layers = layers_of(block)
     num_features = layers[0].norm1.num_features
     for (name, _), layer in zip(block.named_children(), layers, strict=True):
+        if {part for part, _ in layer.named_children()} not in LAYERS:
+            return f"{name} has other parts than this network's own"
         if layer.norm1.num_features != num_features:
             return f"{name} does not read all that comes before it"
-        num_features += layer.conv2.out_channels
+        num_features += last_convolution(layer).out_channels
     return ""
-
-
-def _sizes(maps: Tensor, stages: list[tuple[nn.Module, nn.Module]], reasons: list[str]) -> Iterator[StageSize]:
-    """Sizes of all stages for maps that the first one starts with."""
-    num_images, _, height, width = maps.shape
-    for i, ((block, reader), reason) in enumerate(zip(stages, reasons, strict=True)):
-        if reason:
-            yield NOTHING
-            continue
-        widths = [layer.conv1.out_channels for layer in layers_of(block)]
-        num_features = getattr(reader, "norm", reader).num_features
-        yield StageSize(num_images * (height >> i) * (width >> i), num_features, len(widths), max(widths))
 
 
 def _may_use_buffer(maps: Tensor, block: nn.Module, reason: str) -> bool:

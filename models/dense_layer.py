@@ -3,19 +3,23 @@
 Its bottleneck z, which the 1x1 convolution makes, has one reader, and is not stored normalised as the block's maps are.
 The norm behind it needs mean and variance of the whole batch; around it everything goes in chunks.
 
+Dropout of the bottleneck acts before that norm. z is what the norm reads: where it is kept it is kept with values
+dropped, and where it is computed again the same values are dropped again. For that a mask (R, b) is kept for each
+layer, a byte for each value: a quarter of what z itself would take in 32 bits, and in a block of m layers together
+about as much as m / 4 of them.
+
 R rows, N images, H x W pixels; c channels that the layer reads, b of its bottleneck, k that it makes.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .affine import Affine, NormGradient, activate
-from .feature_buffer import FeatureBuffer, GradientBuffer, Statistics
-from .norms import Norm, Normalisation, RunningStatistics
+from .affine import NormGradient, activate
+from .dropout import Dropout
+from .feature_buffer import GradientBuffer, Statistics
+from .norms import Norm, Normalisation
 from .reductions import totals
 from .rows import (
     as_maps,
@@ -26,46 +30,74 @@ from .rows import (
     pointwise_backward,
     zero_where_relu_was,
 )
+from .stage_forward import StageForward
 from .workspace import Workspace
 
 
-def parameters_of(layer: nn.Module) -> tuple[Tensor, ...]:
-    """Those of a `DenseLayer`, in the order of use: (c,), (c,), (b, c, 1, 1), (b,), (b,), (k, b, 3, 3)."""
-    norm1, norm2 = layer.norm1, layer.norm2
-    return norm1.weight, norm1.bias, layer.conv1.weight, norm2.weight, norm2.bias, layer.conv2.weight
-
-
-NUM_PARAMETERS = 6
-
-
 @dataclass(frozen=True)
-class Layer:
-    """What the backward pass needs of a dense layer.
+class DenseLayerPass:
+    """What the backward pass needs of a `DenseLayer`.
 
     Attributes:
         norm1: Before the 1x1 convolution.
         norm2: Before the 3x3 convolution.
-        keep_rate: 1 - drop rate, of use only with a mask.
         parameters: As `parameters_of` orders them.
         inner: Mean and invstd (b,) of the bottleneck, and the bottleneck (R, b) itself if it is kept.
-        mask: bool (R, k), the values that dropout kept; empty without dropout.
+        inner_dropout: Of the bottleneck.
+        dropout: Of the new maps (R, k).
     """
 
     norm1: Norm
     norm2: Norm
-    keep_rate: float
     parameters: tuple[Tensor, ...]
     inner: tuple[Tensor, ...]
-    mask: tuple[Tensor, ...]
+    inner_dropout: Dropout
+    dropout: Dropout
+
+    @staticmethod
+    def parameters_of(layer: nn.Module) -> tuple[Tensor, ...]:
+        """Those of a layer, in the order of use: (c,), (c,), (b, c, 1, 1), (b,), (b,), (k, b, 3, 3)."""
+        norm1, norm2 = layer.norm1, layer.norm2
+        return norm1.weight, norm1.bias, layer.conv1.weight, norm2.weight, norm2.bias, layer.conv2.weight
+
+    @classmethod
+    def run(
+        cls, module: nn.Module, parameters: tuple[Tensor, ...], forward: StageForward, *, keeps_bottleneck: bool
+    ) -> "DenseLayerPass":
+        """Let a `DenseLayer` read the buffer and write what it makes.
+
+        Args:
+            module: Its settings are used.
+            parameters: As `parameters_of` orders them.
+            forward: Of the block.
+            keeps_bottleneck: Whether the backward pass finds the bottleneck, or computes it again.
+        """
+        work, is_training = forward.work, module.training
+        gamma1, beta1, weight1, gamma2, beta2, weight2 = parameters
+        norm1, affine = forward.read(module.norm1, gamma1, beta1)
+        inner_dropout = forward.draw_dropout(module.bottleneck_drop_rate, len(weight1), training=is_training)
+        size = work.num_rows, len(weight1)
+        z = work.rows.new_empty(*size) if keeps_bottleneck else work.inner.shaped(*size)
+        work.fill_inner(z, affine, weight1.to(z.dtype), inner_dropout)
+        norm2 = Norm.of(module.norm2)
+        normalisation = norm2.normalisation(z, module.norm2, forward.running)
+        inner_affine = normalisation.affine(gamma2, beta2)
+        dropout = forward.draw_dropout(module.drop_rate, len(weight2), training=is_training)
+        forward.append(lambda chunk: activate(z[chunk], inner_affine, work.inner_chunk), weight2, dropout)
+        inner = (normalisation.mean, normalisation.invstd, *((z,) if keeps_bottleneck else ()))
+        return cls(norm1, norm2, parameters, inner, inner_dropout, dropout)
 
     def tensors(self) -> tuple[tuple[Tensor, ...], ...]:
         """All tensors, in groups."""
-        return self.norm1.running, self.norm2.running, self.parameters, self.inner, self.mask
+        of_norms = self.norm1.running, self.norm2.running
+        return *of_norms, self.parameters, self.inner, self.inner_dropout.mask, self.dropout.mask
 
-    def with_tensors(self, groups: Iterator[tuple[Tensor, ...]]) -> "Layer":
-        """The same layer with the next groups in place of its own."""
+    def with_tensors(self, groups: Iterator[tuple[Tensor, ...]]) -> "DenseLayerPass":
+        """The same with the next groups in place of its own."""
         norm1, norm2 = self.norm1.with_running(next(groups)), self.norm2.with_running(next(groups))
-        return Layer(norm1, norm2, self.keep_rate, next(groups), next(groups), next(groups))
+        parameters, inner = next(groups), next(groups)
+        dropouts = self.inner_dropout.with_tensors(groups), self.dropout.with_tensors(groups)
+        return DenseLayerPass(norm1, norm2, parameters, inner, *dropouts)
 
     def normalisation(self) -> Normalisation:
         """What norm2 normalised the bottleneck with."""
@@ -80,66 +112,12 @@ class Layer:
         """The bottleneck (R, b), if it is kept."""
         return self.inner[2]
 
-
-@dataclass(frozen=True)
-class LayerForward:
-    """The forward pass of dense layers, one after the other.
-
-    Attributes:
-        buffer: Of the block. What a layer makes is written behind the rest.
-        work: Of the block.
-        running: Notes how running statistics are to move.
-        memory_format: In which the plain network would work; which values dropout drops depends on it.
-    """
-
-    buffer: FeatureBuffer
-    work: Workspace
-    running: RunningStatistics
-    memory_format: torch.memory_format
-
-    def run(self, module: nn.Module, parameters: tuple[Tensor, ...], *, keeps_bottleneck: bool) -> Layer:
-        """Let a `DenseLayer` read the buffer and write what it makes.
-
-        Args:
-            module: Its settings are used.
-            parameters: As `parameters_of` orders them.
-            keeps_bottleneck: Whether the backward pass finds the bottleneck, or computes it again.
-
-        Returns:
-            What `LayerBackward` needs.
-        """
-        statistics = self.buffer.statistics
-        norm1, norm2 = Norm.of(module.norm1), Norm.of(module.norm2)
-        self.running.note(module.norm1, statistics.mean, statistics.unbiased)
-        gamma1, beta1, weight1, gamma2, beta2, weight2 = parameters
-        affine = norm1.reading(gamma1, beta1, statistics, self.buffer.num_rows).affine
-        size = self.buffer.num_rows, weight1.shape[0]
-        z = self.buffer.rows.new_empty(*size) if keeps_bottleneck else self.work.inner.shaped(*size)
-        self.work.fill_inner(z, affine, weight1.to(z.dtype))
-        normalisation = norm2.normalisation(z, module.norm2, self.running)
-        new = self._new_maps(z, normalisation.affine(gamma2, beta2), weight2.to(z.dtype))
-        mask = self._drop(new, module.drop_rate) if module.drop_rate and module.training else ()
-        self.buffer.append(new)
-        inner = (normalisation.mean, normalisation.invstd, *((z,) if keeps_bottleneck else ()))
-        return Layer(norm1, norm2, 1 - module.drop_rate, parameters, inner, mask)
-
-    def _new_maps(self, z: Tensor, affine: Affine, weight: Tensor) -> Tensor:
-        """Norm, ReLU and 3x3 convolution of a bottleneck: rows (R, k)."""
-        new = z.new_empty(z.shape[0], weight.shape[0])
-        for images, chunk in chunks_of_images(self.buffer.rows, self.work.shape, z.shape[1]):
-            activated = activate(z[chunk], affine, self.work.inner_chunk)
-            new[chunk] = as_rows(F.conv2d(as_maps(activated, self.work.shape_of(images)), weight, padding=1))
-        return new
-
-    def _drop(self, new: Tensor, drop_rate: float) -> tuple[Tensor]:
-        """Drop values of rows (R, k), and return which ones are kept: those that the plain network keeps."""
-        ones = torch.ones_like(as_maps(new, self.work.shape), memory_format=self.memory_format)
-        mask = as_rows(F.dropout(ones, drop_rate) != 0)
-        new.mul_(mask).div_(1 - drop_rate)
-        return (mask,)
+    def backward(self, gradients: GradientBuffer, statistics: Statistics, work: Workspace) -> tuple[Tensor, ...]:
+        """Take the gradient of the new maps, add to that of what was read; return those of all parameters."""
+        return DenseLayerBackward(self, gradients, statistics, work).run()
 
 
-class LayerBackward:
+class DenseLayerBackward:
     """The backward pass of a dense layer.
 
     Args:
@@ -149,7 +127,7 @@ class LayerBackward:
         work: Of the block.
     """
 
-    def __init__(self, layer: Layer, gradients: GradientBuffer, statistics: Statistics, work: Workspace):
+    def __init__(self, layer: DenseLayerPass, gradients: GradientBuffer, statistics: Statistics, work: Workspace):
         self.layer = layer
         self.gradients = gradients
         self.work = work
@@ -183,10 +161,8 @@ class LayerBackward:
             The chunk's share of the gradients of beta, gamma and weight.
         """
         if not self.layer.keeps_bottleneck():
-            self.work.fill_inner(self.z, self.affine, self.weight1, chunk)
-        grad_new = self.grad_of_new(chunk)
-        for mask in self.layer.mask:
-            grad_new.mul_(mask[chunk]).div_(self.layer.keep_rate)
+            self.work.fill_inner(self.z, self.affine, self.weight1, self.layer.inner_dropout, chunk)
+        grad_new = self.layer.dropout.of(self.grad_of_new(chunk), chunk)
         activated = activate(self.z[chunk], self.inner_affine, self.work.inner_chunk)
         shape = self.work.shape_of(images)
         maps = as_maps(grad_new, shape), as_maps(activated, shape)
@@ -196,12 +172,13 @@ class LayerBackward:
         return *self.normalisation.shares(g, self.z[chunk]), grad_weight
 
     def _before_bottleneck(self, chunk: slice, through: NormGradient) -> tuple[Tensor, ...]:
-        """Go back from a chunk of g and z through the norm and the 1x1 convolution to what the layer has read.
+        """Go back from a chunk of g and z through the norm, dropout and the 1x1 convolution to what the layer has read.
 
         Returns:
             The chunk's share of the gradients of beta, gamma and weight.
         """
         grad_z = through.of(self.grad[chunk], self.z[chunk], self.work.inner_chunk)
+        grad_z = self.layer.inner_dropout.of(grad_z, chunk)
         xhat, activated = self.work.read(chunk, self.affine)
         grad_activated, grad_weight = pointwise_backward(grad_z, activated, self.weight1)
         g = zero_where_relu_was(grad_activated, activated)

@@ -1,4 +1,4 @@
-"""DenseNet-BC for small images and for ImageNet.
+"""The paper's DenseNets for small images and for ImageNet, with bottlenecks and compression (BC) or without.
 
 Letters of the paper and of the shape comments: N images, C channels, H x W pixels, L weighted layers (the depth),
 k growth rate, m dense layers in a block.
@@ -20,6 +20,32 @@ from .recompute import recompute_in_backward
 BUFFER_STRATEGIES = ("buffer", "buffer_fast")
 STRATEGIES = ("naive", "checkpoint", *BUFFER_STRATEGIES)
 
+# Where dropout acts; see DenseNet.
+DROP_PLACES = ("layers", "convolutions")
+
+
+class PlainLayer(nn.Module):
+    """Make k new feature maps from all the maps that a block has so far: norm, ReLU, 3x3.
+
+    Args:
+        num_input_features: Channels C of all inputs together.
+        growth_rate: Channels k that the layer makes.
+        drop_rate: Probability of zeroing an output value in training.
+        checkpoint: Recompute what leads to the convolution instead of keeping it for the backward pass.
+    """
+
+    def __init__(self, num_input_features: int, growth_rate: int, drop_rate: float, checkpoint: bool):
+        super().__init__()
+        self.norm1 = nn.BatchNorm2d(num_input_features)
+        self.relu1 = nn.ReLU(inplace=True)
+        self.conv1 = nn.Conv2d(num_input_features, growth_rate, kernel_size=3, padding=1, bias=False)
+        self.drop_rate = drop_rate
+        self.checkpoint = checkpoint
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Map features [(N, C_i, H, W)], sum of C_i = C, to new features (N, k, H, W)."""
+        return _drop(_first_convolution(self, features), self.drop_rate, self.training)
+
 
 class DenseLayer(nn.Module):
     """Make k new feature maps from all the maps that a block has so far: norm, ReLU, 1x1, norm, ReLU, 3x3.
@@ -30,9 +56,18 @@ class DenseLayer(nn.Module):
         bn_size: The 1x1 convolution makes bn_size * k channels (the bottleneck).
         drop_rate: Probability of zeroing an output value in training.
         checkpoint: Recompute what leads to the 1x1 convolution instead of keeping it for the backward pass.
+        bottleneck_drop_rate: Probability of zeroing a value that the 1x1 convolution makes in training.
     """
 
-    def __init__(self, num_input_features: int, growth_rate: int, bn_size: int, drop_rate: float, checkpoint: bool):
+    def __init__(
+        self,
+        num_input_features: int,
+        growth_rate: int,
+        bn_size: int,
+        drop_rate: float,
+        checkpoint: bool,
+        bottleneck_drop_rate: float = 0,
+    ):
         super().__init__()
         bottleneck_features = bn_size * growth_rate
         self.norm1 = nn.BatchNorm2d(num_input_features)
@@ -42,20 +77,28 @@ class DenseLayer(nn.Module):
         self.relu2 = nn.ReLU(inplace=True)
         self.conv2 = nn.Conv2d(bottleneck_features, growth_rate, kernel_size=3, padding=1, bias=False)
         self.drop_rate = drop_rate
+        self.bottleneck_drop_rate = bottleneck_drop_rate
         self.checkpoint = checkpoint
-
-    def bottleneck(self, *features: Tensor) -> Tensor:
-        """Concatenate features [(N, C_i, H, W)] and reduce them to (N, bn_size * k, H, W)."""
-        return self.conv1(self.relu1(self.norm1(torch.cat(features, 1))))
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Map features [(N, C_i, H, W)], sum of C_i = C, to new features (N, k, H, W)."""
-        if self.checkpoint and self.training and torch.is_grad_enabled():
-            z = recompute_in_backward(self.bottleneck, *features, norm=self.norm1)
-        else:
-            z = self.bottleneck(*features)
-        new_features = self.conv2(self.relu2(self.norm2(z)))
-        return F.dropout(new_features, self.drop_rate, self.training) if self.drop_rate else new_features
+        z = _drop(_first_convolution(self, features), self.bottleneck_drop_rate, self.training)
+        return _drop(self.conv2(self.relu2(self.norm2(z))), self.drop_rate, self.training)
+
+
+def _first_convolution(layer: PlainLayer | DenseLayer, features: Sequence[Tensor]) -> Tensor:
+    """Concatenate features [(N, C_i, H, W)] and convolve them for the first time: (N, C', H, W)."""
+
+    def compute(*inputs: Tensor) -> Tensor:
+        return layer.conv1(layer.relu1(layer.norm1(torch.cat(inputs, 1))))
+
+    if layer.checkpoint and layer.training and torch.is_grad_enabled():
+        return recompute_in_backward(compute, *features, norm=layer.norm1)
+    return compute(*features)
+
+
+def _drop(maps: Tensor, drop_rate: float, is_training: bool) -> Tensor:
+    return F.dropout(maps, drop_rate, is_training) if drop_rate else maps
 
 
 class DenseBlock(nn.Module):
@@ -66,13 +109,18 @@ class DenseBlock(nn.Module):
         num_layers: int,
         num_input_features: int,
         growth_rate: int,
-        bn_size: int,
+        bn_size: int | None,
         drop_rate: float,
         checkpoint: bool,
+        bottleneck_drop_rate: float = 0,
     ):
         super().__init__()
         for i in range(num_layers):
-            layer = DenseLayer(num_input_features + i * growth_rate, growth_rate, bn_size, drop_rate, checkpoint)
+            num_features = num_input_features + i * growth_rate
+            if bn_size is None:
+                layer = PlainLayer(num_features, growth_rate, drop_rate, checkpoint)
+            else:
+                layer = DenseLayer(num_features, growth_rate, bn_size, drop_rate, checkpoint, bottleneck_drop_rate)
             self.add_module(f"denselayer{i + 1}", layer)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -84,20 +132,24 @@ class DenseBlock(nn.Module):
 
 
 class Transition(nn.Sequential):
-    """Fewer channels and a quarter of the pixels between two blocks: (N, C, H, W) to (N, C', H // 2, W // 2)."""
+    """Fewer channels and a quarter of the pixels between two blocks: (N, C, H, W) to (N, C', H // 2, W // 2).
 
-    def __init__(self, num_input_features: int, num_output_features: int):
+    Values that the convolution makes are dropped with probability `drop_rate` in training.
+    """
+
+    def __init__(self, num_input_features: int, num_output_features: int, drop_rate: float = 0):
         super().__init__()
         self.norm = nn.BatchNorm2d(num_input_features)
         self.relu = nn.ReLU(inplace=True)
         self.conv = nn.Conv2d(num_input_features, num_output_features, kernel_size=1, bias=False)
+        if drop_rate:
+            self.drop = nn.Dropout(drop_rate)
         self.pool = nn.AvgPool2d(kernel_size=2, stride=2)
 
 
 # All that a network is made of. Over a feature buffer they are read, not called.
-KNOWN_CLASSES = frozenset(
-    {DenseBlock, DenseLayer, Transition, nn.Sequential, nn.BatchNorm2d, nn.Conv2d, nn.ReLU, nn.AvgPool2d, nn.MaxPool2d}
-)
+OF_TORCH = {nn.Sequential, nn.BatchNorm2d, nn.Conv2d, nn.Dropout, nn.ReLU, nn.AvgPool2d, nn.MaxPool2d}
+KNOWN_CLASSES = frozenset({DenseBlock, DenseLayer, PlainLayer, Transition} | OF_TORCH)
 
 
 class DenseNet(nn.Module):
@@ -111,8 +163,9 @@ class DenseNet(nn.Module):
         block_config: Number of dense layers in each block, at least one block.
         compression: A transition keeps this share of its channels, above 0 and at most 1.
         num_init_features: Channels of the first convolution; the paper's BC networks use 2k.
-        bn_size: The bottleneck of a dense layer has bn_size * k channels.
-        drop_rate: Dropout after each dense layer's 3x3 convolution, at least 0 and below 1.
+        bn_size: The bottleneck of a dense layer has bn_size * k channels. None: there are no bottlenecks, a layer is
+            norm, ReLU and a 3x3 convolution of all its inputs.
+        drop_rate: Probability of dropping a value in training, at least 0 and below 1.
         num_classes: Number of logits.
         small_inputs: Start with one 3x3 convolution, as for 32x32 images; otherwise the ImageNet form: 7x7 with
             stride 2, norm, ReLU and max pooling.
@@ -124,6 +177,10 @@ class DenseNet(nn.Module):
             running statistics of the other strategies are those up to rounding. The strategy changes neither names
             nor shapes of parameters. It acts in training: in eval mode and without gradients plain modules run, and
             under torch.compile or an exporter only "checkpoint" acts.
+        drop_where: Where values are dropped. "layers": behind the last convolution of each dense layer. "convolutions":
+            behind all convolutions but the first one of the network, as in the paper. The buffer strategies keep a byte
+            for each value that may be dropped. For bottlenecks, which have 4k channels, that is about as much in a
+            block as its feature buffer in 32 bits.
 
     Raises:
         ValueError: If an argument is out of its range. The message gives argument, value and range.
@@ -139,38 +196,44 @@ class DenseNet(nn.Module):
         block_config: Sequence[int] = (16, 16, 16),
         compression: float = 0.5,
         num_init_features: int = 24,
-        bn_size: int = 4,
+        bn_size: int | None = 4,
         drop_rate: float = 0,
         num_classes: int = 10,
         small_inputs: bool = True,
         efficient: bool | str = False,
+        *,
+        drop_where: str = "layers",
     ):
         super().__init__()
         for name, value in (
             ("growth_rate", growth_rate),
             ("num_init_features", num_init_features),
-            ("bn_size", bn_size),
             ("num_classes", num_classes),
         ):
             _require(_is_count(value), name, value, "a whole number, 1 or more")
+        has_good_size = bn_size is None or _is_count(bn_size)
+        _require(has_good_size, "bn_size", bn_size, "a whole number, 1 or more, or None")
         counts = len(block_config) > 0 and all(map(_is_count, block_config))
         _require(counts, "block_config", block_config, "whole numbers of layers, 1 or more")
         _require(0 < compression <= 1, "compression", compression, "above 0 and at most 1")
         _require(0 <= drop_rate < 1, "drop_rate", drop_rate, "at least 0 and below 1")
         allowed = f"True, False or one of {', '.join(STRATEGIES)}"
         _require(isinstance(efficient, bool) or efficient in STRATEGIES, "efficient", efficient, allowed)
+        _require(drop_where in DROP_PLACES, "drop_where", drop_where, f"one of {', '.join(DROP_PLACES)}")
         self.strategy = {True: "buffer", False: "naive"}.get(efficient, efficient)
 
         self.features = nn.Sequential(_stem(num_init_features, small_inputs))
+        is_checkpointed = self.strategy == "checkpoint"
+        inner_rate = drop_rate if drop_where == "convolutions" else 0  # behind 1x1 convolutions
         num_features = num_init_features
         for i, num_layers in enumerate(block_config, start=1):
-            block = DenseBlock(num_layers, num_features, growth_rate, bn_size, drop_rate, self.strategy == "checkpoint")
+            block = DenseBlock(num_layers, num_features, growth_rate, bn_size, drop_rate, is_checkpointed, inner_rate)
             self.features.add_module(f"denseblock{i}", block)
             num_features += num_layers * growth_rate
             if i < len(block_config):
                 num_kept = int(num_features * compression)
                 _require(num_kept >= 1, "compression", compression, f"enough to keep one of {num_features} channels")
-                self.features.add_module(f"transition{i}", Transition(num_features, num_kept))
+                self.features.add_module(f"transition{i}", Transition(num_features, num_kept, inner_rate))
                 num_features = num_kept
         self.features.add_module("norm_final", nn.BatchNorm2d(num_features))
         self.classifier = nn.Linear(num_features, num_classes)
@@ -204,6 +267,8 @@ def densenet_bc(
     num_classes: int = 10,
     drop_rate: float = 0,
     efficient: bool | str = True,
+    small_inputs: bool = True,
+    drop_where: str = "layers",
 ) -> DenseNet:
     """Build the paper's DenseNet-BC for 32x32 images: three equal dense blocks of bottleneck layers.
 
@@ -214,8 +279,11 @@ def densenet_bc(
             three blocks, two transitions, classifier.
         growth_rate: Channels k that each layer adds to all that came before it. The first convolution makes 2k.
         num_classes: Number of logits.
-        drop_rate: Dropout after each 3x3 convolution of a dense layer, at least 0 and below 1.
+        drop_rate: Probability of dropping a value in training, at least 0 and below 1.
         efficient: Compute intermediate maps again in the backward pass instead of keeping them; see `DenseNet`.
+        small_inputs: False: for larger images, start as for ImageNet, with a quarter of the height and width.
+        drop_where: "layers": drop behind each 3x3 convolution of a dense layer. "convolutions": behind all
+            convolutions but the first, as in the paper.
 
     Raises:
         ValueError: If `depth` is not 6m + 4 with m >= 1, or another argument is out of its range.
@@ -224,14 +292,61 @@ def densenet_bc(
         Huang et al., Densely Connected Convolutional Networks, 2017, section 3 (arXiv:1608.06993).
     """
     _require(_is_count(depth) and depth >= 10 and depth % 6 == 4, "depth", depth, "6m + 4 with m >= 1: 10, 16, 22, ...")
-    layers_per_block = (depth - 4) // 6
     return DenseNet(
         growth_rate=growth_rate,
-        block_config=(layers_per_block,) * 3,
+        block_config=((depth - 4) // 6,) * 3,
         num_init_features=2 * growth_rate,
         num_classes=num_classes,
         drop_rate=drop_rate,
         efficient=efficient,
+        small_inputs=small_inputs,
+        drop_where=drop_where,
+    )
+
+
+def densenet_plain(
+    depth: int = 40,
+    growth_rate: int = 12,
+    *,
+    num_classes: int = 10,
+    drop_rate: float = 0,
+    efficient: bool | str = True,
+    small_inputs: bool = True,
+    drop_where: str = "layers",
+) -> DenseNet:
+    """Build the paper's plain DenseNet for 32x32 images: three equal dense blocks, no bottlenecks, no compression.
+
+    Maps images (N, 3, 32, 32), normalised per channel, to logits (N, num_classes) of the same dtype.
+
+    Args:
+        depth: Weighted layers L = 3m + 4: first convolution, m layers of one convolution in each of three blocks, two
+            transitions, classifier.
+        growth_rate: Channels k that each layer adds to all that came before it. The first convolution makes 16.
+        num_classes: Number of logits.
+        drop_rate: Probability of dropping a value in training, at least 0 and below 1.
+        efficient: Compute intermediate maps again in the backward pass instead of keeping them; see `DenseNet`.
+        small_inputs: False: for larger images, start as for ImageNet, with a quarter of the height and width.
+        drop_where: "layers": drop behind each 3x3 convolution of a dense layer. "convolutions": behind all
+            convolutions but the first, those of transitions too, as in the paper.
+
+    Raises:
+        ValueError: If `depth` is not 3m + 4 with m >= 1, or another argument is out of its range.
+
+    References:
+        Huang et al., Densely Connected Convolutional Networks, 2017, section 3 (arXiv:1608.06993).
+    """
+    _require(_is_count(depth) and depth >= 7 and depth % 3 == 1, "depth", depth, "3m + 4 with m >= 1: 7, 10, 13, ...")
+    return DenseNet(
+        growth_rate=growth_rate,
+        block_config=((depth - 4) // 3,) * 3,
+        compression=1,
+        num_init_features=16,
+        bn_size=None,
+        num_classes=num_classes,
+        drop_rate=drop_rate,
+        efficient=efficient,
+        small_inputs=small_inputs,
+        drop_where=drop_where,
     )
 
 

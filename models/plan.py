@@ -4,8 +4,8 @@ The peak is reached in the backward pass of one stage, mostly the first, when th
 kept. Until then memory lies idle: where it is large enough for bottlenecks of later stages, to keep them saves their
 second computation.
 
-Numbers, not bytes, are counted: all large tensors have one type. R rows and C channels of a stage's feature
-buffer, m layers, b channels of a bottleneck.
+All large tensors have one type, but for masks of dropout, which take a byte for each value and are kept in any case. R
+rows and C channels of a stage's feature buffer, m layers, b channels of a bottleneck.
 """
 
 from collections.abc import Sequence
@@ -20,26 +20,35 @@ class StageSize(NamedTuple):
         num_rows: R.
         num_features: C.
         num_layers: m.
-        num_inner: b, the largest of all layers.
+        num_inner: b, the largest of all layers; 0 without bottlenecks, all of which are then free to keep.
+        num_masked: Columns of all masks.
+        itemsize: Bytes of a number.
     """
 
     num_rows: int
     num_features: int
     num_layers: int
     num_inner: int
+    num_masked: int
+    itemsize: int
 
     @property
     def of_buffer(self) -> int:
-        """Numbers in the buffer, and in its gradient."""
-        return self.num_rows * self.num_features
+        """Bytes of the buffer, and of its gradient."""
+        return self.itemsize * self.num_rows * self.num_features
 
     @property
     def of_bottleneck(self) -> int:
-        """Numbers in one bottleneck."""
-        return self.num_rows * self.num_inner
+        """Bytes of one bottleneck."""
+        return self.itemsize * self.num_rows * self.num_inner
+
+    @property
+    def of_masks(self) -> int:
+        """Bytes of all masks."""
+        return self.num_rows * self.num_masked
 
 
-NOTHING = StageSize(0, 0, 0, 0)  # of a stage whose modules are called
+NOTHING = StageSize(0, 0, 0, 0, 0, 0)  # of a stage whose modules are called
 
 
 @lru_cache
@@ -58,14 +67,14 @@ def bottlenecks_for_free(stages: tuple[StageSize, ...]) -> tuple[int, ...]:
 
 
 def _peak(stages: Sequence[StageSize], counts: Sequence[int]) -> int:
-    """The most numbers that are alive in the backward pass, without what is as large in every stage.
+    """The most bytes that are alive in the backward pass, without what is as large in every stage.
 
     In a stage there is all that this one and earlier ones keep, one buffer of gradients, the gradient of a
     bottleneck, and one bottleneck that is computed again.
     """
     kept, most = 0, 0
     for stage, count in zip(stages, counts, strict=True):
-        kept += stage.of_buffer + count * stage.of_bottleneck
+        kept += stage.of_buffer + stage.of_masks + count * stage.of_bottleneck
         num_bottlenecks = 1 if count == stage.num_layers else 2
         most = max(most, kept + stage.of_buffer + num_bottlenecks * stage.of_bottleneck)
     return most

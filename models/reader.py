@@ -1,90 +1,108 @@
 """What reads a whole block over its feature buffer: a transition, or the last norm layer of a network.
 
-N images, H x W pixels, C channels of the block, C' that a transition makes; n images in a chunk, r rows.
+N images, H x W pixels, R = N * H * W rows; C channels of the block, C' that a transition makes.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from .feature_buffer import FeatureBuffer, GradientBuffer, Statistics
+from .dropout import NO_DROPOUT, Dropout
+from .endings import Average, ConvolveDropAndPool, Ending, PoolAndConvolve
+from .feature_buffer import GradientBuffer, Statistics
 from .norms import Norm
-from .rows import as_maps, as_rows, chunks_of_images, pointwise, pointwise_backward, zero_where_relu_was
+from .rows import as_maps, chunks_of_images, zero_where_relu_was
+from .stage_forward import StageForward
 from .workspace import Workspace
 
 
 @dataclass(frozen=True)
 class Reader:
-    """Norm, ReLU, and then pooling and a 1x1 convolution, or the average over all pixels.
+    """Norm, ReLU, and then 1x1 convolution, dropout and pooling, or the average over all pixels.
 
     Attributes:
         norm: Before the ReLU.
-        parameters: gamma (C,), beta (C,), and the convolution's weight (C', C, 1, 1) if there is one.
+        parameters: As `parameters_of_reader` orders them.
+        dropout: Of what the convolution makes, (R, C').
     """
 
     norm: Norm
     parameters: tuple[Tensor, ...]
+    dropout: Dropout
 
     def tensors(self) -> tuple[tuple[Tensor, ...], ...]:
         """All tensors, in groups."""
-        return self.norm.running, self.parameters
+        return self.norm.running, self.parameters, self.dropout.mask
 
     def with_tensors(self, groups: Iterator[tuple[Tensor, ...]]) -> "Reader":
         """The same reader with the next groups in place of its own."""
-        return Reader(self.norm.with_running(next(groups)), next(groups))
+        return Reader(self.norm.with_running(next(groups)), next(groups), self.dropout.with_tensors(groups))
+
+    def ending(self, dtype: torch.dtype) -> Ending:
+        """What follows the ReLU, for maps of a type."""
+        weights = [weight.to(dtype) for weight in self.parameters[2:]]
+        if not weights:
+            return Average()
+        return ConvolveDropAndPool(*weights, self.dropout) if self.dropout.mask else PoolAndConvolve(*weights)
 
 
-def read(reader: Reader, buffer: FeatureBuffer, work: Workspace) -> Tensor:
-    """What the reader makes of the whole block: (N, C', H // 2, W // 2) or (N, C)."""
-    gamma, beta, *weight = reader.parameters
-    affine = reader.norm.reading(gamma, beta, buffer.statistics, buffer.num_rows).affine
+def parameters_of_reader(module: nn.Module) -> tuple[Tensor, ...]:
+    """Of a norm layer (C,) and (C,), of a `Transition` also the weight of its convolution (C', C, 1, 1)."""
+    norm = norm_of_reader(module)
+    return norm.weight, norm.bias, *(() if norm is module else (module.conv.weight,))
+
+
+def norm_of_reader(module: nn.Module) -> nn.BatchNorm2d:
+    """The norm layer of a `Transition`, or the norm layer that the module is."""
+    return getattr(module, "norm", module)
+
+
+def read(module: nn.Module, parameters: tuple[Tensor, ...], forward: StageForward) -> tuple[Reader, Tensor]:
+    """Let a transition or the last norm layer read the whole block.
+
+    Args:
+        module: Its settings are used.
+        parameters: As `parameters_of_reader` orders them.
+        forward: Of the block.
+
+    Returns:
+        What `read_backward` needs, and what the module makes: (N, C', H // 2, W // 2), or (N, C).
+    """
+    gamma, beta, *_ = parameters
+    norm, affine = forward.read(norm_of_reader(module), gamma, beta)
+    reader = Reader(norm, parameters, _draw_dropout(module, forward))
+    work = forward.work
+    ending = reader.ending(work.rows.dtype)
     parts = []
     for images, chunk in chunks_of_images(work.rows, work.shape, len(gamma)):
-        activated = work.activated(chunk, affine)
-        maps = as_maps(activated, work.shape_of(images))
-        parts.append(_pool_and_convolve(maps, *weight) if weight else maps.mean((2, 3)))
-    return torch.cat(parts)
+        maps = as_maps(work.activated(chunk, affine), work.shape_of(images))
+        parts.append(ending.of(maps, chunk))
+    return reader, torch.cat(parts)
 
 
-def _pool_and_convolve(maps: Tensor, weight: Tensor) -> Tensor:
-    """Both are linear and commute; pooling first leaves a quarter of the pixels to the 1x1 convolution."""
-    pooled = F.avg_pool2d(maps, 2)
-    return as_maps(pointwise(as_rows(pooled), weight.to(pooled.dtype)), (len(pooled), *pooled.shape[2:]))
+def _draw_dropout(module: nn.Module, forward: StageForward) -> Dropout:
+    drop = getattr(module, "drop", None)
+    if drop is None:
+        return NO_DROPOUT
+    return forward.draw_dropout(drop.p, module.conv.out_channels, training=drop.training)
 
 
 def read_backward(
     reader: Reader, grad: Tensor, gradients: GradientBuffer, statistics: Statistics, work: Workspace
 ) -> tuple[Tensor, ...]:
     """Begin the gradient buffer with what the reader has, and return the gradients of its parameters."""
-    gamma, beta, *weight = reader.parameters
+    gamma, beta, *_ = reader.parameters
     reading = reader.norm.reading(gamma, beta, statistics, work.num_rows)
-    weight = [w.to(work.rows.dtype) for w in weight]
+    ending = reader.ending(work.rows.dtype)
 
     def share(images: slice, chunk: slice) -> tuple[Tensor, ...]:
         xhat, activated = work.read(chunk, reading.affine)
         maps = as_maps(activated, work.shape_of(images))
-        backward = _pool_and_convolve_backward if weight else _average_backward
-        grad_activated, *grad_weight = backward(grad[images], maps, *weight)
+        grad_activated, *grad_weight = ending.backward(grad[images], maps, chunk)
         g = zero_where_relu_was(grad_activated, activated)
         return *gradients.begin(chunk, g, xhat, reading.affine), *grad_weight
 
     chunks = chunks_of_images(work.rows, work.shape, len(gamma))
     return gradients.close(reading, (share(images, chunk) for images, chunk in chunks))
-
-
-def _average_backward(grad: Tensor, maps: Tensor) -> tuple[Tensor]:
-    """Gradient of the average over all pixels with respect to rows (r, C) of maps (n, C, H, W)."""
-    num_pixels = maps.shape[2] * maps.shape[3]
-    return ((grad / num_pixels).repeat_interleave(num_pixels, 0),)
-
-
-def _pool_and_convolve_backward(grad: Tensor, maps: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of `_pool_and_convolve` with respect to rows (r, C) of maps (n, C, H, W), and to weight."""
-    pooled = as_rows(F.avg_pool2d(maps, 2))
-    grad_pooled, grad_weight = pointwise_backward(as_rows(grad), pooled, weight)
-    grad_maps = as_maps(grad_pooled, (len(grad), *grad.shape[2:]))
-    backward = torch.ops.aten.avg_pool2d_backward.default
-    return as_rows(backward(grad_maps, maps, [2, 2], [2, 2], [0, 0], False, True, None)), grad_weight

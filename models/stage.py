@@ -1,24 +1,49 @@
 """A dense block and what reads it, as one autograd function over one feature buffer.
 
 Kept for the backward pass are the buffer, three numbers for each of its channels, two for each channel of a bottleneck,
-and a mask for each layer that drops values; and bottlenecks, where that is asked for. Everything else is computed again
+and a mask wherever values are dropped; and bottlenecks, where that is asked for. Everything else is computed again
 from the buffer, layer by layer. `feature_buffer` has the mathematics.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice, repeat
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .dense_layer import NUM_PARAMETERS, Layer, LayerBackward, LayerForward, parameters_of
+from .dense_layer import DenseLayerPass
 from .feature_buffer import FeatureBuffer, GradientBuffer, Statistics
-from .norms import Norm, RunningStatistics
-from .reader import Reader, read, read_backward
+from .norms import RunningStatistics
+from .plain_layer import PlainLayerPass
+from .reader import Reader, parameters_of_reader, read, read_backward
 from .rows import as_maps
+from .stage_forward import StageForward
 from .workspace import Workspace
+
+
+class LayerPass(Protocol):
+    """What the backward pass needs of a dense layer, of one kind or the other."""
+
+    @staticmethod
+    def parameters_of(layer: nn.Module) -> tuple[Tensor, ...]:
+        """Those of a layer, in the order of use."""
+
+    @classmethod
+    def run(
+        cls, module: nn.Module, parameters: tuple[Tensor, ...], forward: StageForward, *, keeps_bottleneck: bool
+    ) -> "LayerPass":
+        """Let a layer read the buffer and write what it makes."""
+
+    def tensors(self) -> tuple[tuple[Tensor, ...], ...]:
+        """All tensors, in groups."""
+
+    def with_tensors(self, groups: Iterator[tuple[Tensor, ...]]) -> "LayerPass":
+        """The same with the next groups in place of its own."""
+
+    def backward(self, gradients: GradientBuffer, statistics: Statistics, work: Workspace) -> tuple[Tensor, ...]:
+        """Take the gradient of the new maps, add to that of what was read; return those of all parameters."""
 
 
 def read_block(maps: Tensor, block: nn.Module, reader: nn.Module, *, num_bottlenecks: int = 0) -> Tensor:
@@ -35,16 +60,27 @@ def read_block(maps: Tensor, block: nn.Module, reader: nn.Module, *, num_bottlen
         ReLU and the average over all pixels, (N, C).
     """
     layers = layers_of(block)
-    last_norm = getattr(reader, "norm", reader)
-    parameters = [tensor for layer in layers for tensor in parameters_of(layer)]
-    parameters += [last_norm.weight, last_norm.bias]
-    parameters += [] if reader is last_norm else [reader.conv.weight]
-    return DenseStage.apply(maps, layers, last_norm, num_bottlenecks, *parameters)
+    parameters = [tensor for layer in layers for tensor in _kind_of(layer).parameters_of(layer)]
+    return DenseStage.apply(maps, layers, reader, num_bottlenecks, *parameters, *parameters_of_reader(reader))
 
 
 def layers_of(block: nn.Module) -> tuple[nn.Module, ...]:
     """Its dense layers, in the order of use."""
     return tuple(block.children())
+
+
+def has_bottleneck(layer: nn.Module) -> bool:
+    """Whether a dense layer is a `DenseLayer`, and not a `PlainLayer`."""
+    return hasattr(layer, "conv2")
+
+
+def last_convolution(layer: nn.Module) -> nn.Conv2d:
+    """The 3x3 convolution of a dense layer."""
+    return layer.conv2 if has_bottleneck(layer) else layer.conv1
+
+
+def _kind_of(layer: nn.Module) -> type[LayerPass]:
+    return DenseLayerPass if has_bottleneck(layer) else PlainLayerPass
 
 
 class DenseStage(torch.autograd.Function):
@@ -55,27 +91,25 @@ class DenseStage(torch.autograd.Function):
         ctx: Any,
         maps: Tensor,
         modules: tuple[nn.Module, ...],
-        last_norm: nn.BatchNorm2d,
+        reading_module: nn.Module,
         num_bottlenecks: int,
         *parameters: Tensor,
     ) -> Tensor:
         """Fill the buffer layer by layer, and let the reader read it."""
-        *of_layers, of_reader = _grouped(parameters, len(modules))
-        dtype, memory_format = _computing_dtype(maps), _memory_format(maps)
+        *of_layers, of_reader = _grouped(parameters, modules)
+        dtype, memory_format = computing_dtype(maps), _memory_format(maps)
         keeps = [i >= len(modules) - num_bottlenecks for i in range(len(modules))]
         with torch.autocast(maps.device.type, enabled=False):
-            reader = Reader(Norm.of(last_norm), of_reader)
             buffer = FeatureBuffer(maps, of_reader[0].shape[0], dtype)
             work = Workspace(buffer.rows, buffer.shape)
             running = RunningStatistics()
-            forward = LayerForward(buffer, work, running, memory_format)
+            forward = StageForward(buffer, work, running, memory_format)
             layers = [
-                forward.run(module, own, keeps_bottleneck=keep)
+                _kind_of(module).run(module, own, forward, keeps_bottleneck=keep)
                 for module, own, keep in zip(modules, of_layers, keeps, strict=True)
             ]
-            running.note(last_norm, buffer.statistics.mean, buffer.statistics.unbiased)
+            reader, result = read(reading_module, of_reader, forward)
             running.move()
-            result = read(reader, buffer, work)
             result = result.contiguous(memory_format=memory_format) if result.dim() == 4 else result
         ctx.shape, ctx.num_inputs = buffer.shape, maps.shape[1]
         _save(ctx, buffer, layers, reader)
@@ -92,18 +126,19 @@ class DenseStage(torch.autograd.Function):
             work = Workspace(rows, ctx.shape)
             of_parameters = [read_backward(reader, grad, gradients, statistics, work)]
             for layer in reversed(layers):
-                of_parameters.insert(0, LayerBackward(layer, gradients, statistics, work).run())
+                of_parameters.insert(0, layer.backward(gradients, statistics, work))
             grad_maps = as_maps(gradients.take(slice(ctx.num_inputs))(slice(None)), ctx.shape)
         return grad_maps, None, None, None, *(tensor for group in of_parameters for tensor in group)
 
 
-def _grouped(parameters: tuple[Tensor, ...], num_layers: int) -> list[tuple[Tensor, ...]]:
+def _grouped(parameters: tuple[Tensor, ...], modules: Sequence[nn.Module]) -> list[tuple[Tensor, ...]]:
     """Those of each layer, and behind them those of the reader."""
-    own, size = iter(parameters), NUM_PARAMETERS
-    return [tuple(islice(own, size)) for _ in range(num_layers)] + [tuple(own)]
+    own = iter(parameters)
+    counts = [len(_kind_of(module).parameters_of(module)) for module in modules]
+    return [tuple(islice(own, count)) for count in counts] + [tuple(own)]
 
 
-def _computing_dtype(maps: Tensor) -> torch.dtype:
+def computing_dtype(maps: Tensor) -> torch.dtype:
     """The type in which autocast, if it is on, would run convolutions of maps."""
     device = maps.device.type
     autocast = torch.is_autocast_enabled(device) and maps.dtype != torch.float64
@@ -116,7 +151,7 @@ def _memory_format(maps: Tensor) -> torch.memory_format:
     return torch.channels_last if channels_last else torch.contiguous_format
 
 
-def _save(ctx: Any, buffer: FeatureBuffer, layers: Sequence[Layer], reader: Reader) -> None:
+def _save(ctx: Any, buffer: FeatureBuffer, layers: Sequence[LayerPass], reader: Reader) -> None:
     """Hand all tensors to autograd, which watches them for changes and frees them; only the rest stays on ctx."""
     groups = [(buffer.rows, *buffer.statistics), *reader.tensors()]
     groups += [group for layer in layers for group in layer.tensors()]
@@ -126,7 +161,7 @@ def _save(ctx: Any, buffer: FeatureBuffer, layers: Sequence[Layer], reader: Read
     ctx.reader, ctx.layers = reader.with_tensors(nothing), [layer.with_tensors(nothing) for layer in layers]
 
 
-def _restore(ctx: Any) -> tuple[tuple[Tensor, ...], list[Layer], Reader]:
+def _restore(ctx: Any) -> tuple[tuple[Tensor, ...], list[LayerPass], Reader]:
     """Take back what `_save` handed over: rows and statistics of the buffer, layers, and reader."""
     tensors = iter(ctx.saved_tensors)
     groups = iter([tuple(islice(tensors, size)) for size in ctx.group_sizes])

@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from .affine import Affine, activate
+from .dropout import Dropout
 from .rows import Scratch, chunks_of_rows, pointwise
 
 
@@ -43,7 +44,9 @@ class Workspace:
             xhat = self._xhat.shaped(*xhat.shape).copy_(xhat)
         return xhat, activate(xhat, affine, self._activated)
 
-    def fill_inner(self, z: Tensor, affine: Affine, weight: Tensor, within: slice | None = None) -> None:
-        """Write norm, ReLU and 1x1 convolution (b, c, 1, 1) of the first c channels into rows of z (R, b)."""
+    def fill_inner(
+        self, z: Tensor, affine: Affine, weight: Tensor, dropout: Dropout, within: slice | None = None
+    ) -> None:
+        """Write norm, ReLU, 1x1 convolution (b, c, 1, 1) and dropout of the first c channels into rows of z (R, b)."""
         for chunk in chunks_of_rows(self.rows, max(weight.shape[:2]), within):
-            z[chunk] = pointwise(self.activated(chunk, affine), weight)
+            z[chunk] = dropout.of(pointwise(self.activated(chunk, affine), weight), chunk)

@@ -21,10 +21,10 @@ from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import parametrizations, prune
 
 from data import datasets
-from models import DenseNet
+from models import DROP_PLACES, DenseNet
 from models import buffer as buffer_module
 from models import rows as rows_module
-from models.densenet import BUFFER_STRATEGIES, KNOWN_CLASSES, DenseLayer
+from models.densenet import BUFFER_STRATEGIES, KNOWN_CLASSES, DenseLayer, PlainLayer
 from tests.tensors import (
     LiveStorages,
     assert_undisturbed_by_threads,
@@ -41,6 +41,10 @@ from tests.tensors import (
 
 SMALL = {"growth_rate": 4, "block_config": (3, 2), "num_init_features": 8, "num_classes": 5}
 IMAGENET = SMALL | {"small_inputs": False}
+PLAIN = SMALL | {"bn_size": None, "compression": 1}
+DROPPING = {"drop_rate": 0.2, "drop_where": "convolutions"}
+KINDS = {"bottlenecks": SMALL, "plain": PLAIN, "dropping": SMALL | DROPPING, "plain, dropping": PLAIN | DROPPING}
+OF_ALL_KINDS = pytest.mark.parametrize("config", KINDS.values(), ids=KINDS)
 ROUNDING = 1e-10  # Largest relative difference between two ways to compute the same thing in 64 bits.
 FORMATS = [torch.contiguous_format, torch.channels_last]
 BF16 = partial(torch.autocast, "cpu", dtype=torch.bfloat16)
@@ -96,9 +100,10 @@ def configs(draw) -> dict[str, object]:
         "growth_rate": draw(st.integers(least, 5)),
         "block_config": tuple(draw(st.lists(st.integers(1, 4), min_size=1, max_size=3))),
         "num_init_features": draw(st.integers(least, 9)),
-        "bn_size": draw(st.integers(1, 4)),
+        "bn_size": draw(st.one_of(st.none(), st.integers(1, 4))),
         "compression": draw(st.sampled_from([0.5, 0.7, 1])),
         "drop_rate": drop_rate,
+        "drop_where": draw(st.sampled_from(DROP_PLACES)),
         "small_inputs": draw(st.sampled_from([True, True, False])),
     }
 
@@ -112,7 +117,7 @@ def batches_for(draw, config: dict[str, object]) -> Tensor:
     return images.double().contiguous(memory_format=draw(st.sampled_from(FORMATS)))
 
 
-@generated(max_examples=80)
+@generated(max_examples=120)
 @given(st.data())
 def test_training_of_any_network_is_the_same_to_rounding(data):
     config = data.draw(configs())
@@ -137,8 +142,8 @@ def set_norm(norm: nn.BatchNorm2d, mode: str, eps: float, momentum: float | None
 @generated(max_examples=50)
 @given(st.data())
 def test_norms_of_any_settings_are_the_same_to_rounding(data):
-    strategy, drop_rate = data.draw(st.sampled_from(BUFFER_STRATEGIES)), data.draw(st.sampled_from([0, 0.2]))
-    networks = naive_and_buffer(strategy, drop_rate=drop_rate)
+    strategy, config = data.draw(st.sampled_from(BUFFER_STRATEGIES)), data.draw(st.sampled_from(list(KINDS.values())))
+    networks = naive_and_buffer(strategy, **config)
     for pair in zip(*map(norms, networks), strict=True):
         mode = data.draw(st.sampled_from(["usual", "usual", "frozen", "untracked", "frozen, untracked", "without"]))
         eps = data.draw(st.sampled_from([1e-5, 1e-5, 1e-3, 0.5]))
@@ -151,7 +156,7 @@ def test_norms_of_any_settings_are_the_same_to_rounding(data):
 @generated(max_examples=50)
 @given(st.data())
 def test_training_any_part_is_the_same_to_rounding(data):
-    networks = naive_and_buffer()
+    networks = naive_and_buffer(**data.draw(st.sampled_from(list(KINDS.values()))))
     parameters = [list(network.parameters()) for network in networks]
     wanted = data.draw(st.lists(st.booleans(), min_size=len(parameters[0]) - 1, max_size=len(parameters[0]) - 1))
     for pair, is_wanted in zip(zip(*parameters, strict=True), [*wanted, True], strict=True):
@@ -160,7 +165,7 @@ def test_training_any_part_is_the_same_to_rounding(data):
     assert_same_training(*networks, doubles(), input_gradient=data.draw(st.booleans()), steps=2)
 
 
-@pytest.mark.parametrize("config", [SMALL, IMAGENET], ids=["small", "imagenet"])
+@pytest.mark.parametrize("config", [*KINDS.values(), IMAGENET, IMAGENET | PLAIN], ids=[*KINDS, "imagenet", "both"])
 def test_all_blocks_run_over_buffers_without_a_warning(config, blocks_over_buffers):
     network = naive_and_buffer(**config)[1]
     network(doubles(side=32))
@@ -218,21 +223,23 @@ def test_buffers_stay_the_same_registered_objects():
     assert {name: buffer.data_ptr() for name, buffer in after.items()} == addresses
 
 
-@pytest.mark.parametrize(
-    "frozen",
-    [
-        f"{LAYER}.norm1",
-        f"{LAYER}.norm2",
-        LAYER,
-        "features.denseblock1",
-        "features.denseblock2",
-        "features.transition1.norm",
-        "features.norm_final",
-        "features",
-    ],
-)
-def test_a_frozen_part_uses_running_statistics_of_its_own(frozen, blocks_over_buffers):
-    networks = naive_and_buffer(drop_rate=0.2)
+FROZEN = [
+    f"{LAYER}.norm1",
+    LAYER,
+    "features.denseblock1",
+    "features.denseblock2",
+    "features.transition1.norm",
+    "features.transition1",
+    "features.norm_final",
+    "features",
+]
+DROP = "features.transition1.drop"
+FROZEN_OF_ANY = [(kind, part) for kind in KINDS for part in FROZEN]
+
+
+@pytest.mark.parametrize(("kind", "frozen"), [*FROZEN_OF_ANY, ("dropping", f"{LAYER}.norm2"), ("dropping", DROP)])
+def test_a_frozen_part_uses_running_statistics_of_its_own(kind, frozen, blocks_over_buffers):
+    networks = naive_and_buffer(**({"drop_rate": 0.2} | KINDS[kind]))
     for network in networks:
         network.get_submodule(frozen).eval()
     assert_same_training(*networks, doubles())
@@ -252,8 +259,9 @@ def test_a_norm_that_is_frozen_after_the_forward_pass_has_the_gradients_of_the_b
 
 
 @pytest.mark.parametrize("images", [1, 2, 3])
-def test_small_batches_are_the_same(images):
-    assert_same_training(*naive_and_buffer(), doubles(images=images))
+@OF_ALL_KINDS
+def test_small_batches_are_the_same(config, images):
+    assert_same_training(*naive_and_buffer(**config), doubles(images=images))
 
 
 def test_a_last_batch_that_is_shorter_is_the_same():
@@ -340,8 +348,9 @@ def test_the_imagenet_stem_keeps_the_maps_of_its_convolution_alone():
     assert storages.live_bytes(without=[logits, *others]) == kept_bytes_in_closed_form("buffer") + maps + averages
 
 
-def test_saved_tensors_can_be_moved_away_and_back():
-    naive, network = naive_and_buffer(drop_rate=0.2)
+@OF_ALL_KINDS
+def test_saved_tensors_can_be_moved_away_and_back(config):
+    naive, network = naive_and_buffer(**config)
     assert_same_training(naive, network, doubles(), precision=torch.autograd.graph.save_on_cpu)
 
 
@@ -363,8 +372,9 @@ def test_accumulated_gradients_are_the_same(order, strategy):
 
 
 @pytest.mark.parametrize("strategy", BUFFER_STRATEGIES)
-def test_a_retained_graph_gives_the_same_gradients_again(strategy):
-    network = naive_and_buffer(strategy, drop_rate=0.2)[1]
+@OF_ALL_KINDS
+def test_a_retained_graph_gives_the_same_gradients_again(config, strategy):
+    network = naive_and_buffer(strategy, **({"drop_rate": 0.2} | config))[1]
     loss = network(doubles()).square().sum()
     loss.backward(retain_graph=True)
     once, state = gradients(network), copy.deepcopy(network.state_dict())
@@ -441,14 +451,30 @@ def test_a_frozen_statistic_that_changes_before_the_backward_pass_is_noticed(nor
 
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("drop_rate", [0.2, 0.9])
-def test_the_same_values_are_dropped(memory_format, drop_rate):
-    naive, buffer = (network.to(memory_format=memory_format) for network in naive_and_buffer(drop_rate=drop_rate))
+@pytest.mark.parametrize("strategy", BUFFER_STRATEGIES)
+@OF_ALL_KINDS
+def test_the_same_values_are_dropped(config, strategy, memory_format, drop_rate):
+    networks = naive_and_buffer(strategy, **(config | {"drop_rate": drop_rate}))
+    naive, buffer = (network.to(memory_format=memory_format) for network in networks)
     # What is trained includes the state of the random numbers after each step.
     assert_same_training(naive, buffer, doubles().contiguous(memory_format=memory_format))
 
 
-def test_the_same_values_of_a_single_channel_are_dropped():
-    assert_same_training(*naive_and_buffer(growth_rate=1, num_init_features=1, bn_size=1, drop_rate=0.2), doubles())
+@pytest.mark.parametrize("place", DROP_PLACES)
+@pytest.mark.parametrize("bn_size", [1, None])
+def test_the_same_values_of_a_single_channel_are_dropped(bn_size, place):
+    widths = {"growth_rate": 1, "num_init_features": 1, "bn_size": bn_size}
+    assert_same_training(*naive_and_buffer(**widths, drop_rate=0.2, drop_where=place), doubles())
+
+
+@pytest.mark.parametrize("strategy", BUFFER_STRATEGIES)
+def test_rates_that_change_later_act(strategy):
+    networks = naive_and_buffer(strategy, **DROPPING)
+    for network in networks:
+        layers = [network.get_submodule(f"features.denseblock1.denselayer{i}") for i in (1, 2, 3)]
+        layers[0].bottleneck_drop_rate = layers[1].drop_rate = network.features.transition1.drop.p = 0
+        layers[2].bottleneck_drop_rate = 0.5
+    assert_same_training(*networks, doubles())
 
 
 def test_another_seed_drops_other_values():
@@ -473,8 +499,10 @@ def test_without_gradients_modules_are_called(context, blocks_over_buffers):
     assert blocks_over_buffers == []
 
 
-def test_in_eval_mode_modules_are_called(blocks_over_buffers):
-    expected, actual = (train(network.eval(), doubles()) for network in naive_and_buffer(drop_rate=0.2))
+@OF_ALL_KINDS
+def test_in_eval_mode_modules_are_called(config, blocks_over_buffers):
+    networks = naive_and_buffer(**({"drop_rate": 0.2} | config))
+    expected, actual = (train(network.eval(), doubles()) for network in networks)
     for left, right in zip(expected, actual, strict=True):
         assert unequal(left, right) == []
     assert blocks_over_buffers == []
@@ -562,6 +590,13 @@ class Positive(DenseLayer):
         return super().forward(features).abs()
 
 
+class PlainAndPositive(PlainLayer):
+    """Do something that a layer's parameters do not say."""
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        return super().forward(features).abs()
+
+
 def replace_forward(network: DenseNet) -> None:
     layer = network.get_submodule(LAYER)
     layer.forward = lambda features: DenseLayer.forward(layer, features).abs()
@@ -579,6 +614,14 @@ def rearrange(name: str, children: list[str], network: DenseNet) -> None:
         delattr(parent, child)
     for child in children:
         parent.add_module(child, modules[child])
+
+
+def drop_before(name: str, make: Callable[[], nn.Module], network: DenseNet) -> None:
+    transition = network.features.transition1
+    names = [child for child, _ in transition.named_children()]
+    transition.drop = make()
+    names.insert(names.index(name), "drop")
+    rearrange("features.transition1", names, network)
 
 
 CHANGES = {
@@ -647,6 +690,22 @@ CHANGES = {
         partial(rearrange, "features.transition1", ["norm", "conv", "pool"]),
         "Transition has been rearranged",
     ),
+    "dropout in place": (
+        partial(drop_before, "pool", lambda: nn.Dropout(0.2, inplace=True)),
+        r"drop \(Dropout\) has other settings",
+    ),
+    "dropout of channels": (
+        partial(drop_before, "pool", lambda: nn.Dropout2d(0.2)),
+        r"drop \(Dropout2d\) is of a class that it does not know",
+    ),
+    "dropout before the convolution": (
+        partial(drop_before, "conv", lambda: nn.Dropout(0.2)),
+        "Transition has been rearranged",
+    ),
+    "a part more": (
+        lambda network: network.get_submodule(LAYER).add_module("relu3", nn.ReLU()),
+        "denselayer2 has other parts than this network's own",
+    ),
     "another pooling": (
         lambda network: setattr(network.features.transition1, "pool", nn.AvgPool2d(3, 2, padding=1)),
         r"pool \(AvgPool2d\) has other settings",
@@ -656,8 +715,13 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_changed_module_is_called_and_a_warning_says_why(change, blocks_over_buffers):
-    modify, reason = CHANGES[change]
-    networks = naive_and_buffer()
+    assert_called_after(*CHANGES[change], SMALL, blocks_over_buffers)
+
+
+def assert_called_after(
+    modify: Callable[[DenseNet], None], reason: str, config: dict[str, object], blocks_over_buffers: list[nn.Module]
+) -> None:
+    networks = naive_and_buffer(**config)
     for network in networks:
         modify(network)
         network.double()
@@ -665,6 +729,52 @@ def test_a_changed_module_is_called_and_a_warning_says_why(change, blocks_over_b
     with pytest.warns(UserWarning, match=f"runs without its feature buffer and keeps more memory: {reason}"):
         assert_same_training(*networks, doubles())
     assert set(blocks_over_buffers) == {networks[1].features.denseblock2}
+
+
+PLAIN_CHANGES = {
+    "a layer of another class": (
+        partial(replace, "", lambda: PlainAndPositive(12, 4, 0, False)),
+        r"denselayer2 \(PlainAndPositive\) is of a class that it does not know",
+    ),
+    "a smaller filter": (
+        partial(replace, ".conv1", lambda: nn.Conv2d(12, 4, 1, bias=False)),
+        r"denselayer2.conv1 \(Conv2d\) has other settings",
+    ),
+    "a filter that wraps around": (
+        partial(replace, ".conv1", lambda: nn.Conv2d(12, 4, 3, padding=1, padding_mode="circular", bias=False)),
+        r"denselayer2.conv1 \(Conv2d\) has other settings",
+    ),
+    "a convolution that is not called": (
+        partial(replace, ".conv2", lambda: nn.Conv2d(4, 4, 3, padding=1, bias=False)),
+        r"denselayer2.conv1 \(Conv2d\) has other settings",
+    ),
+    "a norm that is not called": (
+        partial(replace, ".norm2", lambda: nn.BatchNorm2d(4)),
+        "denselayer2 has other parts than this network's own",
+    ),
+}
+
+
+@pytest.mark.parametrize("change", PLAIN_CHANGES)
+def test_a_changed_plain_layer_is_called_and_a_warning_says_why(change, blocks_over_buffers):
+    assert_called_after(*PLAIN_CHANGES[change], PLAIN, blocks_over_buffers)
+
+
+def test_dropout_that_is_added_where_it_belongs_needs_no_call(blocks_over_buffers):
+    networks = naive_and_buffer()
+    for network in networks:
+        drop_before("pool", lambda: nn.Dropout(0.2), network)
+    assert_same_training(*networks, doubles())
+    assert len(blocks_over_buffers) == 6
+
+
+def test_a_block_may_have_layers_of_both_kinds(blocks_over_buffers):
+    networks = naive_and_buffer(**DROPPING)
+    for network in networks:
+        replace("", lambda: PlainLayer(12, 4, 0.2, False), network)
+        network.double()
+    assert_same_training(*networks, doubles())
+    assert len(blocks_over_buffers) == 6
 
 
 def test_layers_in_another_order_are_refused_as_by_the_modules():
@@ -742,13 +852,14 @@ def test_a_network_without_a_stem_is_the_same():
 # Copies, replicas and processes
 
 
-def test_a_copy_in_any_form_trains_on_as_the_original():
-    network = naive_and_buffer(drop_rate=0.2)[1]
+@pytest.mark.parametrize("config", [SMALL | {"drop_rate": 0.2}, PLAIN | DROPPING], ids=["bottlenecks", "plain"])
+def test_a_copy_in_any_form_trains_on_as_the_original(config):
+    network = naive_and_buffer(**config)[1]
     train(network, doubles(), steps=1)
     file = io.BytesIO()
     torch.save(network.state_dict(), file)
     file.seek(0)
-    loaded = DenseNet(**SMALL, drop_rate=0.2, efficient="buffer").double()
+    loaded = DenseNet(**config, efficient="buffer").double()
     loaded.load_state_dict(torch.load(file, weights_only=True))
     copies = [copy.deepcopy(network), pickle.loads(pickle.dumps(network)), loaded]
 
@@ -764,21 +875,24 @@ def test_names_of_the_state_are_those_of_the_naive_network():
     assert list(buffer.state_dict()) == list(naive.state_dict())
 
 
-def test_data_parallel_without_a_gpu_is_the_same():
-    naive, buffer = map(nn.DataParallel, naive_and_buffer(drop_rate=0.2))
+@OF_ALL_KINDS
+def test_data_parallel_without_a_gpu_is_the_same(config):
+    naive, buffer = map(nn.DataParallel, naive_and_buffer(**config))
     assert_same_training(naive, buffer, doubles())
 
 
-def test_replicas_in_threads_are_the_same(blocks_over_buffers):
-    naive, buffer = map(train_on_replicas_in_threads, naive_and("buffer", **SMALL))
+@pytest.mark.parametrize(("config", "num_parameters"), [(SMALL, 38), (PLAIN, 23)], ids=["bottlenecks", "plain"])
+def test_replicas_in_threads_are_the_same(config, num_parameters, blocks_over_buffers):
+    naive, buffer = map(train_on_replicas_in_threads, naive_and("buffer", **config))
     assert len(blocks_over_buffers) == 4
     assert largest_difference(buffer, naive) < 1e-4
-    assert len([name for name in buffer if name.startswith("gradient of ")]) == 38
+    assert len([name for name in buffer if name.startswith("gradient of ")]) == num_parameters
     assert buffer["features.denseblock2.denselayer1.norm1.num_batches_tracked"] == 1
 
 
-def test_networks_trained_in_threads_do_not_disturb_each_other():
-    networks = [copy.deepcopy(network) for network in naive_and_buffer()[1:] for _ in range(4)]
+@pytest.mark.parametrize("config", [SMALL, PLAIN], ids=["bottlenecks", "plain"])
+def test_networks_trained_in_threads_do_not_disturb_each_other(config):
+    networks = [copy.deepcopy(network) for network in naive_and_buffer(**config)[1:] for _ in range(4)]
     assert_undisturbed_by_threads(networks, doubles())
 
 
@@ -817,11 +931,12 @@ def relative_errors(actual: dict[str, Tensor], truth: dict[str, Tensor], kind: s
     return sqrt(sum(error.item() ** 2 for error in errors) / len(errors))
 
 
-@pytest.mark.parametrize("drop_rate", [0, 0.2])
+@pytest.mark.parametrize("dropout", [{}, {"drop_rate": 0.2}, DROPPING], ids=["nothing", "layers", "convolutions"])
+@pytest.mark.parametrize("config", [SMALL, PLAIN], ids=["bottlenecks", "plain"])
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("precision", [nullcontext, BF16], ids=["float32", "bf16"])
-def test_errors_of_fewer_bits_are_those_of_the_naive_network(precision, memory_format, drop_rate):
-    config = SMALL | {"drop_rate": drop_rate, "growth_rate": 8}
+def test_errors_of_fewer_bits_are_those_of_the_naive_network(precision, memory_format, config, dropout):
+    config = config | dropout | {"growth_rate": 8}
     naive, buffer = (network.to(memory_format=memory_format) for network in naive_and("buffer", **config))
     images = random_images(side=12, images=6).contiguous(memory_format=memory_format)
     (truth,) = train(copy.deepcopy(naive).double(), images.double(), steps=1)
@@ -831,14 +946,14 @@ def test_errors_of_fewer_bits_are_those_of_the_naive_network(precision, memory_f
     for kind in ("gradient of images", "gradient of features", "gradient of classifier", "logits", "running"):
         error = relative_errors(expected, truth, kind)
         assert relative_errors(actual, truth, kind) < factor * error + rounding, kind
-        assert 0 < error < 0.3
+        assert 0 < error < 0.4
     assert {name: tensor.dtype for name, tensor in actual.items()} == {n: t.dtype for n, t in expected.items()}
 
 
-@pytest.mark.parametrize("form", [SMALL, IMAGENET], ids=["small", "imagenet"])
+@pytest.mark.parametrize("form", [*KINDS.values(), IMAGENET], ids=[*KINDS, "imagenet"])
 def test_autocast_may_end_before_the_backward_pass_or_after_it(form):
     def step(of_backward: Callable[[], AbstractContextManager]) -> dict[str, Tensor]:
-        network = naive_and("buffer", **form, drop_rate=0.2)[1]
+        network = naive_and("buffer", **({"drop_rate": 0.2} | form))[1]
         images = random_images(side=32).requires_grad_()
         with BF16():
             loss = F.cross_entropy(network(images), torch.arange(4))
@@ -873,8 +988,9 @@ def test_norms_of_16_bits_are_called(blocks_over_buffers):
 # Compilers
 
 
-def test_a_compiled_network_trains_the_same(blocks_over_buffers):
-    naive, buffer = naive_and_buffer(block_config=(1, 1))
+@pytest.mark.parametrize("config", [SMALL, PLAIN], ids=["bottlenecks", "plain"])
+def test_a_compiled_network_trains_the_same(config, blocks_over_buffers):
+    naive, buffer = naive_and_buffer(**(config | {"block_config": (1, 1)}))
     buffer.compile(backend="eager")
     assert_same_training(naive, buffer, doubles())
     assert blocks_over_buffers == []
@@ -901,10 +1017,10 @@ def test_a_traced_network_gives_the_same_logits(blocks_over_buffers):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("drop_rate", [0, 0.2])
+@pytest.mark.parametrize("config", [*KINDS.values(), SMALL | {"drop_rate": 0.2}], ids=[*KINDS, "dropping in layers"])
 @pytest.mark.parametrize("memory_format", FORMATS)
-def test_training_on_a_gpu_is_the_same(memory_format, drop_rate):
-    networks = naive_and_buffer(growth_rate=12, drop_rate=drop_rate)
+def test_training_on_a_gpu_is_the_same(memory_format, config):
+    networks = naive_and_buffer(**(config | {"growth_rate": 12}))
     naive, buffer = (network.cuda().to(memory_format=memory_format) for network in networks)
     assert_same_training(naive, buffer, doubles(side=16).cuda().contiguous(memory_format=memory_format))
 
@@ -930,10 +1046,10 @@ def test_data_parallel_on_all_gpus_is_the_same():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("drop_rate", [0, 0.2])
+@OF_ALL_KINDS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_a_step_on_a_gpu_never_waits_for_it(dtype, drop_rate):
-    network, images = naive_and("buffer", **SMALL, drop_rate=drop_rate)[1].cuda(), random_images(side=16).cuda()
+def test_a_step_on_a_gpu_never_waits_for_it(dtype, config):
+    network, images = naive_and("buffer", **config)[1].cuda(), random_images(side=16).cuda()
     labels = torch.arange(4, device="cuda")
 
     def step() -> None:

@@ -13,8 +13,8 @@ from torch import nn
 from torchvision.models import DenseNet as TorchvisionDenseNet
 
 import models
-from models import STRATEGIES, DenseNet, densenet_bc
-from models.densenet import DenseLayer
+from models import DROP_PLACES, STRATEGIES, DenseNet, densenet_bc, densenet_plain
+from models.densenet import DenseLayer, PlainLayer
 
 BC_PARAMETERS = [
     (40, 12, 10, 176_122),
@@ -27,6 +27,8 @@ BC_PARAMETERS = [
     (40, 48, 10, 2_733_130),
     (40, 60, 10, 4_261_690),
 ]
+# Depth, growth rate, parameters, and in millions as the paper's second table has them.
+PLAIN_PARAMETERS = [(40, 12, 1_019_722, 1.0), (100, 12, 6_979_642, 7.0), (100, 24, 27_249_082, 27.2)]
 IMAGENET_PARAMETERS = [
     (32, (6, 12, 24, 16), 64, 7_978_856),
     (32, (6, 12, 32, 32), 64, 14_149_480),
@@ -106,6 +108,31 @@ def test_densenet_bc_has_the_published_number_of_parameters(depth, growth_rate, 
     assert count_parameters(network) == expected
 
 
+def plain_parameters(depth: int, growth_rate: int, num_classes: int) -> int:
+    """Count them: two for each channel of a norm, one for each pair of channels and pixel of a filter."""
+    num_layers, channels = (depth - 4) // 3, 16
+    total = 3 * 9 * channels
+    for block in range(3):
+        read = [channels + i * growth_rate for i in range(num_layers)]
+        total += sum(2 * c + 9 * c * growth_rate for c in read)
+        channels += num_layers * growth_rate
+        total += 2 * channels + (channels**2 if block < 2 else 0)
+    return total + (channels + 1) * num_classes
+
+
+@pytest.mark.parametrize(("depth", "growth_rate", "expected", "millions"), PLAIN_PARAMETERS)
+def test_densenet_has_the_published_number_of_parameters(depth, growth_rate, expected, millions):
+    with torch.device("meta"):
+        network = densenet_plain(depth, growth_rate)
+    assert count_parameters(network) == expected == plain_parameters(depth, growth_rate, num_classes=10)
+    assert round(expected / 1e6, 1) == millions
+
+
+@pytest.mark.parametrize("num_classes", [1, 100])
+def test_densenet_counts_a_row_of_the_classifier_for_each_class(num_classes):
+    assert count_parameters(densenet_plain(10, 4, num_classes=num_classes)) == plain_parameters(10, 4, num_classes)
+
+
 @pytest.mark.parametrize(("growth_rate", "block_config", "num_init_features", "expected"), IMAGENET_PARAMETERS)
 def test_imagenet_form_has_the_published_number_of_parameters(growth_rate, block_config, num_init_features, expected):
     with torch.device("meta"):
@@ -120,7 +147,7 @@ def test_imagenet_form_has_the_published_number_of_parameters(growth_rate, block
 
 
 def test_constructor_takes_the_arguments_of_earlier_code_in_their_order():
-    parameters = inspect.signature(DenseNet).parameters.values()
+    *parameters, new = inspect.signature(DenseNet).parameters.values()
     assert [(parameter.name, parameter.default) for parameter in parameters] == [
         ("growth_rate", 12),
         ("block_config", (16, 16, 16)),
@@ -133,10 +160,13 @@ def test_constructor_takes_the_arguments_of_earlier_code_in_their_order():
         ("efficient", False),
     ]
     assert all(parameter.kind is parameter.POSITIONAL_OR_KEYWORD for parameter in parameters)
+    assert (new.name, new.default, new.kind) == ("drop_where", "layers", new.KEYWORD_ONLY)
 
 
-def test_densenet_bc_defaults_to_the_smallest_published_network():
+def test_builders_default_to_the_smallest_published_networks():
     assert count_parameters(densenet_bc()) == 176_122
+    assert count_parameters(densenet_plain()) == 1_019_722
+    assert densenet_plain().strategy == densenet_bc().strategy == "buffer"
 
 
 @pytest.mark.parametrize(
@@ -151,23 +181,53 @@ def test_efficient_names_a_strategy(efficient, strategy):
     assert {layer.drop_rate for layer in layers} == {0.2}
 
 
+@pytest.mark.parametrize("place", ["", "layer", None, True, []])
+def test_another_place_of_dropout_is_refused_with_the_known_ones(place):
+    for build in (DenseNet, densenet_bc, densenet_plain):
+        with pytest.raises(ValueError, match=rf"^drop_where is {re.escape(repr(place))}, .*layers, convolutions"):
+            build(drop_where=place)
+
+
 @pytest.mark.parametrize("efficient", ["", "True", "chekpoint", 1.5, None])
 def test_an_unknown_strategy_is_refused_with_the_known_ones(efficient):
     with pytest.raises(ValueError, match=rf"efficient is {efficient!r}, .*naive, checkpoint, buffer"):
         DenseNet(efficient=efficient)
 
 
+@pytest.mark.parametrize("place", DROP_PLACES)
 @pytest.mark.parametrize("efficient", [False, True])
 @pytest.mark.parametrize("small_inputs", [True, False])
-def test_state_dict_names(small_inputs, efficient):
-    network = DenseNet(4, (2, 1), num_init_features=8, small_inputs=small_inputs, efficient=efficient)
+def test_state_dict_names(small_inputs, efficient, place):
+    config = {"drop_rate": 0.2, "drop_where": place, "small_inputs": small_inputs, "efficient": efficient}
+    network = DenseNet(4, (2, 1), num_init_features=8, **config)
     expected = SMALL_STATE if small_inputs else [SMALL_STATE[0], *IMAGENET_STEM_STATE, *SMALL_STATE[1:]]
     assert list(network.state_dict()) == expected
 
 
-def test_convolutions_start_normal_with_variance_by_kernel_and_output_channels():
+@pytest.mark.parametrize("place", DROP_PLACES)
+def test_state_dict_names_without_bottlenecks_are_those_of_the_rest(place):
+    network = DenseNet(4, (2, 1), num_init_features=8, bn_size=None, drop_rate=0.2, drop_where=place)
+    expected = [name for name in SMALL_STATE if ".norm2." not in name and ".conv2." not in name]
+    assert list(network.state_dict()) == expected
+    assert network.features.denseblock1.denselayer2.conv1.weight.shape == (4, 12, 3, 3)
+
+
+@pytest.mark.parametrize(("build", "depth"), [(densenet_plain, 7), (densenet_bc, 10)])
+def test_builders_can_start_as_for_imagenet(build, depth):
+    small, large = build(depth, 4), build(depth, 4, small_inputs=False)
+    names = [name for name, _ in large.features.named_children()]
+    assert names[:4] == ["conv0", "norm0", "relu0", "pool0"]
+    assert names[4:] == [name for name, _ in small.features.named_children()][1:]
+    assert names.count("norm_final") == 1
+    assert sum(name.startswith("denseblock") for name in names) == 3
+    assert large.features(torch.randn(2, 3, 64, 32)).shape[2:] == (4, 2)
+    assert small.features(torch.randn(2, 3, 64, 32)).shape[2:] == (16, 8)
+
+
+@pytest.mark.parametrize("build", [densenet_plain, densenet_bc])
+def test_convolutions_start_normal_with_variance_by_kernel_and_output_channels(build):
     torch.manual_seed(0)
-    convolutions = [module for module in densenet_bc(40, 12).modules() if isinstance(module, nn.Conv2d)]
+    convolutions = [module for module in build(40, 12).modules() if isinstance(module, nn.Conv2d)]
     assert len(convolutions) == 39
     standardised = []
     for convolution in convolutions:
@@ -198,10 +258,13 @@ def test_norms_start_as_identity_and_the_classifier_without_bias():
     assert network.classifier.weight.abs().sum() > 0
 
 
-@pytest.mark.parametrize("depth", [10, 16, 40, 100])
-def test_depth_is_the_number_of_weighted_layers(depth):
+@pytest.mark.parametrize(
+    ("build", "depth"),
+    [*((densenet_bc, depth) for depth in (10, 16, 40, 100)), (densenet_plain, 7), (densenet_plain, 100)],
+)
+def test_depth_is_the_number_of_weighted_layers(build, depth):
     with torch.device("meta"):
-        network = densenet_bc(depth)
+        network = build(depth)
     assert sum(isinstance(module, nn.Conv2d | nn.Linear) for module in network.modules()) == depth
 
 
@@ -212,10 +275,17 @@ def test_densenet_bc_refuses_other_depths(depth):
         densenet_bc(depth)
 
 
+@pytest.mark.parametrize("depth", [-8, -2, 0, 1, 3, 4, 6, 8, 9, 41, 100.5, nan])
+def test_densenet_refuses_other_depths(depth):
+    with pytest.raises(ValueError, match=f"^depth is {re.escape(repr(depth))}, .*3m \\+ 4"):
+        densenet_plain(depth)
+
+
+@pytest.mark.parametrize("build", [densenet_plain, densenet_bc])
 @pytest.mark.parametrize(("name", "value"), [("growth_rate", 0), ("num_classes", 0), ("drop_rate", 1)])
-def test_densenet_bc_refuses_other_arguments_out_of_range(name, value):
+def test_builders_refuse_other_arguments_out_of_range(name, value, build):
     with pytest.raises(ValueError, match=f"^{name} is {value}, "):
-        densenet_bc(10, **{name: value})
+        build(10, **{name: value})
 
 
 @pytest.mark.parametrize(
@@ -345,10 +415,12 @@ def test_compression_rounds_the_channels_of_transitions_down(compression, first,
     assert network(torch.randn(2, 3, 8, 8)).shape == (2, 10)
 
 
+@pytest.mark.parametrize("kind", ["bottleneck", "plain"])
 @pytest.mark.parametrize("efficient", [False, True])
-def test_dropout_zeroes_and_rescales_the_new_maps_in_training_only(efficient):
+def test_dropout_zeroes_and_rescales_the_new_maps_in_training_only(efficient, kind):
     torch.manual_seed(0)
-    layer = DenseLayer(6, growth_rate=4, bn_size=4, drop_rate=0.2, checkpoint=efficient)
+    settings = {"growth_rate": 4, "drop_rate": 0.2, "checkpoint": efficient}
+    layer = DenseLayer(6, bn_size=4, **settings) if kind == "bottleneck" else PlainLayer(6, **settings)
     features = [torch.randn(8, 2, 16, 16), torch.randn(8, 4, 16, 16)]
     dropped = layer(features)
     layer.drop_rate = 0

@@ -10,22 +10,29 @@ generated = settings(deadline=None, derandomize=True, max_examples=200)
 
 
 def peak(stages: tuple[StageSize, ...], counts: tuple[int, ...]) -> int:
-    """Go through the backward pass of all stages, the last one first, with the first `rows` that are alive."""
-    alive = [s.num_rows * (s.num_features + n * s.num_inner) for s, n in zip(stages, counts, strict=True)]
+    """Go through the backward pass of all stages, the last one first, and count the bytes that are alive."""
+    alive = [
+        s.num_rows * (s.itemsize * (s.num_features + n * s.num_inner) + s.num_masked)
+        for s, n in zip(stages, counts, strict=True)
+    ]
     peaks = []
     for i in reversed(range(len(stages))):
         stage, is_recomputed = stages[i], counts[i] < stages[i].num_layers
-        transient = stage.num_rows * (stage.num_features + stage.num_inner * (1 + is_recomputed))
+        transient = stage.itemsize * stage.num_rows * (stage.num_features + stage.num_inner * (1 + is_recomputed))
         peaks.append(sum(alive[: i + 1]) + transient)
     return max(peaks, default=0)
 
 
-sizes = st.builds(StageSize, st.integers(1, 50), st.integers(1, 50), st.integers(1, 4), st.integers(1, 10))
-networks = st.lists(st.one_of(sizes, st.just(NOTHING)), min_size=1, max_size=3).map(tuple)
+@st.composite
+def networks(draw) -> tuple[StageSize, ...]:
+    """Up to three stages of one type; without bottlenecks a stage has 0 columns of them."""
+    ranges = ((1, 50), (1, 50), (1, 4), (0, 10), (0, 60))
+    sizes = st.builds(StageSize, *(st.integers(*ends) for ends in ranges), st.just(draw(st.sampled_from([2, 4, 8]))))
+    return tuple(draw(st.lists(st.one_of(sizes, st.just(NOTHING)), min_size=1, max_size=3)))
 
 
 @generated
-@given(networks)
+@given(networks())
 def test_the_peak_is_not_raised_and_no_more_would_fit(stages):
     counts = bottlenecks_for_free(stages)
     assert all(0 <= count <= stage.num_layers for stage, count in zip(stages, counts, strict=True))
@@ -52,6 +59,17 @@ def test_later_blocks_of_a_network_for_small_images_keep_theirs(layers, expected
     features, stages = 24, []
     for i in range(3):
         features += 12 * layers
-        stages.append(StageSize(64 * 1024 >> 2 * i, features, layers, 48))
+        stages.append(StageSize(64 * 1024 >> 2 * i, features, layers, 48, 0, 4))
         features //= 2
     assert bottlenecks_for_free(tuple(stages)) == expected
+
+
+@pytest.mark.parametrize(
+    ("num_masked", "itemsize", "expected"), [(0, 4, (2, 12)), (280, 4, (2, 10)), (280, 2, (2, 7)), (280, 8, (2, 12))]
+)
+def test_masks_of_later_blocks_leave_less_room_for_bottlenecks(num_masked, itemsize, expected):
+    # The backward pass of the first block holds 2 * 100 * 100 numbers. That of the second one holds 100 * 100 of the
+    # first, 2 * 25 * 40 of its own buffers, 2 * 25 * 20 of bottlenecks that pass: 7000 are left for masks of 25 * 280
+    # bytes, which are 1750 numbers of 4 bytes, and for bottlenecks of 500 numbers each.
+    first, second = (100, 100, 2, 0, 0, itemsize), (25, 40, 12, 20, num_masked, itemsize)
+    assert bottlenecks_for_free((StageSize(*first), StageSize(*second))) == expected

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from models import DenseNet
 from models import densenet as densenet_module
 from models import recompute as recompute_module
-from models.densenet import DenseBlock, DenseLayer
+from models.densenet import DenseBlock, DenseLayer, PlainLayer
 from models.recompute import FrozenRunningStatistics
 from tests.tensors import (
     LiveStorages,
@@ -30,9 +30,14 @@ from tests.tensors import (
     unequal,
 )
 
+# The package gives this name to a function.
+
 SMALL = {"growth_rate": 4, "block_config": (3, 2), "num_init_features": 8, "num_classes": 5}
-CONFIGS = {"small": SMALL, "imagenet": SMALL | {"small_inputs": False}}
-SIDE = {"small": 8, "imagenet": 32}
+PLAIN = SMALL | {"bn_size": None, "compression": 1}
+CONFIGS = {"small": SMALL, "plain": PLAIN, "imagenet": SMALL | {"small_inputs": False}}
+SIDE = {"small": 8, "plain": 8, "imagenet": 32}
+DROPPING = {"drop_rate": 0.2, "drop_where": "convolutions"}
+DROPOUTS = {"nothing": {}, "layers": {"drop_rate": 0.2}, "convolutions": DROPPING}
 PRECISIONS = {"float32": nullcontext, "bf16": partial(torch.autocast, "cpu", dtype=torch.bfloat16)}
 
 
@@ -49,10 +54,10 @@ def assert_same_training(naive: nn.Module, efficient: nn.Module, images: Tensor,
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("drop_rate", [0, 0.2])
+@pytest.mark.parametrize("dropout", DROPOUTS)
 @pytest.mark.parametrize("form", CONFIGS)
-def test_training_is_the_same_bit_for_bit(form, drop_rate, memory_format, precision):
-    networks = naive_and_efficient(**CONFIGS[form], drop_rate=drop_rate)
+def test_training_is_the_same_bit_for_bit(form, dropout, memory_format, precision):
+    networks = naive_and_efficient(**(CONFIGS[form] | DROPOUTS[dropout]))
     naive, efficient = (network.to(memory_format=memory_format) for network in networks)
     images = random_images(SIDE[form]).contiguous(memory_format=memory_format)
     assert_same_training(naive, efficient, images, precision=PRECISIONS[precision])
@@ -127,8 +132,9 @@ def test_accumulated_gradients_are_the_same(order):
     assert efficient["features.denseblock1.denselayer1.norm1.num_batches_tracked"] == 2
 
 
-def test_a_retained_graph_gives_the_same_gradients_again():
-    network = naive_and_efficient()[1]
+@pytest.mark.parametrize("config", [SMALL | DROPPING, PLAIN | DROPPING], ids=["bottlenecks", "plain"])
+def test_a_retained_graph_gives_the_same_gradients_again(config):
+    network = naive_and_efficient(**config)[1]
     loss = network(random_images()).square().sum()
     loss.backward(retain_graph=True)
     once = record(network)
@@ -139,7 +145,8 @@ def test_a_retained_graph_gives_the_same_gradients_again():
     assert unequal({name: once[name] for name in network.state_dict()}, network.state_dict()) == []
 
 
-def test_second_derivatives_are_the_same():
+@pytest.mark.parametrize("config", [SMALL, PLAIN], ids=["bottlenecks", "plain"])
+def test_second_derivatives_are_the_same(config):
     def penalise(network: DenseNet) -> dict[str, Tensor]:
         images = random_images().double().requires_grad_()
         loss = network(images).square().sum()
@@ -147,16 +154,31 @@ def test_second_derivatives_are_the_same():
         gradient.square().sum().backward()
         return record(network, images=images.grad)
 
-    naive, efficient = (penalise(network.double()) for network in naive_and_efficient())
+    naive, efficient = (penalise(network.double()) for network in naive_and_efficient(**config))
     for name, tensor in naive.items():
         torch.testing.assert_close(efficient[name], tensor, rtol=1e-9, atol=1e-9, msg=name)
 
 
-def test_gradients_agree_with_finite_differences():
+LAYERS_THAT_DROP = {
+    "bottleneck": lambda: DenseLayer(5, 2, bn_size=2, drop_rate=0.2, checkpoint=True, bottleneck_drop_rate=0.2),
+    "plain": lambda: PlainLayer(5, 2, drop_rate=0.2, checkpoint=True),
+}
+
+
+@pytest.mark.parametrize("drops", [False, True])
+@pytest.mark.parametrize("kind", LAYERS_THAT_DROP)
+def test_gradients_agree_with_finite_differences(kind, drops):
     torch.manual_seed(0)
-    layer = DenseLayer(5, growth_rate=2, bn_size=2, drop_rate=0, checkpoint=True).double()
+    layer = LAYERS_THAT_DROP[kind]().double()
+    if not drops:
+        layer.drop_rate = layer.bottleneck_drop_rate = 0
     features = [torch.randn(3, channels, 3, 3, dtype=torch.float64, requires_grad=True) for channels in (3, 2)]
-    assert torch.autograd.gradcheck(lambda *tensors: layer(tensors[:2]), (*features, *layer.parameters()))
+
+    def make(*tensors: Tensor) -> Tensor:
+        torch.manual_seed(1)
+        return layer(tensors[:2])
+
+    assert torch.autograd.gradcheck(make, (*features, *layer.parameters()))
 
 
 def test_the_comparison_catches_statistics_that_are_updated_twice(monkeypatch):
@@ -267,18 +289,18 @@ STATISTICS = 4 + 4  # Each norm keeps mean and inverse standard deviation of a c
 LAYERS = (4, 8, 12, 16)
 
 
-def block_and_input(num_layers: int, efficient: bool) -> tuple[DenseBlock, Tensor]:
+def block_and_input(num_layers: int, efficient: bool, bn_size: int | None = 4) -> tuple[DenseBlock, Tensor]:
     torch.manual_seed(0)
-    block = DenseBlock(num_layers, START, GROWTH, bn_size=4, drop_rate=0, checkpoint=efficient)
+    block = DenseBlock(num_layers, START, GROWTH, bn_size, drop_rate=0, checkpoint=efficient)
     return block, torch.randn(IMAGES, START, *SIDES, requires_grad=True)
 
 
-def kept_bytes(num_layers: int, efficient: bool) -> int:
+def kept_bytes(num_layers: int, efficient: bool, bn_size: int | None = 4) -> int:
     """Sum what is alive between forward and backward, besides the block's input, output, parameters and buffers.
 
     No garbage is collected before: what a reference cycle holds is in the way of the next layers, too.
     """
-    block, x = block_and_input(num_layers, efficient)
+    block, x = block_and_input(num_layers, efficient, bn_size)
     with LiveStorages() as storages:
         y = block(x)
     return storages.live_bytes(without=[x, y, *block.parameters(), *block.buffers()])
@@ -303,6 +325,15 @@ def test_efficient_bytes_kept_for_backward(num_layers):
     # Of the inputs of all bottlenecks only the new maps are kept, once each. No layer reads the maps of the last one.
     new_maps = (num_layers - 1) * GROWTH * MAP
     assert kept_bytes(num_layers, efficient=True) == new_maps + num_layers * kept_bytes_behind_the_bottleneck()
+
+
+@pytest.mark.parametrize("num_layers", LAYERS)
+def test_bytes_kept_for_backward_without_bottlenecks(num_layers):
+    # Naively norm1 keeps the concatenation and its statistics, and conv1 the normalised copy. Otherwise the new maps
+    # are kept, once each, and nothing else.
+    channels = [START + i * GROWTH for i in range(num_layers)]
+    assert kept_bytes(num_layers, efficient=False, bn_size=None) == sum(2 * c * MAP + c * STATISTICS for c in channels)
+    assert kept_bytes(num_layers, efficient=True, bn_size=None) == (num_layers - 1) * GROWTH * MAP
 
 
 def test_bytes_saved_by_autograd_are_those_alive_in_naive_mode():
@@ -337,8 +368,8 @@ def test_peak_of_a_training_step_grows_linearly_when_efficient():
     assert efficient[-1] < naive[-1] / 3
 
 
-def operations(num_layers: int, efficient: bool) -> dict[str, int]:
-    block, x = block_and_input(num_layers, efficient)
+def operations(num_layers: int, efficient: bool, bn_size: int | None = 4) -> dict[str, int]:
+    block, x = block_and_input(num_layers, efficient, bn_size)
     with OperationCounts() as mode:
         block(x).sum().backward()
     return dict(mode.counts)
@@ -361,6 +392,24 @@ def test_no_convolution_runs_twice():
     assert (naive["relu_"], efficient["relu_"]) == (2 * m, 3 * m)
 
 
+def test_no_convolution_runs_twice_without_bottlenecks():
+    m = 5
+    naive, efficient = (operations(m, mode, bn_size=None) for mode in (False, True))
+    convolutions = {name: count for name, count in efficient.items() if name.startswith("convolution")}
+    assert convolutions == {"convolution 3x3": m, "convolution_backward 3x3": m}
+    assert (naive["cat"], efficient["cat"]) == (m + 1, 2 * m + 1)
+    assert (naive["native_batch_norm"], efficient["native_batch_norm"]) == (m, 2 * m)
+
+
+@pytest.mark.parametrize("efficient", [False, True])
+def test_dropout_draws_once(efficient):
+    # Behind both convolutions of five layers and behind that of the transition.
+    network = naive_and_efficient(**DROPPING)[efficient]
+    with OperationCounts() as mode:
+        network(random_images()).sum().backward()
+    assert mode.counts["bernoulli_"] == 2 * 5 + 1
+
+
 @pytest.mark.parametrize("efficient", [False, True])
 def test_floating_point_operations_are_those_of_the_closed_form(efficient):
     m = 5
@@ -373,15 +422,17 @@ def test_floating_point_operations_are_those_of_the_closed_form(efficient):
     assert counter.get_total_flops() == 3 * 2 * pixels * per_pixel
 
 
-def test_data_parallel_without_a_gpu_is_the_same():
-    naive, efficient = map(nn.DataParallel, naive_and_efficient(drop_rate=0.2))
+@pytest.mark.parametrize("config", [SMALL | DROPPING, PLAIN | DROPPING], ids=["bottlenecks", "plain"])
+def test_data_parallel_without_a_gpu_is_the_same(config):
+    naive, efficient = map(nn.DataParallel, naive_and_efficient(**config))
     assert_same_training(naive, efficient, random_images())
 
 
-def test_replicas_in_threads_are_the_same():
-    naive, efficient = map(train_on_replicas_in_threads, naive_and_efficient())
+@pytest.mark.parametrize(("config", "num_parameters"), [(SMALL, 38), (PLAIN, 23)], ids=["bottlenecks", "plain"])
+def test_replicas_in_threads_are_the_same(config, num_parameters):
+    naive, efficient = map(train_on_replicas_in_threads, naive_and_efficient(**config))
     assert unequal(naive, efficient) == []
-    assert len([name for name in naive if name.startswith("gradient of ")]) == 38
+    assert len([name for name in naive if name.startswith("gradient of ")]) == num_parameters
     assert efficient["features.denseblock2.denselayer1.norm1.num_batches_tracked"] == 1
 
 
@@ -410,7 +461,7 @@ def test_data_parallel_on_all_gpus_is_the_same():
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_training_on_a_gpu_is_the_same(dtype, memory_format):
-    networks = naive_and_efficient(growth_rate=12, drop_rate=0.2)
+    networks = naive_and_efficient(growth_rate=12, **DROPPING)
     naive, efficient = (network.cuda().to(memory_format=memory_format) for network in networks)
     images = random_images(side=16, images=8).cuda().contiguous(memory_format=memory_format)
     precision = partial(torch.autocast, "cuda", dtype=dtype, enabled=dtype != torch.float32)
