@@ -45,5 +45,5 @@ def crop_and_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, *, pa
     rows = top[:, None] + y  # (N, H)
     columns = left[:, None] + torch.where(flip[:, None], width - 1 - x, x)  # (N, W)
     pixels = rows[:, :, None] * padded.shape[3] + columns[:, None, :]  # (N, H, W), positions in a padded channel
-    pixels = pixels.view(n, 1, -1).expand(-1, channels, -1)
+    pixels = pixels.flatten(1).unsqueeze(1).expand(-1, channels, -1)
     return padded.flatten(2).gather(2, pixels).view(n, channels, height, width)

@@ -21,8 +21,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from data.datasets import DATASETS, Split
+from data.datasets import DATASETS
 from data.loader import PADDING, Loader
+from data.source import Split
 
 BATCH_SIZE = 256
 CIFAR10 = DATASETS["cifar10"]
@@ -66,10 +67,10 @@ def pil_loader(split: Split) -> DataLoader:
     return DataLoader(PILImages(split, transforms.Compose(steps)), batch_size=BATCH_SIZE, shuffle=True, num_workers=0)
 
 
-def images_per_second(batches: Iterator[tuple[Tensor, Tensor]]) -> float:
+def images_per_second(batches: Iterator[tuple[Tensor, ...]]) -> float:
     """Go through an epoch and divide its images by the time that it took."""
     start = time.perf_counter()
-    num_images = sum(len(labels) for _, labels in batches)
+    num_images = sum(len(images) for images, *_ in batches)
     return num_images / (time.perf_counter() - start)
 
 

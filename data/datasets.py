@@ -1,6 +1,5 @@
 """The data sets: where each comes from, how the paper prepares it, and how its images become tensors."""
 
-import random
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,102 +8,82 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 from torchvision import datasets
 
 from data import files
 from data.errors import DataError, MissingData
 from data.files import File
+from data.folder import read_folder
+from data.source import Source, Split
 
-
-@dataclass(frozen=True)
-class Split:
-    """Images with their labels.
-
-    Attributes:
-        images: uint8 (N, 3, 32, 32).
-        labels: int64 (N,), from 0 to the number of classes - 1.
-    """
-
-    images: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def take(self, indices: Tensor) -> "Split":
-        """The images at some indices (M,)."""
-        return Split(self.images[indices], self.labels[indices])
-
-    def to(self, device: torch.device) -> "Split":
-        """The same images on a device."""
-        return Split(self.images.to(device), self.labels.to(device))
-
-
-@dataclass(frozen=True)
-class Source:
-    """What is read from disk: all training images, all test images, and the names of the classes."""
-
-    train: Split
-    test: Split
-    classes: tuple[str, ...]
+IMAGE_SIZE = 32  # height and width of the images of all data sets but the user's own
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set and the paper's way with it.
+    """A data set and the way with it: the paper's, or for a user's own images what is usual.
 
     Attributes:
-        read: Takes the data folder and whether to download, and returns what is there.
+        read: Takes the data folder and whether to download, and `image_size` if that is free; returns what is there.
         needs_folder: Whether the data lies in a folder of the user's.
         mean: Per channel, of pixels divided by 255.
         std: Per channel, of pixels divided by 255.
-        valid_size: Training images that the paper holds out.
+        valid_size: Training images that are held out by default. None: one tenth of them.
         augment: Whether training images are cropped and flipped by default.
+        grey: Whether all images are grey, so that others must become so.
+        free_size: Whether images are made as large as the user wants them.
     """
 
-    read: Callable[[Path | None, bool], Source]
+    read: Callable[..., Source]
     needs_folder: bool
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    valid_size: int
+    valid_size: int | None
     augment: bool
+    grey: bool = False
+    free_size: bool = False
 
 
-def load(name: str, *, folder: Path | None, download: bool) -> Source:
-    """Read all images of a data set into memory.
+def load(name: str, *, folder: Path | None, download: bool, image_size: int = IMAGE_SIZE) -> Source:
+    """Read all images of a data set into memory, or for "folder" find them.
 
     Args:
         name: A key of `DATASETS`.
         folder: Where its files lie, or are put by a download. "digits" needs none.
         download: Whether missing files may be fetched from the network.
+        image_size: Height and width of the batches.
 
     Raises:
         DataError: MissingData, CorruptedData or NoNetwork; each message names the file, where it belongs and where
-            to get it.
+            to get it. Also if the data set has images of another size only.
     """
     dataset = DATASETS[name]
+    if not dataset.free_size and image_size != IMAGE_SIZE:
+        raise DataError(f"--image_size is {image_size}, but the images of {name} are {IMAGE_SIZE}x{IMAGE_SIZE}")
     if dataset.needs_folder and folder is None:
-        raise MissingData(f"--dataset {name} needs --data FOLDER, which holds its files or is where to download them")
-    return dataset.read(folder, download)
+        holds = "train/ and test/" if name == "folder" else "its files or is where to download them"
+        raise MissingData(f"--dataset {name} needs --data FOLDER, which holds {holds}")
+    return dataset.read(folder, download, **({"image_size": image_size} if dataset.free_size else {}))
 
 
-def split_validation(train: Split, *, size: int, seed: int) -> tuple[Split, Split]:
-    """Hold out `size` images at random: returns the remaining training images, in their order, and the held-out ones.
+def validation_size(source: Source, dataset: Dataset, asked: int | None) -> int | None:
+    """How many training images are held out: as many as asked for, or by default as the data set says.
 
-    Args:
-        train: All training images.
-        size: From 0 to one less than their number.
-        seed: The choice is a function of this and the number of images.
+    Returns:
+        The number, or None where the source has validation images of its own.
 
     Raises:
-        DataError: If no image would remain for training.
+        DataError: If it has, and some are asked for.
     """
-    if not 0 <= size < len(train):
-        raise DataError(f"--valid_size is {size}, but must be 0 or more and below {len(train):,}, the training images")
-    generator = torch.Generator().manual_seed(random.Random(f"validation split, seed {seed}").getrandbits(63))
-    order = torch.randperm(len(train), generator=generator)
-    return train.take(order[size:].sort().values), train.take(order[:size].sort().values)
+    if source.valid is not None:
+        if asked is not None:
+            raise DataError(
+                f"--valid_size is {asked}, but the data set has {len(source.valid):,} validation images of its own; "
+                "leave the flag out"
+            )
+        return None
+    default = max(1, len(source.train) // 10) if dataset.valid_size is None else dataset.valid_size
+    return default if asked is None else asked
 
 
 def _read_cifar(reader: type[datasets.CIFAR10], folder: Path, download: bool) -> Source:
@@ -170,7 +149,8 @@ def read_digits(folder: Path | None, download: bool) -> Source:
 
 
 # Means and standard deviations of CIFAR are over all pixels of the training images. The paper divides SVHN by 255 and
-# does no more. Those of digits are over its training images, as enlarged; a test computes them again.
+# does no more. Those of digits are over its training images, as enlarged; a test computes them again. A user's own
+# images get those of ImageNet, which torchvision's weights were trained with.
 DATASETS: dict[str, Dataset] = {
     "cifar10": Dataset(
         read_cifar10, True, (0.49140, 0.48216, 0.44653), (0.24703, 0.24349, 0.26159), valid_size=5000, augment=True
@@ -179,5 +159,8 @@ DATASETS: dict[str, Dataset] = {
         read_cifar100, True, (0.50708, 0.48655, 0.44092), (0.26733, 0.25644, 0.27615), valid_size=5000, augment=True
     ),
     "svhn": Dataset(read_svhn, True, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), valid_size=6000, augment=False),
-    "digits": Dataset(read_digits, False, (0.30511,) * 3, (0.32382,) * 3, valid_size=140, augment=False),
+    "digits": Dataset(read_digits, False, (0.30511,) * 3, (0.32382,) * 3, valid_size=140, augment=False, grey=True),
+    "folder": Dataset(
+        read_folder, True, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), valid_size=None, augment=True, free_size=True
+    ),
 }

@@ -52,6 +52,12 @@ def test_normalise_with_its_own_statistics_gives_mean_0_and_deviation_1():
     torch.testing.assert_close(ours.std((0, 2, 3), correction=0), torch.ones(3).double(), rtol=0, atol=1e-5)
 
 
+def test_an_empty_batch_stays_empty():
+    none = torch.zeros(0, dtype=torch.long)
+    cropped = crop_and_flip(torch.zeros(0, 3, 8, 8), none, none, none.bool(), padding=4)
+    assert cropped.shape == normalise(random_pixels(0, 3, 8, 8), column(MEAN), column(STD)).shape == (0, 3, 8, 8)
+
+
 @generated
 @given(batches())
 def test_crop_and_flip_agrees_with_slicing_image_by_image(batch):

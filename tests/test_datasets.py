@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from data.datasets import DATASETS, Split, load, split_validation
+from data.datasets import DATASETS, load, validation_size
 from data.errors import DataError, MissingData
+from data.source import Source, Split, split_validation
 from tests.made_data import Server, make_cifar10, make_cifar100, make_svhn, python2_pickle
 
 MAKERS = {"cifar10": make_cifar10, "cifar100": make_cifar100, "svhn": make_svhn}
@@ -134,6 +135,41 @@ def test_a_data_set_without_a_folder_names_the_flag(name):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["digits", *MAKERS])
+def test_another_image_size_is_refused_before_anything_is_read(name, tmp_path):
+    with pytest.raises(DataError, match=f"--image_size is 64, but the images of {name} are 32x32"):
+        load(name, folder=tmp_path, download=False, image_size=64)
+
+
+def source_of(num_train, *, num_valid=None):
+    valid = None if num_valid is None else numbered_split(num_valid)
+    return Source(numbered_split(num_train), numbered_split(1), ("a", "b"), valid=valid)
+
+
+@pytest.mark.parametrize(
+    ("name", "num_train", "asked", "expected"),
+    [
+        ("cifar10", 60, None, 5000),
+        ("cifar10", 60, 0, 0),
+        ("digits", 60, 7, 7),
+        ("folder", 2, None, 1),
+        ("folder", 19, None, 1),
+        ("folder", 20, None, 2),
+        ("folder", 20, 0, 0),
+    ],
+)
+def test_how_many_images_are_held_out(name, num_train, asked, expected):
+    assert validation_size(source_of(num_train), DATASETS[name], asked) == expected
+
+
+def test_validation_images_of_its_own_leave_none_to_hold_out():
+    source = source_of(20, num_valid=3)
+    assert validation_size(source, DATASETS["folder"], None) is None
+    for size in (0, 5):
+        with pytest.raises(DataError, match=f"--valid_size is {size}, but the data set has 3 validation images"):
+            validation_size(source, DATASETS["folder"], size)
+
+
 def numbered_split(num_images):
     numbers = torch.arange(num_images)
     return Split(numbers.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 2, 2), numbers)
@@ -248,10 +284,14 @@ def test_statistics_and_the_papers_way_with_each_data_set():
         for name, spec in DATASETS.items()
         if name != "digits"
     }
+    of_imagenet = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     assert recorded == {
         "cifar10": ((0.49140, 0.48216, 0.44653), (0.24703, 0.24349, 0.26159), 5000, True, True),
         "cifar100": ((0.50708, 0.48655, 0.44092), (0.26733, 0.25644, 0.27615), 5000, True, True),
         "svhn": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), 6000, False, True),
+        "folder": (*of_imagenet, None, True, True),
     }
+    assert [name for name, spec in DATASETS.items() if spec.grey] == ["digits"]
+    assert [name for name, spec in DATASETS.items() if spec.free_size] == ["folder"]
     digits = DATASETS["digits"]
     assert (digits.valid_size, digits.augment, digits.needs_folder) == (140, False, False)

@@ -160,7 +160,7 @@ def test_an_archive_with_a_wrong_member_puts_nothing_in_its_place(tmp_path, monk
     assert contents_of(tmp_path).keys() == before.keys()
 
 
-@pytest.mark.parametrize("contents", [b"no archive at all", archived({"a": b"a" * 9000})[:60]])
+@pytest.mark.parametrize("contents", [b"no archive at all", archived({"a": b"a" * 9000})[:60]], ids=["text", "cut off"])
 def test_an_archive_that_cannot_be_unpacked_is_named(contents, tmp_path, monkeypatch):
     made = replace(cifar10(50, 20, 0), archive=contents)
     made.trust(monkeypatch)

@@ -5,9 +5,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from data.datasets import DATASETS, Source, Split
+from data.datasets import DATASETS
 from data.errors import DataError
-from data.loader import PADDING, Loader, make_loaders, plan_epoch
+from data.loader import PADDING, Loader, make_loaders, make_test_loader, plan_epoch
+from data.share import Share
+from data.source import Source, Split
 
 WINDOWS = 2 * PADDING + 1  # in each direction
 RAW = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3}  # normalised pixels are the pixels
@@ -49,7 +51,7 @@ def crops_of(images):
 
 def whole_epoch(loader, number):
     batches = list(loader.epoch(number))
-    return torch.cat([images for images, _ in batches]), torch.cat([labels for _, labels in batches])
+    return torch.cat([images for images, _, _ in batches]), torch.cat([labels for _, labels, _ in batches])
 
 
 def chi_square(counts):
@@ -99,13 +101,13 @@ def test_each_image_comes_once_an_epoch_with_its_label(batch_size):
     loader = Loader(split, batch_size=batch_size, **RAW)
     batches = list(loader.epoch(1))
     whole, rest = divmod(23, batch_size)
-    assert [len(labels) for _, labels in batches] == [batch_size] * whole + [rest] * (rest > 0)
+    assert [len(labels) for _, labels, _ in batches] == [batch_size] * whole + [rest] * (rest > 0)
     assert len(loader) == len(batches)
     assert loader.num_images == 23
-    numbers = torch.cat([numbers_of(images) for images, _ in batches])
+    numbers = torch.cat([numbers_of(images) for images, _, _ in batches])
     assert sorted(numbers.tolist()) == list(range(300, 323))
     assert numbers.tolist() != list(range(300, 323))
-    assert torch.equal(torch.cat([labels for _, labels in batches]), numbers % 7)
+    assert torch.equal(torch.cat([labels for _, labels, _ in batches]), numbers % 7)
 
 
 def test_augmented_images_keep_their_labels():
@@ -148,9 +150,9 @@ def test_iterating_is_in_order_and_never_augmented():
     loader = Loader(split, batch_size=16, augment=True, **RAW)
     for _ in range(2):
         batches = list(loader)
-        assert [len(labels) for _, labels in batches] == [16, 16, 16, 2]
-        assert torch.equal(torch.cat([images for images, _ in batches]).round(), split.images.float())
-        assert torch.equal(torch.cat([labels for _, labels in batches]), split.labels)
+        assert [len(labels) for _, labels, _ in batches] == [16, 16, 16, 2]
+        assert torch.equal(torch.cat([images for images, _, _ in batches]).round(), split.images.float())
+        assert torch.equal(torch.cat([labels for _, labels, _ in batches]), split.labels)
 
 
 def test_without_augmentation_an_epoch_only_shuffles():
@@ -161,13 +163,26 @@ def test_without_augmentation_an_epoch_only_shuffles():
     assert torch.equal(labels, split.labels[order])
 
 
+@pytest.mark.parametrize("num_images", [1, 16, 23, 100])
+def test_a_limit_gives_the_first_batches_of_the_whole_epoch(num_images):
+    split = numbered_split(num_images)
+    whole, limited = (Loader(split, batch_size=8, seed=2, limit=limit, **RAW) for limit in (None, 2))
+    assert (limited.num_images, len(limited)) == (min(num_images, 16), min(2, len(whole)))
+    for ours, all_batches in ((limited.epoch(3), whole.epoch(3)), (iter(limited), iter(whole))):
+        ours, first = list(ours), list(all_batches)[:2]
+        assert sum(batch.size for batch in ours) == limited.num_images
+        for one, other in zip(ours, first, strict=True):
+            assert torch.equal(one.images, other.images)
+            assert torch.equal(one.labels, other.labels)
+
+
 @pytest.mark.parametrize("augment", [False, True])
 def test_batches_are_float32_normalised_by_the_given_statistics(augment):
     mean, std = (0.1, 0.5, 0.9), (0.2, 0.3, 0.4)
     split = Split(torch.tensor([51, 102, 204], dtype=torch.uint8).view(1, 3, 1, 1).expand(9, 3, 32, 32), torch.zeros(9))
     loader = Loader(split, batch_size=4, mean=mean, std=std, augment=augment)
     expected = torch.tensor([(0.2 - 0.1) / 0.2, (0.4 - 0.5) / 0.3, (0.8 - 0.9) / 0.4])
-    for batch, _ in [*loader, *loader.epoch(1)]:
+    for batch, _, _ in [*loader, *loader.epoch(1)]:
         assert batch.dtype == torch.float32
         assert batch.shape[1:] == (3, 32, 32)
         middle = batch[:, :, 16, 16]
@@ -189,9 +204,12 @@ def test_borders_of_augmented_images_have_the_mean_colour():
         assert torch.equal(((pixels - white).abs() < 1e-5).sum(1), inside)
 
 
-def loaders_of(source, *, valid_size, augment=True, seed=0, name="cifar10"):
-    device = torch.device("cpu")
-    return make_loaders(source, DATASETS[name], device, batch_size=8, valid_size=valid_size, augment=augment, seed=seed)
+CPU = torch.device("cpu")
+
+
+def loaders_of(source, *, valid_size, augment=True, seed=0, name="cifar10", **sharing):
+    preparation = {"batch_size": 8, "valid_size": valid_size, "augment": augment, "seed": seed, **sharing}
+    return make_loaders(source, DATASETS[name], CPU, **preparation)
 
 
 def numbered_source(*, size=2):
@@ -234,7 +252,7 @@ def test_only_training_batches_are_augmented(augment):
     middle = (PADDING, PADDING, False)
     assert all(crop == middle for crop in crops_of(batches)) != augment
     for loader in (valid, test):
-        images = torch.cat([images for images, _ in loader]) * 255
+        images = torch.cat([images for images, _, _ in loader]) * 255
         assert torch.equal(images.round(), loader.split.images.float())
 
 
@@ -242,10 +260,33 @@ def test_every_loader_normalises_as_the_data_set_says():
     loaders = loaders_of(numbered_source(size=32), valid_size=12, augment=False, name="cifar100")
     spec = DATASETS["cifar100"]
     for loader in loaders:
-        images = torch.cat([images for images, _ in loader])
+        images = torch.cat([images for images, _, _ in loader])
         expected = loader.split.images.double() / 255
         expected = (expected - torch.tensor(spec.mean).view(3, 1, 1)) / torch.tensor(spec.std).view(3, 1, 1)
         torch.testing.assert_close(images.double(), expected, rtol=0, atol=2e-6)
+
+
+def test_a_source_with_validation_images_of_its_own_trains_on_all_others():
+    own = Source(*(numbered_split(n, start=start) for n, start in ((40, 0), (11, 100))), ("a",), numbered_split(5))
+    train, valid, test = loaders_of(own, valid_size=None)
+    assert [raw_numbers(loader) for loader in (train, valid, test)] == [[*range(40)], [*range(5)], [*range(100, 111)]]
+    with pytest.raises(DataError, match="has 5 validation images of its own"):
+        loaders_of(own, valid_size=3)
+
+
+def test_test_batches_alone_are_those_of_all_loaders():
+    source = numbered_source()
+    alone = make_test_loader(source, DATASETS["cifar10"], CPU, batch_size=8, limit=1)
+    for one, other in zip(alone, loaders_of(source, valid_size=0, limit=1)[2], strict=True):
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.labels, other.labels)
+
+
+def test_limit_and_share_hold_for_every_loader():
+    loaders = loaders_of(numbered_source(), valid_size=12, limit=1, share=Share(1, 3))
+    assert [loader.num_images for loader in loaders] == [8, 8, 8]
+    for loader in loaders:
+        assert [(len(batch.labels), batch.size) for batch in loader] == [(3, 8)]
 
 
 def test_too_many_validation_images_are_refused():

@@ -1,0 +1,115 @@
+"""What is read of a data set: images with labels, names of classes, and which images are held out for validation."""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, Self
+
+import torch
+from torch import Tensor
+
+from data.errors import DataError
+
+
+class Images(Protocol):
+    """Images with their labels, in memory or as files.
+
+    Attributes:
+        labels: int64 (N,), from 0 to the number of classes - 1, on the device where batches are wanted.
+        crops_itself: Whether `read` augments images that come with a seed. If not, all have one size, and whole
+            batches of them are augmented.
+    """
+
+    labels: Tensor
+    crops_itself: bool
+
+    def __len__(self) -> int: ...
+
+    def take(self, indices: Tensor) -> Self:
+        """The images at some indices (M,)."""
+        ...
+
+    def to(self, device: torch.device) -> Self:
+        """The same images, for batches on a device."""
+        ...
+
+    def read(self, order: Tensor, parts: Sequence[slice], seeds: Tensor | None) -> Iterator[Tensor]:
+        """Yield a batch of pixels for each part of an order.
+
+        Args:
+            order: int64 (N,) on the CPU, the image at each place.
+            parts: Places of each batch.
+            seeds: int64 (N,) on the CPU, for the random choices about the image at each place; None: choose nothing.
+
+        Returns:
+            uint8 (n, 3, H, W) on the device of `labels`; n may be 0.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images in memory, all of one size.
+
+    Attributes:
+        images: uint8 (N, 3, H, W).
+        labels: int64 (N,), from 0 to the number of classes - 1.
+    """
+
+    images: Tensor
+    labels: Tensor
+    crops_itself = False
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: Tensor) -> "Split":
+        """The images at some indices (M,)."""
+        return Split(self.images[indices], self.labels[indices])
+
+    def to(self, device: torch.device) -> "Split":
+        """The same images on a device."""
+        return Split(self.images.to(device), self.labels.to(device))
+
+    def read(self, order: Tensor, parts: Sequence[slice], seeds: Tensor | None = None) -> Iterator[Tensor]:
+        """Yield the pixels of each part, see `Images`."""
+        order = order.to(self.images.device)
+        for part in parts:
+            yield self.images[order[part]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set as it was found.
+
+    Attributes:
+        train: All training images.
+        test: All test images.
+        classes: Names by label.
+        valid: Validation images, where the data set comes with some of its own.
+        notes: Lines for the user about what was found.
+    """
+
+    train: Images
+    test: Images
+    classes: tuple[str, ...]
+    valid: Images | None = None
+    notes: tuple[str, ...] = ()
+
+
+def split_validation(train: Images, *, size: int, seed: int) -> tuple[Images, Images]:
+    """Hold out `size` images at random: returns the remaining training images, in their order, and the held-out ones.
+
+    Args:
+        train: All training images.
+        size: From 0 to one less than their number.
+        seed: The choice is a function of this and the number of images.
+
+    Raises:
+        DataError: If no image would remain for training.
+    """
+    if not 0 <= size < len(train):
+        raise DataError(f"--valid_size is {size}, but must be 0 or more and below {len(train):,}, the training images")
+    generator = torch.Generator().manual_seed(random.Random(f"validation split, seed {seed}").getrandbits(63))
+    order = torch.randperm(len(train), generator=generator)
+    return train.take(order[size:].sort().values), train.take(order[:size].sort().values)
