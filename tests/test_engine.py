@@ -9,14 +9,21 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from models import densenet_bc
-from train.engine import NonFiniteLoss, RunningMetrics, evaluate, train_one_epoch
+from train.engine import evaluate, train_one_epoch
+from train.metrics import NonFiniteLoss, RunningMetrics
 from train.optim import make_optimizer
 from train.report import EpochBar
+from train.step import Stepper
 from train.stops import Stop
 
 
 class Batches(list):
-    """Batches (images, labels), as a loader of validation images gives them."""
+    """Batches (images, labels, size), as a loader of validation images gives them."""
+
+
+def stream(batches):
+    """Batches as a loader gives them in training."""
+    yield from batches
 
 
 class SilentBar:
@@ -34,7 +41,7 @@ class SilentBar:
 def make_batches(sizes, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return Batches(
-        (torch.randn(n, 3, 8, 8, generator=generator), torch.randint(10, (n,), generator=generator)) for n in sizes
+        (torch.randn(n, 3, 8, 8, generator=generator), torch.randint(10, (n,), generator=generator), n) for n in sizes
     )
 
 
@@ -52,8 +59,8 @@ def test_averages_are_over_images_not_batches():
     batches = make_batches([7, 7, 2])
     network = make_network().eval()
     with torch.no_grad():
-        logits = network(torch.cat([images for images, _ in batches])).double()
-    labels = torch.cat([labels for _, labels in batches])
+        logits = network(torch.cat([images for images, *_ in batches])).double()
+    labels = torch.cat([labels for _, labels, _ in batches])
     metrics = evaluate(network, batches)
     assert metrics.loss == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-6)
     assert metrics.error == pytest.approx((logits.argmax(1) != labels).sum().item() / 16, rel=1e-12)
@@ -73,9 +80,9 @@ def test_an_epoch_takes_the_steps_of_a_plain_loop():
     batches = make_batches([8, 8, 3])
     ours, plain = make_network(), make_network()
     optimizer = make_optimizer(ours.parameters(), lr=0.1, momentum=0.9, wd=1e-3)
-    train_one_epoch(ours, batches, optimizer, SilentBar(), Stop())
+    train_one_epoch(Stepper(ours, optimizer), stream(batches), SilentBar(), Stop())
     optimizer = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3, nesterov=True)
-    for images, labels in batches:
+    for images, labels, _ in batches:
         optimizer.zero_grad()
         F.cross_entropy(plain(images), labels).backward()
         optimizer.step()
@@ -87,14 +94,14 @@ def test_an_epoch_takes_the_steps_of_a_plain_loop():
 @pytest.mark.parametrize("momentum", [0.9, 0.0])
 def test_no_step_is_taken_from_the_first_loss_that_is_no_number(value, momentum):
     good = make_batches([8, 8])
-    bad = (torch.full((8, 3, 8, 8), value), good[0][1])
+    bad = (torch.full((8, 3, 8, 8), value), good[0][1], 8)
     ours, stopped_before = make_linear(), make_linear()
     optimizer = make_optimizer(ours.parameters(), lr=0.1, momentum=momentum, wd=0)
     with pytest.raises(NonFiniteLoss) as failure:
-        train_one_epoch(ours, [*good, bad, *good], optimizer, SilentBar(), Stop())
+        train_one_epoch(Stepper(ours, optimizer), stream([*good, bad, *good]), SilentBar(), Stop())
     assert failure.value.batch == 3
     optimizer = make_optimizer(stopped_before.parameters(), lr=0.1, momentum=momentum, wd=0)
-    train_one_epoch(stopped_before, good, optimizer, SilentBar(), Stop())
+    train_one_epoch(Stepper(stopped_before, optimizer), stream(good), SilentBar(), Stop())
     for mine, expected in zip(ours.parameters(), stopped_before.parameters(), strict=True):
         assert torch.equal(mine, expected)
 
@@ -113,12 +120,11 @@ def test_a_bar_that_is_due_reports_a_bad_loss_at_once():
     def batches():
         for i in range(5):
             consumed.append(i)
-            yield torch.full((4, 3, 8, 8), math.nan), torch.zeros(4, dtype=torch.long)
+            yield torch.full((4, 3, 8, 8), math.nan), torch.zeros(4, dtype=torch.long), 4
 
+    optimizer = make_optimizer(network.parameters(), lr=1, momentum=0, wd=0)
     with pytest.raises(NonFiniteLoss):
-        train_one_epoch(
-            network, batches(), make_optimizer(network.parameters(), lr=1, momentum=0, wd=0), DueBar(), Stop()
-        )
+        train_one_epoch(Stepper(network, optimizer), batches(), DueBar(), Stop())
     assert consumed == [0]
 
 
@@ -142,7 +148,7 @@ def test_steps_use_no_operation_that_waits_for_the_device(monkeypatch):
     network = make_network()
     optimizer = make_optimizer(network.parameters(), lr=0.1, momentum=0.9, wd=0)
     with Recorder() as recorder:
-        train_one_epoch(network, make_batches([4, 4]), optimizer, SilentBar(), Stop())
+        train_one_epoch(Stepper(network, optimizer), stream(make_batches([4, 4])), SilentBar(), Stop())
     assert any(name.startswith("aten::convolution_backward") for name in recorder.names)
     assert [name for name in recorder.names if name.startswith(WAITING)] == []
 
@@ -152,8 +158,10 @@ def test_a_gpu_is_not_waited_for():
     device = torch.device("cuda")
     network = make_network().to(device, memory_format=torch.channels_last)
     optimizer = make_optimizer(network.parameters(), lr=0.1, momentum=0.9, wd=1e-4)
-    batches = [(images.to(device), labels.to(device)) for images, labels in make_batches([8] * 4)]
-    train_one_epoch(network, batches, optimizer, SilentBar(), Stop())  # the first steps may allocate and wait
+    batches = [(images.to(device), labels.to(device), size) for images, labels, size in make_batches([8] * 4)]
+    train_one_epoch(
+        Stepper(network, optimizer), stream(batches), SilentBar(), Stop()
+    )  # the first steps may allocate and wait
 
     class Watched(Batches):
         def __iter__(self):
@@ -162,7 +170,7 @@ def test_a_gpu_is_not_waited_for():
             torch.cuda.set_sync_debug_mode("default")
 
     try:
-        train_one_epoch(network, Watched(batches), optimizer, SilentBar(), Stop())
+        train_one_epoch(Stepper(network, optimizer), stream(Watched(batches)), SilentBar(), Stop())
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -173,7 +181,7 @@ def test_bar_on_a_terminal_shows_loss_error_speed_and_rate(monkeypatch, capsys):
     optimizer = make_optimizer(network.parameters(), lr=0.1, momentum=0, wd=0)
     with EpochBar(2, 30, 32, 0.05) as bar:
         bar.next_read = 0.0
-        train_one_epoch(network, make_batches([16, 16]), optimizer, bar, Stop())
+        train_one_epoch(Stepper(network, optimizer), stream(make_batches([16, 16])), bar, Stop())
         bar.bar.refresh()
     shown = capsys.readouterr().err
     for part in ("epoch 2/30", "loss ", "error ", "lr 0.05", " images/s"):

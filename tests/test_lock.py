@@ -112,3 +112,11 @@ def test_a_file_that_its_owner_removed_meanwhile_is_not_taken_for_the_lock(is_re
         with pytest.raises(UserError, match="is in use by"), locked(tmp_path):
             pytest.fail("the lock is held twice")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_link_in_the_place_of_the_lock_is_not_followed(tmp_path):
+    (tmp_path / "precious").write_text("unharmed")
+    (tmp_path / NAME).symlink_to(tmp_path / "precious")
+    with pytest.raises(OSError, match="symbolic links"), locked(tmp_path):
+        pytest.fail("the link was followed")
+    assert (tmp_path / "precious").read_text() == "unharmed"

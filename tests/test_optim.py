@@ -1,7 +1,7 @@
 """The optimizer against its formula, and the learning rate of every epoch."""
 
 from fractions import Fraction
-from math import ceil
+from math import ceil, cos, pi
 
 import pytest
 import torch
@@ -20,6 +20,24 @@ def test_no_drop_is_lost_for_any_number_of_epochs(n_epochs):
     rates = [learning_rate(epoch, n_epochs=n_epochs, lr=1.0) for epoch in range(1, n_epochs + 1)]
     half, three_quarters = (ceil(n_epochs * Fraction(share)) for share in ("1/2", "3/4"))
     assert rates == [1.0] * half + [0.1] * (three_quarters - half) + [0.01] * (n_epochs - three_quarters)
+
+
+def test_warm_up_grows_in_equal_steps_up_to_the_plain_schedule():
+    rates = [learning_rate(epoch, n_epochs=20, lr=0.6, warmup_epochs=5) for epoch in range(1, 21)]
+    assert rates[:5] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
+    assert rates[5:] == [learning_rate(epoch, n_epochs=20, lr=0.6) for epoch in range(6, 21)]
+
+
+@pytest.mark.parametrize("warmup_epochs", [0, 1, 3])
+@pytest.mark.parametrize("n_epochs", [4, 5, 30])
+def test_cosine_falls_from_the_full_rate_towards_zero(n_epochs, warmup_epochs):
+    settings = {"n_epochs": n_epochs, "lr": 0.4, "schedule": "cosine", "warmup_epochs": warmup_epochs}
+    rates = [learning_rate(epoch, **settings) for epoch in range(1, n_epochs + 1)]
+    assert rates[:warmup_epochs] == pytest.approx([0.4 * (i + 1) / (warmup_epochs + 1) for i in range(warmup_epochs)])
+    length = n_epochs - warmup_epochs
+    assert rates[warmup_epochs] == 0.4
+    assert rates[warmup_epochs:] == pytest.approx([0.4 * cos(pi / 2 * i / length) ** 2 for i in range(length)])
+    assert 0 < rates[-1] < 0.4 or length == 1
 
 
 def nesterov(weight, gradients, *, lr, momentum, wd):

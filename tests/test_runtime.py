@@ -1,22 +1,46 @@
 """Devices, seeds, and weights without wrapper."""
 
+import pytest
 import torch
 from torch import nn
 
 from models import densenet_bc
 from train import runtime
+from train.errors import UserError
+from train.replicas import InPrecision, replicate
+from train.team import Team
 
 
 def test_several_gpus_are_used_through_data_parallel_and_one_directly(monkeypatch):
     network = nn.Linear(2, 2)
     gpu = torch.device("cuda", 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert runtime.on_all_devices(network, gpu) is network
+    assert isinstance(replicate(network, gpu).training, InPrecision)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    wrapped = runtime.on_all_devices(network, gpu)
-    assert isinstance(wrapped, nn.DataParallel)
-    assert runtime.unwrapped(wrapped) is network
-    assert runtime.on_all_devices(network, torch.device("cpu")) is network
+    replicas = replicate(network, gpu)
+    assert isinstance(replicas.training, nn.DataParallel)
+    assert replicas.training is replicas.evaluation
+    assert replicas.training.module.network is replicas.network is network
+    assert isinstance(replicate(network, torch.device("cpu")).training, InPrecision)
+
+
+def test_each_process_has_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert runtime.pick_device() == torch.device("cuda", 0)
+    assert runtime.pick_device(Team(rank=5, count=6, local_rank=1)) == torch.device("cuda", 1)
+    with pytest.raises(UserError, match="with 2 visible GPUs; it needs one for each"):
+        runtime.pick_device(Team(rank=2, count=3, local_rank=2))
+
+
+def test_each_process_drops_other_values(monkeypatch):
+    masks = []
+    for rank in range(3):
+        runtime.seed_epoch(1, 1, Team(rank, 3, rank))
+        masks.append(tuple(nn.functional.dropout(torch.ones(100), 0.5).tolist()))
+    runtime.seed_epoch(1, 1)
+    assert len(set(masks)) == 3
+    assert masks[0] == tuple(nn.functional.dropout(torch.ones(100), 0.5).tolist())
 
 
 def test_initial_weights_are_a_function_of_the_seed():

@@ -1,19 +1,16 @@
 """Who may write into a folder: a new run, or the run that is in it with the same flags."""
 
-import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from train.config import read_config
 from train.errors import UserError
 from train.lock import locked
 from train.run import CHECKPOINT, CONFIG, FILES, PREVIOUS, RunFolder
-
-# What may change when a run goes on. Another strategy of --efficient changes results by rounding, or not at all.
-FREE_FLAGS = ("save", "data", "download", "resume", "efficient", "debug")
-
-LARGEST_CONFIG = 1_000_000  # bytes; what stands behind them is not read
+from train.saved_run import FREE_FLAGS
+from train.team import ALONE, Team
 
 
 def recorded_flags(folder: Path) -> dict[str, Any]:
@@ -22,33 +19,32 @@ def recorded_flags(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: If config.json cannot be read.
     """
-    path = folder / CONFIG
-    try:
-        if path.exists() and not path.is_file():  # a pipe would be waited for
-            raise ValueError("it is not a file")
-        with open(path, "rb") as file:
-            flags = json.loads(file.read(LARGEST_CONFIG).decode())["flags"]
-        return dict(flags.items())
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read: {error}; it should hold the flags of the run") from error
+    config = read_config(folder)
+    return {} if config is None else config["flags"]
 
 
 @contextmanager
-def claim(folder: Path, flags: dict[str, Any]) -> Iterator[RunFolder]:
+def claim(folder: Path, flags: dict[str, Any], team: Team = ALONE) -> Iterator[RunFolder]:
     """Make sure that a run with these flags may write into a folder, and make the folder if it does not exist.
 
-    Meanwhile no other process may. Folders that were made here disappear again if the run fails before it has written
+    Meanwhile no other run may. Folders that were made here disappear again if the run fails before it has written
     anything.
 
     Args:
         folder: The save directory.
         flags: All flags of the run, as plain values. `flags["resume"]` allows to go on with what is there.
+        team: The processes of the run, of which the first one holds the folder for all.
 
     Raises:
         UserError: If the folder cannot be written, holds a run that may not be touched, or one with other flags.
     """
+    with ExitStack() as stack:
+        team.first(stack.enter_context, _held(folder, flags))
+        yield RunFolder(folder, team)
+
+
+@contextmanager
+def _held(folder: Path, flags: dict[str, Any]) -> Iterator[None]:
     made: list[Path] = []
     try:
         with ExitStack() as stack:
@@ -62,7 +58,8 @@ def claim(folder: Path, flags: dict[str, Any]) -> Iterator[RunFolder]:
                 raise UserError(f"--save {folder} cannot be written: {error.strerror or error}") from error
             _check_unused(folder, resume=flags["resume"])
             _check_flags(recorded_flags(folder), flags, folder)
-            yield RunFolder(folder)
+            RunFolder(folder).clear()
+            yield
     finally:
         for path in made:
             with suppress(OSError):  # not empty

@@ -1,8 +1,8 @@
 """The training loop."""
 
-import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,22 +13,31 @@ from torch import Tensor, nn
 from train import runtime
 from train.errors import RunError, UserError
 from train.history import Metrics, Row, best_row
+from train.metrics import NonFiniteLoss, RunningMetrics
 from train.optim import learning_rate, set_learning_rate
+from train.replicas import Replicas
 from train.report import EpochBar, epoch_line
 from train.run import CONFIG, Checkpoint, RunFolder
+from train.step import EndlessOverflow, Stepper
 from train.stops import Stop, after_the_step
+from train.team import ALONE, Team
+
+Batch = tuple[Tensor, Tensor, int]
 
 
 class BatchSource(Protocol):
-    """Batches (images (n, 3, H, W), labels (n,)) on the training device."""
+    """Batches on the training device: images (n, 3, H, W), labels (n,), and the size of the whole batch.
 
-    num_images: int
+    Where several processes share a run, n images are this process's part of it, maybe none.
+    """
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    num_images: int  # in all processes
+
+    def __iter__(self) -> Iterator[Batch]:
         """All images once, in a fixed order, not augmented."""
         ...
 
-    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, epoch: int) -> Generator[Batch]:
         """All images once, shuffled and augmented as a function of the epoch."""
         ...
 
@@ -47,136 +56,93 @@ class Loaders:
         return f"{self.train.num_images:,} training, {num_valid:,} validation and {self.test.num_images:,} test images"
 
 
-class NonFiniteLoss(Exception):
-    """The loss of a batch, counted from 1, was NaN or infinite."""
+@dataclass(frozen=True)
+class Schedule:
+    """How long a run is, and its learning rate in each epoch; see `learning_rate`."""
 
-    def __init__(self, batch: int):
-        super().__init__(f"batch {batch}")
-        self.batch = batch
+    n_epochs: int
+    lr: float
+    name: str = "step"
+    warmup_epochs: int = 0
 
-
-class RunningMetrics:
-    """Loss and error of the batches so far, summed on the device without waiting for it.
-
-    It also remembers the first batch whose loss was NaN or infinite. From then on `failed` is 1.
-
-    Args:
-        device: Where the batches are.
-    """
-
-    def __init__(self, device: torch.device):
-        self.images = 0
-        self.batches = 0
-        self.sums = torch.zeros(2, dtype=torch.float64, device=device)  # of losses, of wrong answers
-        self.first_failure = torch.full((), math.inf, device=device)  # the batch
-
-    @torch.no_grad()
-    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Add a batch: its mean loss (), logits (n, classes) and labels (n,)."""
-        self.images += len(labels)
-        self.batches += 1
-        wrong = (logits.argmax(1) != labels).sum()
-        self.sums += torch.stack([loss.double() * len(labels), wrong])
-        here = torch.where(loss.isfinite(), math.inf, self.batches)
-        self.first_failure = torch.minimum(self.first_failure, here)
-
-    @property
-    def failed(self) -> Tensor:
-        """float32 (): 1 if a loss was NaN or infinite, else 0."""
-        return self.first_failure.isfinite().float()
-
-    def read(self) -> Metrics:
-        """Wait for the device and return the averages.
-
-        Raises:
-            NonFiniteLoss: If a loss was NaN or infinite.
-        """
-        loss, wrong, first_failure = torch.cat([self.sums, self.first_failure[None]]).tolist()
-        if math.isfinite(first_failure):
-            raise NonFiniteLoss(int(first_failure))
-        return Metrics(loss / self.images, wrong / self.images)
+    def rate(self, epoch: int) -> float:
+        """The learning rate of an epoch from 1 on."""
+        settings = {"schedule": self.name, "warmup_epochs": self.warmup_epochs}
+        return learning_rate(epoch, n_epochs=self.n_epochs, lr=self.lr, **settings)
 
 
-def train_one_epoch(
-    model: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    optimizer: torch.optim.Optimizer,
-    bar: EpochBar,
-    stop: Stop,
-) -> Metrics:
-    """Take one step for each batch; return loss and error as they were on the way.
+def train_one_epoch(stepper: Stepper, batches: Generator[Batch], bar: EpochBar, stop: Stop) -> Metrics:
+    """Take one step for each batch; return loss and error of all processes as they were on the way.
 
     The device runs ahead of this loop. It is waited for once a second, for the display, and at the end. A loss that is
     NaN or infinite stops all steps from that batch on, on the device, and is reported when the sums are read next.
 
     Args:
-        model: Put into training mode.
-        batches: At least one.
-        optimizer: Has an attribute `found_inf`, as fused optimizers do.
+        stepper: What takes the steps.
+        batches: At least one. Closed at the end, whatever happens: threads may be at work for it.
         bar: What the user sees.
         stop: Checked after each step.
 
     Raises:
         NonFiniteLoss: If a loss was NaN or infinite. Parameters are as before that batch; running statistics are not.
+        EndlessOverflow: If gradients do not fit into fp16 any more.
         Stopped: If a signal has come.
     """
-    model.train()
+    stepper.begin_epoch()
     metrics = None
-    for images, labels in batches:
-        metrics = metrics or RunningMetrics(labels.device)
-        optimizer.zero_grad()
-        logits = model(images)
-        loss = F.cross_entropy(logits, labels)
-        loss.backward()
-        metrics.add(loss, logits, labels)
-        optimizer.found_inf = metrics.failed
-        optimizer.step()
-        bar.advance(len(labels))
-        stop.check(f"in epoch {bar.epoch}, batch {metrics.batches}")
-        if bar.is_due():
-            bar.show(metrics.read())
+    with closing(batches):
+        for images, labels, size in batches:
+            metrics = metrics or RunningMetrics(labels.device)
+            stepper.take(images, labels, size, metrics)
+            bar.advance(size)
+            if stop.check(f"in epoch {bar.epoch}, batch {metrics.batches}", due=bar.is_due()):
+                bar.show(metrics.read())
+                stepper.check_scale()
+    metrics.gather(stepper.team)
+    stepper.check_scale()
     return metrics.read()
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Metrics:
-    """Return loss and error in eval mode.
+def evaluate(model: nn.Module, batches: Iterable[Batch], team: Team = ALONE) -> Metrics:
+    """Return loss and error of all processes' images in eval mode. Each process has at least one batch.
 
     Raises:
         NonFiniteLoss: If a loss is NaN or infinite.
     """
     model.eval()
     metrics = None
-    for images, labels in batches:
+    for images, labels, _ in batches:
         metrics = metrics or RunningMetrics(labels.device)
-        logits = model(images)
-        metrics.add(F.cross_entropy(logits, labels), logits, labels)
+        metrics.begin_batch()
+        if len(images):
+            logits = model(images)
+            metrics.add(F.cross_entropy(logits, labels, reduction="sum"), logits, labels)
+    metrics.gather(team)
     return metrics.read()
 
 
 def fit(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    replicas: Replicas,
+    stepper: Stepper,
     loaders: Loaders,
     folder: RunFolder,
     checkpoint: Checkpoint,
     *,
-    n_epochs: int,
-    lr: float,
+    schedule: Schedule,
     seed: int,
 ) -> float:
-    """Train until epoch `n_epochs`, from where the checkpoint stands, and return the chosen weights' test error.
+    """Train until the last epoch, from where the checkpoint stands, and return the chosen weights' test error.
 
     After each epoch the folder holds all that is needed to go on.
 
     Args:
-        model: A network, or its DataParallel wrapper.
-        optimizer: Of the network's parameters.
+        replicas: A network and what is called in its place.
+        stepper: Trains `replicas.training`.
         loaders: What to train, validate and test on.
-        folder: Where everything is written.
+        folder: Where everything is written, by the first process.
         checkpoint: Where the run stands; an empty one for a new run. Its contents are put into network and optimizer.
-        n_epochs: Of the whole run, those that are done included.
-        lr: The initial learning rate.
+        schedule: Of the whole run, epochs that are done included.
         seed: Dropout is a function of this and the epoch.
 
     Raises:
@@ -185,26 +151,34 @@ def fit(
             that was finished.
         Stopped: If a signal has come. The training step in hand is finished, or validation with what is written after
             it; the folder stands at the last epoch that was finished.
+        LostProcess: If another process has ended.
     """
-    network = runtime.unwrapped(model)
-    _restore(network, optimizer, checkpoint, folder)
-    with after_the_step() as stop:
+    team, n_epochs = stepper.team, schedule.n_epochs
+    _restore(replicas.network, stepper, checkpoint, folder)
+    with team.watched(), after_the_step(team) as stop:
         for epoch in range(checkpoint.epoch + 1, n_epochs + 1):
-            runtime.seed_epoch(seed, epoch)
-            set_learning_rate(optimizer, learning_rate(epoch, n_epochs=n_epochs, lr=lr))
-            row = _run_epoch(model, optimizer, loaders, epoch, n_epochs, stop)
+            runtime.seed_epoch(seed, epoch, team)
+            set_learning_rate(stepper.optimizer, schedule.rate(epoch))
+            row = _run_epoch(replicas, stepper, loaders, epoch, n_epochs, stop)
             checkpoint.rows.append(row)
-            checkpoint.network, checkpoint.optimizer = network.state_dict(), optimizer.state_dict()
+            _note_state(checkpoint, replicas.network, stepper)
             is_chosen = best_row(checkpoint.rows) is row
             if is_chosen:
-                checkpoint.chosen = runtime.copy_to_cpu(network.state_dict())
+                checkpoint.chosen = runtime.copy_to_cpu(checkpoint.network)
             folder.save(checkpoint)
-            print(epoch_line(row, n_epochs=n_epochs, is_chosen=is_chosen), flush=True)
+            if team.is_first:
+                print(epoch_line(row, n_epochs=n_epochs, is_chosen=is_chosen), flush=True)
             stop.check(f"after epoch {epoch}")
-        return _finish(model, loaders.test, folder, checkpoint)
+        return _finish(replicas, loaders.test, folder, checkpoint, team)
 
 
-def _restore(network: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Checkpoint, folder: RunFolder) -> None:
+def _note_state(checkpoint: Checkpoint, network: nn.Module, stepper: Stepper) -> None:
+    checkpoint.network = network.state_dict()
+    checkpoint.optimizer = stepper.optimizer.state_dict()
+    checkpoint.scaler = stepper.scaler.state_dict()
+
+
+def _restore(network: nn.Module, stepper: Stepper, checkpoint: Checkpoint, folder: RunFolder) -> None:
     """Put a checkpoint into network and optimizer, once it is known to be theirs; an empty one changes nothing.
 
     The folder's other files are then brought up to it.
@@ -217,10 +191,11 @@ def _restore(network: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: C
             raise UserError(f"the checkpoint in {folder.path} is of another network than its {CONFIG} says")
     network.load_state_dict(checkpoint.network)
     try:
-        optimizer.load_state_dict(checkpoint.optimizer)
+        stepper.optimizer.load_state_dict(checkpoint.optimizer)
+        stepper.restore_scale(checkpoint.scaler)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"the checkpoint in {folder.path} is of another optimizer: {error}") from error
-    if not _has_all_buffers(optimizer):
+    if not _has_all_buffers(stepper.optimizer):
         raise UserError(
             f"the checkpoint in {folder.path} is of another optimizer: its buffers are not those of momentum"
         )
@@ -234,26 +209,24 @@ def _has_all_buffers(optimizer: torch.optim.Optimizer) -> bool:
     return all(getattr(buffer, "shape", None) == shape for shape, buffer in shapes)
 
 
-def _run_epoch(
-    model: nn.Module, optimizer: torch.optim.Optimizer, loaders: Loaders, epoch: int, n_epochs: int, stop: Stop
-) -> Row:
+def _run_epoch(replicas: Replicas, stepper: Stepper, loaders: Loaders, epoch: int, n_epochs: int, stop: Stop) -> Row:
     """Train and validate once."""
-    rate = optimizer.param_groups[0]["lr"]
-    device = next(model.parameters()).device
+    rate = stepper.optimizer.param_groups[0]["lr"]
+    device = next(replicas.network.parameters()).device
     runtime.reset_peak_memory(device)
     start = time.perf_counter()
     part = "training"
     try:
-        with EpochBar(epoch, n_epochs, loaders.train.num_images, rate) as bar:
-            train = train_one_epoch(model, loaders.train.epoch(epoch), optimizer, bar, stop)
+        with EpochBar(epoch, n_epochs, loaders.train.num_images, rate, is_shown=stepper.team.is_first) as bar:
+            train = train_one_epoch(stepper, loaders.train.epoch(epoch), bar, stop)
         train_seconds = time.perf_counter() - start
+        stepper.team.share_first(replicas.network.buffers())
         part = "validation"
-        valid = evaluate(model, loaders.valid) if loaders.valid else None
+        valid = evaluate(replicas.evaluation, loaders.valid, stepper.team) if loaders.valid else None
     except NonFiniteLoss as error:
-        raise RunError(
-            f"the {part} loss became NaN or infinite in epoch {epoch}, batch {error.batch}, at learning rate {rate:g}; "
-            "nothing of this epoch was saved; try a smaller --lr in a new folder"
-        ) from error
+        raise _failure(f"the {part} loss became NaN or infinite", epoch, rate, error.batch) from error
+    except EndlessOverflow as error:
+        raise _failure("the gradients do not fit into fp16 however small the loss is scaled", epoch, rate) from error
     return Row(
         epoch=epoch,
         train_loss=train.loss,
@@ -265,21 +238,32 @@ def _run_epoch(
         seconds=round(time.perf_counter() - start, 3),
         images_per_second=round(loaders.train.num_images / train_seconds, 1),
         peak_memory_mb=runtime.peak_memory(device),
+        skipped_steps=stepper.num_skipped(),
     )
 
 
-def _finish(model: nn.Module, test: BatchSource, folder: RunFolder, checkpoint: Checkpoint) -> float:
+def _failure(what: str, epoch: int, rate: float, batch: int | None = None) -> RunError:
+    where = f"epoch {epoch}, batch {batch}" if batch else f"epoch {epoch}"
+    return RunError(
+        f"{what} in {where}, at learning rate {rate:g}; nothing of this epoch was saved; try a smaller --lr or "
+        "--warmup_epochs in a new folder",
+        in_all_processes=True,
+    )
+
+
+def _finish(replicas: Replicas, test: BatchSource, folder: RunFolder, checkpoint: Checkpoint, team: Team) -> float:
     """Measure the test error of the chosen weights, once, and write it down.
 
     The checkpoint keeps the weights of the last epoch, so that a run can be made longer.
     """
-    network = runtime.unwrapped(model)
-    checkpoint.network = runtime.copy_to_cpu(network.state_dict())
-    network.load_state_dict(checkpoint.chosen)
+    checkpoint.network = runtime.copy_to_cpu(replicas.network.state_dict())
+    replicas.network.load_state_dict(checkpoint.chosen)
     try:
-        error = evaluate(model, test).error
+        error = evaluate(replicas.evaluation, test, team).error
     except NonFiniteLoss as failure:
-        raise RunError(f"the test loss is NaN or infinite in batch {failure.batch}; see {folder.path}") from failure
+        raise RunError(
+            f"the test loss is NaN or infinite in batch {failure.batch}; see {folder.path}", in_all_processes=True
+        ) from failure
     checkpoint.rows[-1].test_error = error
     folder.save(checkpoint)
     return error

@@ -36,8 +36,9 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _open_and_lock(path: Path) -> int:
+    no_link = getattr(os, "O_NOFOLLOW", 0)  # or a file elsewhere would be emptied
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | no_link, 0o666)
         try:
             if fcntl:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,9 +1,15 @@
 """Memory that runs out: recognise it, and say what to try."""
 
 import os
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
 
 import torch
+
+from train.errors import RunError
+from train.networks import LARGEST_SMALL_IMAGES
 
 GB = 1e9
 
@@ -27,10 +33,37 @@ def memory_of_device(device: torch.device) -> float | None:
     return None
 
 
-def what_to_try(*, strategy: str, batch_size: int, depth: int, growth_rate: int, device: torch.device) -> str:
-    """Advise a run that did not fit into memory."""
-    smaller = "" if strategy == "buffer" else "--efficient buffer, which takes the least memory, or "
+@contextmanager
+def explained(folder: Path, *, strategy: str, flags: Mapping[str, Any], device: torch.device) -> Iterator[None]:
+    """Turn memory that runs out into one line that says what to try.
+
+    Args:
+        folder: Of the run.
+        strategy: Of the network.
+        flags: Of the run.
+        device: Where the network is.
+
+    Raises:
+        RunError: If memory runs out.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise RunError(
+            f"memory ran out with --efficient {strategy} and --batch_size {flags['batch_size']}; {folder} stands at "
+            f"the last finished epoch; {what_to_try(strategy=strategy, flags=flags, device=device)}"
+        ) from error
+
+
+def what_to_try(*, strategy: str, flags: Mapping[str, Any], device: torch.device) -> str:
+    """Advise a run that did not fit into memory; arguments as in `explained`."""
+    smaller = "" if strategy == "buffer" else "--efficient buffer, which takes the least memory, "
+    advice = f"try {smaller}--accum_steps above {flags['accum_steps']} or a smaller --batch_size"
+    if flags["network"] != "densenet_bc" or flags["image_size"] > LARGEST_SMALL_IMAGES:
+        return advice  # the benchmark knows no such network
+    network = " ".join(f"--{flag} {flags[flag]}" for flag in ("depth", "growth_rate", "batch_size", "image_size"))
     available = memory_of_device(device)
-    network = f"--depth {depth} --growth_rate {growth_rate} --batch_size {batch_size}"
     budget = f" --budget_gb {available:.1f}" if available else ""
-    return f"try {smaller}a smaller --batch_size; what fits is printed by: python demo.py benchmark {network}{budget}"
+    return f"{advice}; what fits is printed by: python demo.py benchmark {network}{budget}"

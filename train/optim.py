@@ -1,5 +1,6 @@
-"""The paper's optimizer and its learning rate."""
+"""The paper's optimizer, and the learning rate of each epoch."""
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -15,20 +16,35 @@ def make_optimizer(parameters: Iterable[nn.Parameter], *, lr: float, momentum: f
     return torch.optim.SGD(parameters, lr=lr, momentum=momentum, nesterov=momentum > 0, weight_decay=wd, fused=True)
 
 
-def learning_rate(epoch: int, *, n_epochs: int, lr: float) -> float:
-    """The learning rate of an epoch: `lr`, a tenth of it after half of the epochs, a hundredth after three quarters.
+def learning_rate(epoch: int, *, n_epochs: int, lr: float, schedule: str = "step", warmup_epochs: int = 0) -> float:
+    """The learning rate of an epoch.
 
-    Whole numbers are compared, so that no drop is lost where `n_epochs` is no multiple of 4: a drop comes with the
-    first epoch before which half, or three quarters, of all epochs are done.
+    It grows in equal steps over the warm-up epochs, the last of which is one step below what follows. Then
+
+    * "step": `lr`, a tenth of it after half of all epochs, a hundredth after three quarters, as in the paper. Whole
+      numbers are compared, so that no drop is lost where `n_epochs` is no multiple of 4: a drop comes with the first
+      epoch before which half, or three quarters, of all epochs are done. Drops in the warm-up count too.
+    * "cosine": from `lr` in the first epoch after the warm-up along half a cosine, which would reach 0 in the epoch
+      behind the last one.
 
     Args:
         epoch: From 1 to n_epochs.
         n_epochs: Epochs of the whole run.
         lr: The initial learning rate.
+        schedule: "step" or "cosine".
+        warmup_epochs: From 0 to n_epochs - 1.
+
+    References:
+        Loshchilov and Hutter, SGDR, 2017 (arXiv:1608.03983), for the cosine, without restarts.
+        Goyal et al., Accurate, Large Minibatch SGD, 2017 (arXiv:1706.02677), for the warm-up.
     """
     done = epoch - 1
+    warmth = min(1, epoch / (warmup_epochs + 1))
+    if schedule == "cosine":
+        progress = max(0, done - warmup_epochs) / (n_epochs - warmup_epochs)
+        return lr * warmth * (1 + math.cos(math.pi * progress)) / 2
     drops = (2 * done >= n_epochs) + (4 * done >= 3 * n_epochs)
-    return lr / 10**drops
+    return lr * warmth / 10**drops
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -18,9 +18,10 @@ class EpochBar:
         n_epochs: Of the whole run.
         num_images: In the epoch.
         learning_rate: Shown behind the bar.
+        is_shown: Whether this is the process that speaks to the user.
     """
 
-    def __init__(self, epoch: int, n_epochs: int, num_images: int, learning_rate: float):
+    def __init__(self, epoch: int, n_epochs: int, num_images: int, learning_rate: float, *, is_shown: bool = True):
         self.epoch = epoch
         self.learning_rate = learning_rate
         self.bar = tqdm(
@@ -29,7 +30,7 @@ class EpochBar:
             unit=" images",
             leave=False,
             dynamic_ncols=True,
-            disable=not sys.stderr.isatty(),
+            disable=not (is_shown and sys.stderr.isatty()),
         )
         self.next_read = time.monotonic() + REFRESH_SECONDS
 
@@ -62,4 +63,6 @@ def epoch_line(row: Row, *, n_epochs: int, is_chosen: bool) -> str:
     if row.valid_loss is not None:
         parts.append(f"valid loss {row.valid_loss:.4f} error {row.valid_error:7.2%}{' *' if is_chosen else '  '}")
     parts.append(f"lr {row.learning_rate:<6g} {row.images_per_second:,.0f} images/s  {row.seconds:.1f} s")
+    if row.skipped_steps:
+        parts.append(f"{row.skipped_steps} steps skipped (overflow in fp16)")
     return "  ".join(parts)

@@ -7,6 +7,7 @@ last one is kept, for the case that a disk damages the last one.
 
 import json
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ from typing import Any
 from train.errors import RunError, UserError
 from train.history import Row, to_csv
 from train.saving import DamagedFile, atomic_write, load_tensors, save_tensors, temporary_name
+from train.team import ALONE, Team
 
 CONFIG, CHECKPOINT, RESULTS, MODEL, CURVES = "config.json", "checkpoint.pt", "results.csv", "model.pt", "curves.png"
 PREVIOUS, DAMAGED = "checkpoint.previous.pt", "checkpoint.damaged.pt"
 FILES = (CONFIG, CHECKPOINT, PREVIOUS, RESULTS, MODEL, CURVES)
-FORMAT = 1  # of checkpoint.pt
+FORMAT = 2  # of checkpoint.pt; format 1 had no scaler
+PARTS = ("network", "optimizer", "chosen", "scaler")
 
 
 @dataclass
@@ -30,12 +33,14 @@ class Checkpoint:
         network: state_dict after the last of them.
         optimizer: state_dict, likewise.
         chosen: state_dict of the chosen epoch, on the CPU.
+        scaler: state_dict of what scales the loss in fp16; empty in other precisions.
     """
 
     rows: list[Row] = field(default_factory=list)
     network: dict[str, Any] = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)
     chosen: dict[str, Any] = field(default_factory=dict)
+    scaler: dict[str, Any] = field(default_factory=dict)
 
     @property
     def epoch(self) -> int:
@@ -53,42 +58,61 @@ class Checkpoint:
 
 
 class RunFolder:
-    """A save directory that is ours to write."""
+    """A save directory that is ours to write. The first process of a team writes and reads; the others learn of it.
 
-    def __init__(self, path: Path):
+    Args:
+        path: The folder.
+        team: The processes of the run.
+    """
+
+    def __init__(self, path: Path, team: Team = ALONE):
         self.path = path
+        self.team = team
         self.title = ""  # of curves.png
+        self.writers: list[Callable[[Sequence[Row]], None]] = []  # of what else is made from all rows
+
+    def clear(self) -> None:
+        """Remove what a killed run has left of files that it was writing."""
         try:
-            for name in FILES:  # of a killed run
-                temporary_name(path / name).unlink(missing_ok=True)
+            for name in FILES:
+                temporary_name(self.path / name).unlink(missing_ok=True)
         except OSError as error:
-            raise UserError(f"--save {path} cannot be cleared of a killed run: {error}") from error
+            raise UserError(f"--save {self.path} cannot be cleared of a killed run: {error}") from error
 
     def write_config(self, config: dict[str, Any]) -> None:
         """Write config.json."""
         text = json.dumps(config, indent=2) + "\n"
-        atomic_write(self.path / CONFIG, lambda file: file.write(text.encode()))
+        self.team.first(atomic_write, self.path / CONFIG, lambda file: file.write(text.encode()))
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write checkpoint.pt and then what is made from it."""
+        self.team.first(self._save, checkpoint)
+
+    def write_products(self, checkpoint: Checkpoint) -> None:
+        """Write results.csv, model.pt, curves.png and what `writers` write, as the checkpoint has them."""
+        self.team.first(self._write_products, checkpoint)
+
+    def _save(self, checkpoint: Checkpoint) -> None:
         content = {
             "format": FORMAT,
             "rows": [asdict(row) for row in checkpoint.rows],
             "network": checkpoint.network,
             "optimizer": checkpoint.optimizer,
             "chosen": checkpoint.chosen,
+            "scaler": checkpoint.scaler,
         }
         save_tensors(self.path / CHECKPOINT, content, keep=self.path / PREVIOUS)
-        self.write_products(checkpoint)
+        self._write_products(checkpoint)
 
-    def write_products(self, checkpoint: Checkpoint) -> None:
-        """Write results.csv, model.pt and curves.png, as the checkpoint has them."""
+    def _write_products(self, checkpoint: Checkpoint) -> None:
         from train.curves import draw_curves
 
         text = to_csv(checkpoint.rows)
         atomic_write(self.path / RESULTS, lambda file: file.write(text.encode()))
         save_tensors(self.path / MODEL, checkpoint.chosen)
         atomic_write(self.path / CURVES, lambda file: draw_curves(checkpoint.rows, file, title=self.title))
+        for write in self.writers:
+            write(checkpoint.rows)
 
     def _read(self) -> Checkpoint:
         """The last checkpoint, the one before if that is damaged or missing, or an empty one if there is none."""
@@ -117,11 +141,12 @@ class RunFolder:
         Raises:
             UserError: If no checkpoint is whole, or it is of another version or of a run longer than `n_epochs`.
         """
-        checkpoint = self._read()
+        checkpoint = self.team.first(self._read)
         if checkpoint.epoch > n_epochs:
             raise UserError(f"--n_epochs is {n_epochs}, but the run in {self.path} has done {checkpoint.epoch} epochs")
         if checkpoint.epoch < n_epochs and checkpoint.test_error is not None:
-            print(f"The run had ended after {checkpoint.epoch} epochs with test error {checkpoint.test_error:.2%}.")
+            if self.team.is_first:
+                print(f"The run had ended after {checkpoint.epoch} epochs with test error {checkpoint.test_error:.2%}.")
             checkpoint.rows[-1].test_error = None
         return checkpoint
 
@@ -152,12 +177,13 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if isinstance(written_in, int) and written_in > FORMAT:
         raise UserError(f"{path} is of a newer version of this program (format {written_in}; this one reads {FORMAT})")
     try:
+        content.setdefault("scaler", {})
         rows = [Row(**row) for row in content["rows"]]
-        checkpoint = Checkpoint(rows, *(dict(content[part]) for part in ("network", "optimizer", "chosen")))
+        checkpoint = Checkpoint(rows, *(dict(content[part]) for part in PARTS))
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedFile(f"{path} is no checkpoint of this program: {error!r}") from error
     if not all(row.is_valid() and row.epoch == epoch for epoch, row in enumerate(rows, start=1)):
         raise DamagedFile(f"{path} is no checkpoint of this program: its epochs are not those of a run")
-    if written_in != FORMAT or not rows:
+    if written_in not in (1, FORMAT) or not rows:
         raise DamagedFile(f"{path} is no checkpoint of this program (format {written_in!r}, {len(rows)} epochs)")
     return checkpoint

@@ -12,14 +12,33 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-
-def pick_device() -> torch.device:
-    """The first visible CUDA device, or the CPU if there is none. `CUDA_VISIBLE_DEVICES` decides what is visible."""
-    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+from train.errors import UserError
+from train.team import ALONE, Team
 
 
-def describe_device(device: torch.device) -> str:
-    """Name all devices that `on_all_devices` uses, for example "2 x NVIDIA H200" or "CPU, 8 threads"."""
+def pick_device(team: Team = ALONE) -> torch.device:
+    """A CUDA device for each process of a machine, or the CPU if there is none.
+
+    `CUDA_VISIBLE_DEVICES` decides what is visible.
+
+    Raises:
+        UserError: If there are fewer devices than processes.
+    """
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    if team.local_rank >= torch.cuda.device_count():
+        raise UserError(
+            f"torchrun has started {team.local_rank + 1} or more processes on a machine with "
+            f"{torch.cuda.device_count()} visible GPUs; it needs one for each"
+        )
+    return torch.device("cuda", team.local_rank)
+
+
+def describe_device(device: torch.device, team: Team = ALONE) -> str:
+    """Name all devices of a run, for example "2 x NVIDIA H200", "CPU, 8 threads" or "3 processes, each ..."."""
+    if team.count > 1:
+        own = torch.cuda.get_device_name(device) if device.type == "cuda" else describe_device(device)
+        return f"{team.count} processes, each {own}"
     if device.type == "cpu":
         return f"CPU, {torch.get_num_threads()} threads"
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
@@ -47,11 +66,9 @@ def placed(network: nn.Module, device: torch.device) -> nn.Module:
     return network.to(device, memory_format=torch.channels_last)
 
 
-def on_all_devices(network: nn.Module, device: torch.device) -> nn.Module:
-    """Return what to call in place of a network that lies on `device`: itself, or its copies on all visible GPUs."""
-    if device.type == "cuda" and torch.cuda.device_count() > 1:
-        return nn.DataParallel(network)
-    return network
+def make_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:
+    """What scales the loss in "fp16", so that small gradients do not vanish; switched off in other precisions."""
+    return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
 
 
 def be_deterministic() -> None:
@@ -75,14 +92,15 @@ def seed_weights(seed: int) -> None:
     torch.manual_seed(random.Random(f"weights, seed {seed}").getrandbits(63))
 
 
-def seed_epoch(seed: int, epoch: int) -> None:
+def seed_epoch(seed: int, epoch: int, team: Team = ALONE) -> None:
     """Make the dropout of an epoch a function of (seed, epoch): a resumed run needs no generator's state.
 
-    Each GPU gets a stream of its own, so that the parts of a batch do not share one mask.
+    Each GPU and each process gets a stream of its own, so that the parts of a batch do not share one mask.
     """
-    stream = random.Random(f"dropout, seed {seed}, epoch {epoch}")
+    process = f", process {team.rank}" if team.rank else ""
+    stream = random.Random(f"dropout, seed {seed}, epoch {epoch}{process}")
     torch.manual_seed(stream.getrandbits(63))
-    for i in range(torch.cuda.device_count()):
+    for i in range(torch.cuda.device_count() if team.count == 1 else 0):
         with torch.cuda.device(i):
             torch.cuda.manual_seed(stream.getrandbits(63))
 
@@ -108,11 +126,6 @@ def peak_memory(device: torch.device) -> float | None:
         return None
     unit = 1 if platform.system() == "Darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The network itself, without the wrapper that runs it on several devices."""
-    return model.module if isinstance(model, nn.DataParallel) else model
 
 
 def copy_to_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -3,11 +3,15 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from train.team import ALONE, Team, here, is_launched
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SAME_SIGNAL_SECONDS = 2  # torchrun passes on what a scheduler may have sent to its processes too
 
 
 class Stopped(KeyboardInterrupt):
@@ -24,26 +28,35 @@ class Stopped(KeyboardInterrupt):
 
 
 class Stop:
-    """Whether a signal has come."""
+    """Whether a signal has come to any process of a team."""
 
-    def __init__(self) -> None:
-        self._number: int | None = None
+    def __init__(self, team: Team = ALONE) -> None:
+        self._team = team
+        self._number = 0
+        self._time = 0.0
 
-    def check(self, where: str = "") -> None:
-        """Stop here if a signal has come.
+    def check(self, where: str = "", *, due: bool = False) -> bool:
+        """Stop here if a signal has come. All processes call this at the same place of their work.
+
+        Returns:
+            Whether something is `due` in any of them.
 
         Raises:
-            Stopped: If so; `where` says how far the work is.
+            Stopped: In all processes, if so; `where` says how far the work is.
         """
-        if self._number is not None:
-            raise Stopped(self._number, where)
+        number, is_due = self._team.largest(self._number, due)
+        if number:
+            raise Stopped(number, where)
+        return bool(is_due)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
-        if self._number is not None:
+        if self._number:
+            if is_launched() and time.monotonic() < self._time + SAME_SIGNAL_SECONDS:
+                return
             _say(f"{name} again: stopped at once")
             os._exit(128 + number)
-        self._number = number
+        self._number, self._time = number, time.monotonic()
         _say(f"{name}: stopping after the step in hand; a second signal stops at once")
 
 
@@ -59,9 +72,9 @@ def at_once() -> Iterator[None]:
 
 
 @contextmanager
-def after_the_step() -> Iterator[Stop]:
+def after_the_step(team: Team = ALONE) -> Iterator[Stop]:
     """Let the first signal wait for a `check`. A second one ends the process where it is."""
-    stop = Stop()
+    stop = Stop(team)
     with _handled(stop._note):
         yield stop
 
@@ -82,4 +95,5 @@ def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]
 
 def _say(message: str) -> None:
     """Write a line to stderr without Python's buffers, which the signal may have interrupted."""
-    os.write(2, f"\n{message}\n".encode())
+    if here().is_first:
+        os.write(2, f"\n{message}\n".encode())

@@ -14,8 +14,9 @@ from train.benchmark.growth import Growth, fit_growth
 from train.benchmark.measure import peak_of_step
 from train.benchmark.progress import bar
 from train.benchmark.step import Case
-from train.benchmark.table import MB, aligned, conditions, record_of, to_csv
+from train.benchmark.table import MB, conditions, record_of
 from train.benchmark.variants import Variant, without_second_naive
+from train.tables import aligned, to_csv
 
 GB = 1e9
 LARGEST_BATCH, LARGEST_DEPTH = 1_000_000, 10_000  # those of the flags

@@ -11,8 +11,9 @@ from train.benchmark.growth import fit_growth
 from train.benchmark.measure import paired_seconds, peak_of_step
 from train.benchmark.progress import bar
 from train.benchmark.step import Case
-from train.benchmark.table import MB, aligned, conditions
+from train.benchmark.table import MB, conditions
 from train.benchmark.variants import Variant, without_second_naive
+from train.tables import aligned
 
 MEANING_OF_GFLOP = "where ms/GFLOP does not grow, time grows as the work of the convolutions does"
 LARGEST_BATCH = 16  # 3 GB for the naive network at L=250 k=12, and seconds for a step

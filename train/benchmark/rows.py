@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from train.benchmark.agreement import Agreement
 from train.benchmark.measure import Memory
 from train.benchmark.step import Case
-from train.benchmark.table import MB, aligned, conditions, record_of, to_csv
+from train.benchmark.table import MB, conditions, record_of
 from train.benchmark.variants import Variant
+from train.tables import aligned, to_csv
 
 
 @dataclass

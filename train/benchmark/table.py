@@ -1,9 +1,6 @@
-"""Tables as text and as CSV, and the line below them."""
+"""The case of a measurement, in the columns of a CSV file and in the line below a table."""
 
-import csv
-import io
 import platform
-from collections.abc import Sequence
 from importlib.metadata import version
 
 import torch
@@ -12,25 +9,6 @@ from train import runtime
 from train.benchmark.step import Case
 
 MB = 1e6
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Lay out cells in columns, the first one to the left and all others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for first, *others in rows:
-        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
-        lines.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
-    return "\n".join(lines)
-
-
-def to_csv(records: Sequence[dict[str, object]]) -> str:
-    """CSV text with a header; None is an empty cell."""
-    file = io.StringIO()
-    writer = csv.DictWriter(file, fieldnames=list(records[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    return file.getvalue()
 
 
 def record_of(case: Case) -> dict[str, object]:

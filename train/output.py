@@ -1,4 +1,4 @@
-"""Files that a measurement leaves behind: never over a file that is there."""
+"""Files that a command leaves behind: never over a file that is there."""
 
 from pathlib import Path
 

@@ -1,0 +1,99 @@
+"""The application under torchrun: one writer, errors said once, signals, and going on in other numbers of processes."""
+
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.application import SMALL, read_results, run_apart
+from tests.torchrun import lines_of_the_application, run_team, start_team
+
+EPOCHS = 3
+WORDS = [*SMALL, f"--n_epochs={EPOCHS}", "--drop_rate=0.2", "--augment"]
+
+
+@pytest.fixture(scope="module")
+def team_run(tmp_path_factory):
+    """The end of a run in two processes, and its folder."""
+    folder = tmp_path_factory.mktemp("team")
+    return run_team(2, *WORDS, "--save=run", folder=folder), folder / "run"
+
+
+def test_two_processes_train_one_network_and_speak_with_one_voice(team_run):
+    done, folder = team_run
+    assert done.returncode == 0, done.stderr
+    first, images, *epochs, last = done.stdout.splitlines()
+    assert first.endswith("parameters, 2 processes, each CPU, 1 threads")
+    assert images == "1,302 training, 140 validation and 355 test images"
+    assert [line.split()[1] for line in epochs] == [f"{epoch}/{EPOCHS}" for epoch in range(1, EPOCHS + 1)]
+    assert last.startswith("Test error ")
+    assert lines_of_the_application(done.stderr) == []
+    assert [row["epoch"] for row in read_results(folder)] == ["1", "2", "3"]
+
+
+def test_a_run_in_two_processes_can_be_read_and_made_longer_by_one(team_run, tmp_path):
+    copy = shutil.copytree(team_run[1], tmp_path / "copy")
+    longer = run_apart(f"--save={copy}", "--resume", "--n_epochs=4", folder=tmp_path)
+    assert longer.returncode == 0, longer.stderr
+    assert [row["epoch"] for row in read_results(copy)] == ["1", "2", "3", "4"]
+    assert read_results(copy, timing=False)[0] == read_results(team_run[1], timing=False)[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--save=s", "--deph=10"], "demo.py: error: unknown flag '--deph'; did you mean --depth?"),
+        (
+            ["--save=s", "--dataset=digits", "--batch_size=1"],
+            "demo.py: error: --accum_steps is 1, but --batch_size 1 has no 1 parts in each of 2 processes",
+        ),
+        (["benchmark"], "demo.py benchmark: error: torchrun is for training; start benchmark with python"),
+        (["trian"], "demo.py: error: unknown command 'trian'; did you mean train?"),
+    ],
+)
+def test_a_bad_line_is_refused_once_and_nothing_is_made(words, message, tmp_path):
+    done = run_team(2, *words, folder=tmp_path)
+    assert done.returncode == 1  # the launcher's; the processes' is in its report
+    assert lines_of_the_application(done.stderr) == [message]
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_all_after_the_same_step_and_another_number_goes_on(number, tmp_path):
+    words = [*SMALL, "--n_epochs=500", "--save=run"]
+    process = start_team(2, *words, folder=tmp_path)
+    lines = [process.stdout.readline() for _ in range(3)]  # the first epoch is done
+    assert lines[2].startswith("epoch   1/500"), process.communicate()
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    name = signal.Signals(number).name
+    noted, stopped = lines_of_the_application(err)
+    assert noted == f"{name}: stopping after the step in hand; a second signal stops at once"
+    assert stopped.startswith(f"demo.py: stopped by {name} ")
+    go_on = "torchrun --nproc_per_node=2 demo.py --save=run --resume=True"
+    assert stopped.endswith(f"; run stands at the last finished epoch; to go on: {go_on}")
+    assert len(read_results(tmp_path / "run")) >= 1
+
+
+def test_processes_of_another_number_go_on_with_a_run(team_run, tmp_path):
+    copy = shutil.copytree(team_run[1], tmp_path / "copy")
+    longer = run_team(3, f"--save={copy}", "--resume", "--n_epochs=4", folder=tmp_path)
+    assert longer.returncode == 0, longer.stderr
+    assert [row["epoch"] for row in read_results(copy)] == ["1", "2", "3", "4"]
+
+
+def test_a_process_that_dies_ends_the_others_with_a_line(tmp_path):
+    process = start_team(2, *SMALL, "--n_epochs=500", "--save=run", folder=tmp_path)
+    for _ in range(3):
+        process.stdout.readline()
+    *_, last = map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())
+    os.kill(last, signal.SIGKILL)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    lines = lines_of_the_application(err)
+    assert "demo.py: error: another process of the run has ended or does not answer" in lines
+    assert "[rank" not in err  # how PyTorch prints a traceback of a process
+    assert len(read_results(tmp_path / "run")) >= 1

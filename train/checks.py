@@ -1,0 +1,42 @@
+"""Flags of training that are fine alone and not together."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from train.compiler import require_compiler
+from train.errors import UserError
+from train.events import require_tensorboard
+
+BUFFERS = (True, "buffer", "buffer_fast")  # of --efficient
+
+
+def check_training(flags: Mapping[str, Any], *, num_processes: int, is_launched: bool) -> None:
+    """Make sure that the flags of a training run go together.
+
+    Args:
+        flags: All of them.
+        num_processes: Of the run.
+        is_launched: Whether torchrun has started them.
+
+    Raises:
+        UserError: If they do not; the message names flags, values and what is allowed.
+    """
+    n_epochs, warmup_epochs = flags["n_epochs"], flags["warmup_epochs"]
+    if warmup_epochs >= n_epochs:
+        raise UserError(f"--warmup_epochs is {warmup_epochs}, but must be below --n_epochs, which is {n_epochs}")
+    batch_size, accum_steps = flags["batch_size"], flags["accum_steps"]
+    if accum_steps * num_processes > batch_size:
+        parts = f"{accum_steps} parts in each of {num_processes} processes" if num_processes > 1 else "so many parts"
+        raise UserError(f"--accum_steps is {accum_steps}, but --batch_size {batch_size} has no {parts}")
+    for flag in ("compile", "sync_bn"):
+        if flags[flag] and flags["efficient"] in BUFFERS:
+            raise UserError(
+                f"--{flag} True does not work with --efficient {flags['efficient']}, only with naive and checkpoint"
+            )
+    if flags["compile"]:
+        require_compiler()
+    if flags["sync_bn"] and not is_launched:
+        raise UserError(
+            "--sync_bn True works between processes on GPUs: put torchrun --nproc_per_node=N before demo.py"
+        )
+    require_tensorboard(flags["tensorboard"])

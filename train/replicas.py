@@ -1,0 +1,89 @@
+"""What is called in place of a network: in some precision, compiled, and on several devices."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from train.team import ALONE, Team
+
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class InPrecision(nn.Module):
+    """A network whose convolutions and products run in another type, with logits in that of its weights.
+
+    Autocast begins here, inside of what is called, because threads of nn.DataParallel do not inherit it.
+
+    Args:
+        network: Its weights stay as they are.
+        dtype: For autocast; None for no autocast.
+    """
+
+    def __init__(self, network: nn.Module, dtype: torch.dtype | None):
+        super().__init__()
+        self.network = network
+        self.dtype = dtype
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images (n, 3, H, W) to logits (n, classes). Without images there are none, with gradients of 0."""
+        if not len(images):
+            return self._no_logits()
+        with torch.autocast(images.device.type, self.dtype, enabled=self.dtype is not None):
+            logits = self.network(images)
+        return logits.float() if self.dtype else logits
+
+    def _no_logits(self) -> Tensor:
+        """All parameters take part, because other processes wait for a gradient of each."""
+        nothing = sum(parameter.sum() * 0 for parameter in self.network.parameters())
+        return nothing.expand(0, self.network.classifier.out_features)
+
+
+@dataclass(frozen=True)
+class Replicas:
+    """A network and what to call in its place.
+
+    Attributes:
+        network: What is saved. All others share its weights.
+        training: Takes this process's part of a batch.
+        evaluation: Likewise; does not wait for other processes.
+    """
+
+    network: nn.Module
+    training: nn.Module
+    evaluation: nn.Module
+
+
+def replicate(
+    network: nn.Module,
+    device: torch.device,
+    *,
+    precision: str = "fp32",
+    compile: bool = False,
+    sync_bn: bool = False,
+    team: Team = ALONE,
+) -> Replicas:
+    """Let a network run in some precision on all devices.
+
+    Several processes of a team use a device each. A single process uses all visible GPUs if its device is one.
+
+    Args:
+        network: Lies on `device`.
+        device: Of this process.
+        precision: A key of PRECISIONS.
+        compile: Let torch.compile have the network.
+        sync_bn: Normalise with the statistics of all processes' images together.
+        team: The processes of the run.
+    """
+    if sync_bn:
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    model: nn.Module = InPrecision(network, PRECISIONS[precision])
+    if compile:
+        model = torch.compile(model)
+    if team.count > 1:
+        own = [device] if device.type == "cuda" else None
+        return Replicas(network, DistributedDataParallel(model, device_ids=own, gradient_as_bucket_view=True), model)
+    if device.type == "cuda" and torch.cuda.device_count() > 1:
+        model = nn.DataParallel(model)
+    return Replicas(network, model, model)

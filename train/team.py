@@ -1,0 +1,156 @@
+"""The processes of a run: one, or those that torchrun has started.
+
+All go through the same program with the same values. What only the first one may do (write, print, download) it does
+through `Team.first`, so that the others learn how it went.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+from train.errors import EndedElsewhere
+
+if TYPE_CHECKING:  # torch takes seconds to import, and a process that is alone sends no messages
+    from torch import Tensor
+
+Result = TypeVar("Result")
+LAUNCHED = "TORCHELASTIC_RUN_ID"  # in the environment of processes that torchrun has started
+
+
+@dataclass(frozen=True)
+class Team:
+    """The processes of a run.
+
+    Attributes:
+        rank: Of this process, from 0.
+        count: Of all.
+        local_rank: Of this process among those on its machine.
+    """
+
+    rank: int = 0
+    count: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process prints and writes."""
+        return self.rank == 0
+
+    def first(self, work: Callable[..., Result], *arguments: Any, **keywords: Any) -> Result:
+        """Let the first process do something, and return to all what it returns, which can be pickled.
+
+        Raises:
+            BaseException: In the first process, what the work raises.
+            EndedElsewhere: In the others, if it has raised something.
+        """
+        if self.count == 1:
+            return work(*arguments, **keywords)
+        if not self.is_first:
+            return self._hear()
+        try:
+            result = work(*arguments, **keywords)
+        except BaseException as error:
+            self._tell(None, getattr(error, "exit_code", getattr(error, "code", 1)))
+            raise
+        self._tell(result, None)
+        return result
+
+    def first_then_others(self, work: Callable[[], Result]) -> Result:
+        """Let all processes do something, once the first one has done it, and return to each its own result."""
+        results = []
+        self.first(lambda: results.append(work()))
+        return results[0] if results else work()
+
+    def largest(self, *values: int) -> tuple[int, ...]:
+        """The largest of all processes' values, one by one. GPUs are not waited for."""
+        return values if self.count == 1 else self._messages.largest(values)
+
+    def add_up(self, tensor: "Tensor") -> None:
+        """Replace a tensor by the sum of all processes' tensors, on its device."""
+        if self.count > 1:
+            self._messages.reduce(tensor, self._messages.dist.ReduceOp.SUM)
+
+    def take_smallest(self, tensor: "Tensor") -> None:
+        """Replace a tensor by the smallest values of all processes' tensors, on its device."""
+        if self.count > 1:
+            self._messages.reduce(tensor, self._messages.dist.ReduceOp.MIN)
+
+    def share_first(self, tensors: Iterable["Tensor"]) -> None:
+        """Overwrite tensors of one device by those of the first process."""
+        if self.count > 1:
+            self._messages.share_first(tensors)
+
+    def watched(self) -> AbstractContextManager[None]:
+        """Let `LostProcess` be raised where another process has ended, in whatever PyTorch does meanwhile."""
+        return nullcontext() if self.count == 1 else self._messages.others_may_be_lost()
+
+    @property
+    def _messages(self) -> Any:
+        from train import messages
+
+        return messages
+
+    def _tell(self, result: Any, exit_code: int | None) -> None:
+        self._messages.broadcast([result, exit_code])
+
+    def _hear(self) -> Any:
+        result, exit_code = self._messages.broadcast([None, None])
+        if exit_code is not None:
+            raise EndedElsewhere(exit_code)
+        return result
+
+
+ALONE = Team()
+
+
+def is_launched() -> bool:
+    """Whether torchrun has started this process."""
+    return LAUNCHED in os.environ
+
+
+def here() -> Team:
+    """The team that torchrun has started this process for, or a process that is alone."""
+    if not is_launched():
+        return ALONE
+    return Team(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
+
+
+def launcher() -> list[str]:
+    """What a user types before the program's name to start as many processes."""
+    if not is_launched():
+        return ["python"]
+    machines = int(os.environ["GROUP_WORLD_SIZE"])
+    return [
+        "torchrun",
+        *([f"--nnodes={machines}"] if machines > 1 else []),
+        f"--nproc_per_node={os.environ['LOCAL_WORLD_SIZE']}",
+    ]
+
+
+def leave(exit_code: int) -> NoReturn:
+    """End this process, without complaint if nobody reads any more what it has printed.
+
+    Where there are several, Python is not taken down in order: what is still alive may hold connections, and aborts
+    the process when these go after their threads.
+    """
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain once more
+    if is_launched():
+        sys.stderr.flush()
+        os._exit(exit_code)
+    raise SystemExit(exit_code)
+
+
+def connected() -> AbstractContextManager[None]:
+    """Connect the processes of a team, which they need before they use it; one that is alone needs nothing."""
+    if not is_launched():
+        return nullcontext()
+    from train import messages
+
+    return messages.connected(local_rank=here().local_rank)
