@@ -140,3 +140,23 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, pickle.UnpicklingError):  # torch goes on to say how to load it anyway
         return "it holds more than tensors and plain values"
     return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def read_small(path: Path, *, largest: int) -> str | None:
+    """The text of a file that anybody may have written, None if it does not exist.
+
+    Raises:
+        UserError: If it cannot be read, or is larger than `largest` bytes.
+    """
+    try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise UserError(f"{path} cannot be read: it is not a file")
+        with open(path, "rb") as file:
+            content = file.read(largest + 1)
+        if len(content) > largest:
+            raise UserError(f"{path} cannot be read: it has more than {largest:,} bytes")
+        return content.decode()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error

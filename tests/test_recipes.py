@@ -1,0 +1,107 @@
+"""The paper's table: networks of its size, and its recipe in every cell."""
+
+import inspect
+
+import pytest
+
+import demo
+from train.networks import FIXED, check_network
+from train.recipes import COLUMNS, NETWORKS, PAPER, flags_of_recipe
+
+# Written down from the paper's table 2 and section 4.2 once more: millions of parameters, and what a data column asks
+# for. The exact numbers are closed forms of the architecture, checked in tests of the models.
+MILLIONS = {
+    "densenet-40-12": "1.0",
+    "densenet-100-12": "7.0",
+    "densenet-100-24": "27.2",
+    "densenet-bc-100-12": "0.8",
+    "densenet-bc-250-24": "15.3",
+    "densenet-bc-190-40": "25.6",
+}
+EXACT = {
+    ("densenet-bc-100-12", 10): 769_162,
+    ("densenet-bc-100-12", 100): 800_032,
+    ("densenet-bc-250-24", 10): 15_324_406,
+    ("densenet-bc-190-40", 10): 25_624_430,
+    ("densenet-bc-190-40", 100): 25_821_620,
+}
+EPOCHS = {"cifar10": 300, "cifar100": 300, "svhn": 40}
+HELD_OUT = {"cifar10": 0, "cifar100": 0, "svhn": 6000}
+DATA = {"c10": "cifar10", "c10+": "cifar10", "c100": "cifar100", "c100+": "cifar100", "svhn": "svhn"}
+
+
+def bound(recipe, *words):
+    """All flags of a training run with a recipe."""
+    defaults = {name: parameter.default for name, parameter in inspect.signature(demo.train).parameters.items()}
+    return {**defaults, **demo._bind("train", ["--save=s", f"--recipe={recipe}", *words], "demo.py")}
+
+
+def test_there_is_a_recipe_for_each_cell_that_the_paper_fills():
+    assert len(PAPER) == 5 * 5 + 2
+    assert PAPER["densenet-bc-250-24-c10+"] == 3.62
+    assert PAPER["densenet-bc-190-40-c100+"] == 17.18
+    assert PAPER["densenet-40-12-svhn"] == 1.79
+    assert not {"densenet-bc-190-40-c10", "densenet-bc-190-40-c100", "densenet-bc-190-40-svhn"} & PAPER.keys()
+
+
+@pytest.mark.parametrize("recipe", PAPER)
+def test_its_flags_are_the_paper_s(recipe):
+    row, _, column = recipe.rpartition("-")
+    kind, depth, growth_rate = row.rsplit("-", 2)
+    dataset, is_augmented = DATA[column], column.endswith("+")
+    flags = bound(recipe)
+    assert flags["network"] == {"densenet": "densenet", "densenet-bc": "densenet_bc"}[kind]
+    assert (flags["depth"], flags["growth_rate"]) == (int(depth), int(growth_rate))
+    assert (flags["dataset"], flags["augment"]) == (dataset, is_augmented)
+    assert flags["drop_rate"] == (0 if is_augmented else 0.2)
+    assert (flags["n_epochs"], flags["valid_size"]) == (EPOCHS[dataset], HELD_OUT[dataset])
+    assert (flags["batch_size"], flags["accum_steps"]) == (64, 1)
+    assert (flags["lr"], flags["lr_schedule"], flags["warmup_epochs"]) == (0.1, "step", 0)
+    assert (flags["momentum"], flags["wd"], flags["label_smoothing"]) == (0.9, 1e-4, 0)
+    assert (flags["precision"], flags["init_weights"], flags["limit_batches"]) == ("fp32", None, None)
+
+
+@pytest.mark.parametrize("recipe", PAPER)
+def test_its_network_has_the_paper_s_number_of_parameters(recipe):
+    row, _, column = recipe.rpartition("-")
+    num_classes = 100 if column.startswith("c100") else 10
+    flags = {**bound(recipe), "image_size": 32}
+    network = demo._build(flags, num_classes=num_classes)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    assert EXACT.get((row, num_classes), parameters) == parameters
+    if num_classes == 10:
+        assert f"{parameters / 1e6:.1f}" == MILLIONS[row]
+
+
+@pytest.mark.parametrize(("recipe", "rate"), [("densenet-40-12-c10", 0.2), ("densenet-bc-100-12-c10+", 0)])
+def test_dropout_is_where_the_paper_has_it(recipe, rate):
+    network = demo._build({**bound(recipe), "image_size": 32}, num_classes=10)
+    layers = [module for module in network.modules() if hasattr(module, "drop_rate")]
+    assert {layer.drop_rate for layer in layers} == {rate}
+
+
+def test_flags_beside_a_recipe_win():
+    flags = bound("densenet-bc-100-12-c10+", "--batch_size=32", "--depth", "40", "--no-augment")
+    assert (flags["batch_size"], flags["depth"], flags["augment"]) == (32, 40, False)
+    assert (flags["growth_rate"], flags["n_epochs"]) == (12, 300)
+
+
+def test_recipes_name_flags_that_exist():
+    flags = inspect.signature(demo.train).parameters
+    for recipe in PAPER:
+        assert flags_of_recipe(recipe).keys() <= flags.keys()
+    assert {f"{row}-{column}" for row in NETWORKS for column in COLUMNS} >= PAPER.keys()
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_networks_of_a_fixed_depth_are_what_their_names_say(name):
+    given = demo._bind("train", ["--save=s", f"--network={name}"], "demo.py")
+    depth, growth_rate = given["depth"], given["growth_rate"]
+    assert name == f"densenet{depth}"
+    check_network(name, depth=depth, growth_rate=growth_rate)
+    network = demo._build({"network": name, "drop_rate": 0, "efficient": True}, num_classes=10)
+    layers = [len([*block.children()]) for name, block in network.features.named_children() if "block" in name]
+    if depth == 264:  # the paper's blocks make one more
+        depth += 1
+    assert depth == 2 * sum(layers) + len(layers) + 1  # first convolution, transitions, classifier
+    assert network.features.denseblock1.denselayer1.conv2.out_channels == growth_rate
