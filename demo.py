@@ -1,34 +1,61 @@
 """Train memory-efficient DenseNets on CIFAR-10, CIFAR-100 and SVHN, or on handwritten digits that need no download.
 
-A first run, the run that most people come for, what it saves in memory and time, and all flags:
+A first run, the run that most people come for, a cell of the paper's table, what came of it, several runs side by side,
+classes of images, the network as a file for other programs, what it all saves in memory and time, and all flags:
 
     python demo.py --dataset digits --depth 10 --n_epochs 30 --batch_size 32 --save runs/digits
     python demo.py --efficient True --data <folder> --save <folder>
+    python demo.py --recipe densenet-bc-100-12-c10+ --data <folder> --save <folder>
+    python demo.py evaluate --save <folder>
+    python demo.py compare <folder> <folder>
+    python demo.py predict <image> --save <folder>
+    python demo.py export --save <folder> --format onnx
     python demo.py benchmark
     python demo.py --help
-    python demo.py benchmark --help
 """
 
 import shlex
+import signal
 import sys
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from fire.core import FireError
 
 from data.errors import DataError
 from train import flags as command_line
 from train import stops
-from train.benchmark.compiler import require_compiler
-from train.benchmark.output import require_new, write_new
+from train.checks import check_training
 from train.claim import claim, recorded_flags
+from train.compiler import require_compiler
 from train.errors import RunError, UserError
-from train.flag_types import Range
+from train.flag_types import Names, Range
+from train.formats import SUFFIXES, require_packages
+from train.networks import LARGEST_SMALL_IMAGES, check_network, flags_of_network, image_size_of, title_of
+from train.output import require_new, write_new
 from train.provenance import git_revision, versions
-from train.run import CONFIG
+from train.recipes import PAPER, RULE, flags_of_recipe
+from train.run import CONFIG, MODEL
+from train.saved_run import SavedRun, read_saved_run
+from train.saving import atomic_write, load_tensors
+from train.team import connected, here, is_launched, launcher, leave
+
+if TYPE_CHECKING:
+    from models import DenseNet
+from train.events import FOLDER, Events
+from train.logbook import read_logbook, read_logbooks
+from train.runs_table import RunsTable
 
 NAME = "demo.py"
 
+Network = Literal["densenet_bc", "densenet", "densenet121", "densenet169", "densenet201", "densenet161", "densenet264"]
 Depth = Annotated[int, Range(10, 10_000, step=6, rule="6m + 4 with m >= 1 (10, 16, 22, 28, 34, 40, ...)")]
+# Of all networks; check_network knows the rest.
+AnyDepth = Annotated[
+    int, Range(7, 10_000, rule="6m + 4 with m >= 1 (10, 16, 22, 28, 34, 40, ...), or 3m + 4 for densenet")
+]
 GrowthRate = Annotated[int, Range(1, 10_000)]
 BatchSize = Annotated[int, Range(1, 1_000_000)]
 DropRate = Annotated[float, Range(0, 1, open_high=True)]
@@ -38,91 +65,146 @@ def train(
     *,
     save: Path,
     data: Path | None = None,
-    dataset: Literal["cifar10", "cifar100", "svhn", "digits"] = "cifar10",
-    depth: Depth = 40,
+    dataset: Literal["cifar10", "cifar100", "svhn", "digits", "folder"] = "cifar10",
+    image_size: Annotated[int, Range(8, 1024)] | None = None,
+    recipe: Annotated[str, Names(tuple(PAPER), rule=RULE)] | None = None,
+    network: Network = "densenet_bc",
+    depth: AnyDepth = 40,
     growth_rate: GrowthRate = 12,
     efficient: bool | Literal["naive", "checkpoint", "buffer", "buffer_fast"] = True,
     drop_rate: DropRate = 0,
+    init_weights: Path | None = None,
     n_epochs: Annotated[int, Range(1, 1_000_000)] = 300,
     batch_size: BatchSize = 256,
+    accum_steps: Annotated[int, Range(1, 1_000_000)] = 1,
     lr: Annotated[float, Range(0, open_low=True)] = 0.1,
+    lr_schedule: Literal["step", "cosine"] = "step",
+    warmup_epochs: Annotated[int, Range(0, 1_000_000)] = 0,
     momentum: Annotated[float, Range(0, 1, open_high=True)] = 0.9,
     wd: Annotated[float, Range(0)] = 1e-4,
+    label_smoothing: Annotated[float, Range(0, 1)] = 0,
     augment: bool | None = None,
     valid_size: Annotated[int, Range(0)] | None = None,
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+    compile: bool = False,
+    sync_bn: bool = False,
+    limit_batches: Annotated[int, Range(1, 1_000_000)] | None = None,
     seed: Annotated[int, Range(0, 2**63 - 1)] | None = None,
     download: bool = True,
+    tensorboard: bool = False,
     resume: bool = False,
     debug: bool = False,
 ) -> None:
-    """Train a DenseNet-BC on small images and leave logs and weights in a folder.
+    """Train a DenseNet on images and leave logs and weights in a folder.
 
-    All visible GPUs are used (CUDA_VISIBLE_DEVICES decides), or the CPU if there is none. The learning rate is
-    divided by 10 after half and again after three quarters of the epochs. The folder --save holds results.csv,
-    curves.png, model.pt (the chosen weights), checkpoint.pt and config.json after every epoch.
+    All visible GPUs are used (CUDA_VISIBLE_DEVICES decides), or the CPU if there is none; "torchrun" in front of the
+    program gives each GPU a process of its own. The folder --save holds results.csv, curves.png, model.pt (the chosen
+    weights), checkpoint.pt and config.json after every epoch.
 
     Args:
         save: Folder for logs and weights. It is made if it does not exist, and must hold no other run.
         data: Folder of the data set's files, or of its downloaded archive. "digits" needs none.
-        dataset: Images to train on. "digits" are scikit-learn's 1,797 handwritten digits, enlarged to 32x32.
+        dataset: Images to train on. "digits" are scikit-learn's 1,797 handwritten digits, enlarged to 32x32. "folder"
+            are your own, in train/CLASS/ and test/CLASS/ or val/CLASS/ below --data.
+        image_size: Height and width to which images of "folder" are brought. None: 224 for densenet121 and its like,
+            and 32 for others.
+        recipe: A cell of the paper's table, named by network and data, with "+" for augmentation. It stands for all
+            flags that the paper fixes; flags that are given as well win.
+        network: "densenet_bc" and "densenet" are the paper's networks for small images, with and without bottlenecks
+            and compression; above 64 pixels they begin as those for ImageNet do. The others are those for ImageNet, of
+            a depth and a growth rate of their own.
         depth: Weighted layers L of the network.
         growth_rate: Channels k that each layer adds.
         efficient: How the backward pass finds what the forward pass computed. True or "buffer" keeps one copy of each
             block's maps, which takes the least memory; "buffer_fast" is faster in about twice that memory. Both give
             the results of False or "naive", which keeps everything, up to rounding; "checkpoint" gives them to the last
             bit, and takes much more memory and time.
-        drop_rate: Dropout after each 3x3 convolution of a dense layer. The paper uses 0.2 without augmentation.
+        drop_rate: Dropout after each convolution but the first. The paper uses 0.2 without augmentation.
+        init_weights: Begin with the weights in this file, of a run of this program, of torchvision or of earlier
+            efficient DenseNets. A classifier of other classes is left out.
         n_epochs: Epochs of the whole run.
-        batch_size: Images in a step, on all devices together.
+        batch_size: Images in a step, on all devices and in all processes together.
+        accum_steps: Compute the gradient of a step in so many parts, one after the other, which takes less memory. Each
+            part is normalised with its own statistics.
         lr: Initial learning rate. The paper uses 0.1 with batches of 64.
+        lr_schedule: "step" divides it by 10 after half and again after three quarters of the epochs; "cosine" lets it
+            fall along half a cosine.
+        warmup_epochs: Let the learning rate grow over so many epochs at the beginning.
         momentum: Nesterov momentum.
         wd: Weight decay, on all parameters.
-        augment: Crop and flip training images at random. None: as in the paper, on CIFAR and nowhere else.
+        label_smoothing: This share of each label is spread evenly over all classes in training. Losses of validation
+            and test are without.
+        augment: Crop and flip training images at random. None: as in the paper, on CIFAR and not on SVHN; on "folder"
+            too, and not on "digits".
         valid_size: Training images held out to choose the best epoch. 0: train on all and keep the last epoch. None:
-            5,000 for CIFAR and 6,000 for SVHN as in the paper, 140 for digits.
+            5,000 for CIFAR and 6,000 for SVHN as in the paper, 140 for digits, a tenth of a folder's.
+        precision: "bf16" and "fp16" are autocast; with "fp16" the loss is scaled.
+        compile: Let torch.compile have the network, which takes minutes at first. For --efficient naive or checkpoint.
+        sync_bn: Under torchrun on GPUs: normalise with the statistics of all processes together.
+        limit_batches: A dry run: end every epoch, and validation and test, after so many batches.
         seed: Makes validation split, initial weights, order, augmentation and dropout repeatable. None: draw one and
             write it to config.json.
         download: Fetch missing files of the data set from the network.
+        tensorboard: Also write events for TensorBoard, if that package is installed.
         resume: Continue the run in --save, or start it if there is none. Flags that are not given are those of the
-            run. Of the others only save, data, download, efficient and debug may differ, and n_epochs may grow. Every
-            further epoch then has the learning rate that it has in a run of the new length.
+            run. Of the others only save, data, download, efficient, compile, tensorboard and debug may differ, and
+            n_epochs may grow. Every further epoch then has the learning rate that it has in a run of the new length.
         debug: Show where in the program an error came from.
     """
-    flags = {flag: str(value) if isinstance(value, Path) else value for flag, value in locals().items()}
-    with claim(save, flags) as folder:
+    flags = _plain(locals())
+    team = here()
+    check_network(network, depth=depth, growth_rate=growth_rate)
+    flags["image_size"] = image_size_of(network, dataset=dataset, image_size=image_size)
+    check_training(flags, num_processes=team.count, is_launched=is_launched())
+    with claim(save, flags, team) as folder:
         # From here on the line is known to be good. torch takes seconds to import.
-        from data.datasets import DATASETS, load
+        from data.datasets import DATASETS, load, validation_size
         from data.loader import make_loaders
-        from models import densenet_bc
+        from data.share import Share
         from train import runtime
-        from train.engine import Loaders, fit
-        from train.memory import is_out_of_memory, what_to_try
+        from train.engine import Loaders, Schedule, fit
+        from train.memory import explained
         from train.optim import make_optimizer
+        from train.replicas import replicate
+        from train.step import Stepper
 
+        seed = flags["seed"] = team.first(runtime.draw_seed) if seed is None else seed
         spec = DATASETS[dataset]
-        seed = flags["seed"] = runtime.draw_seed() if seed is None else seed
-        augment = flags["augment"] = spec.augment if augment is None else augment
-        valid_size = flags["valid_size"] = spec.valid_size if valid_size is None else valid_size
-        folder.title = f"DenseNet-BC (L={depth}, k={growth_rate}) on {dataset}, seed {seed}"
+        flags["augment"] = spec.augment if augment is None else augment
+        folder.title = f"{title_of(flags)} on {dataset}, seed {seed}"
+        if tensorboard:
+            folder.writers.append(Events(save / FOLDER).write)
         checkpoint = folder.load(n_epochs=n_epochs)
         if checkpoint.is_finished(n_epochs):
             folder.write_products(checkpoint)
-            print(f"The run in {save} is finished: {n_epochs} epochs, test error {checkpoint.test_error:.2%}.")
+            _say(f"The run in {save} is finished: {n_epochs} epochs, test error {checkpoint.test_error:.2%}.")
             return
 
-        source = load(dataset, folder=data, download=download)
+        device = runtime.pick_device(team)
         runtime.be_deterministic()
-        device = runtime.pick_device()
-        preparation = {"batch_size": batch_size, "valid_size": valid_size, "augment": augment, "seed": seed}
-        loaders = Loaders(*make_loaders(source, spec, device, **preparation))
+        where = {"folder": data, "download": download, "image_size": flags["image_size"]}
+        source = team.first_then_others(lambda: load(dataset, **where))
+        flags["valid_size"] = validation_size(source, spec, valid_size)
+        preparation = {name: flags[name] for name in ("batch_size", "valid_size", "augment", "seed")}
+        share = Share(team.rank, team.count)
+        loaders = Loaders(*make_loaders(source, spec, device, **preparation, share=share, limit=limit_batches))
         runtime.seed_weights(seed)
-        network = densenet_bc(
-            depth, growth_rate, num_classes=len(source.classes), drop_rate=drop_rate, efficient=efficient
+        model = _build(flags, num_classes=len(source.classes))
+        if init_weights and not checkpoint.epoch:
+            _say(team.first(_begin_with, init_weights, model))
+        model = runtime.placed(model, device)
+        optimizer = make_optimizer(model.parameters(), lr=lr, momentum=momentum, wd=wd)
+        replicas = replicate(model, device, precision=precision, compile=compile, sync_bn=sync_bn, team=team)
+        stepper = Stepper(
+            replicas.training,
+            optimizer,
+            runtime.make_scaler(precision, device),
+            team=team,
+            accum_steps=accum_steps,
+            label_smoothing=label_smoothing,
         )
-        network = runtime.placed(network, device)
-        optimizer = make_optimizer(network.parameters(), lr=lr, momentum=momentum, wd=wd)
-
-        parameters = sum(parameter.numel() for parameter in network.parameters())
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        devices = runtime.describe_device(device, team)
         folder.write_config(
             {
                 "flags": flags,
@@ -130,28 +212,69 @@ def train(
                 "classes": source.classes,
                 "mean": spec.mean,
                 "std": spec.std,
-                "device": runtime.describe_device(device),
+                "device": devices,
                 "versions": versions(),
                 "git_revision": git_revision(Path(__file__).parent),
             }
         )
-        print(f"{folder.title}: {parameters:,} parameters, {runtime.describe_device(device)}")
-        print(loaders.describe())
+        _say(f"{folder.title}: {parameters:,} parameters, {devices}")
+        _say("\n".join([*source.notes, loaders.describe()]))
         if checkpoint.epoch:
-            print(f"Resuming after epoch {checkpoint.epoch}.")
-        model = runtime.on_all_devices(network, device)
-        try:
-            test_error = fit(model, optimizer, loaders, folder, checkpoint, n_epochs=n_epochs, lr=lr, seed=seed)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            advice = {"strategy": network.strategy, "batch_size": batch_size, "device": device}
-            advice = what_to_try(**advice, depth=depth, growth_rate=growth_rate)
-            raise RunError(
-                f"memory ran out with --efficient {network.strategy} and --batch_size {batch_size}; {save} stands at "
-                f"the last finished epoch; {advice}"
-            ) from error
-        print(f"Test error {test_error:.2%} (accuracy {1 - test_error:.2%}); everything is in {save}")
+            _say(f"Resuming after epoch {checkpoint.epoch}.")
+        schedule = Schedule(n_epochs, lr, lr_schedule, warmup_epochs)
+        with explained(save, strategy=model.strategy, flags=flags, device=device):
+            test_error = fit(replicas, stepper, loaders, folder, checkpoint, schedule=schedule, seed=seed)
+        _say(f"Test error {test_error:.2%} (accuracy {1 - test_error:.2%}); everything is in {save}")
+
+
+def predict(
+    *images: Path,
+    save: Path,
+    top: Annotated[int, Range(1)] = 1,
+    batch_size: BatchSize = 256,
+    csv: Path | None = None,
+    debug: bool = False,
+) -> None:
+    """Say which class each image is of, by the weights of a finished or unfinished run.
+
+    Any picture that Pillow can read will do: it is resized and cropped as the images were that the run is tested on.
+    A line is printed for each file, with its path, its class and how sure the network is. A file that is no image gets
+    a line on stderr, and the exit code is then 1.
+
+    Args:
+        images: Image files, or folders of them.
+        save: Folder of the run.
+        top: Classes to print for each image, the likeliest first.
+        batch_size: Images that go through the network together.
+        csv: Also write file, classes and probabilities to this new file.
+        debug: Show where in the program an error came from.
+    """
+    require_new(csv, flag="csv", suffix=".csv")
+    run = read_saved_run(save, command=train)
+    if top > len(run.classes):
+        raise UserError(f"--top is {top}, but the run has {len(run.classes)} classes")
+    # From here on the line is known to be good. torch takes seconds to import.
+    from data.datasets import DATASETS
+    from data.images import list_images, read_images
+    from train import runtime
+    from train.predictions import as_csv, predict_files
+    from train.replicas import replicate
+
+    paths = list_images(images)
+
+    flags = run.flags
+    runtime.be_deterministic()
+    device = runtime.pick_device()
+    network = runtime.placed(_network_of(run), device)
+    model = replicate(network, device, precision=flags["precision"]).evaluation
+    of_run = {"image_size": flags["image_size"], "mean": run.mean, "std": run.std}
+    grey = DATASETS[flags["dataset"]].grey
+    batches = read_images(paths, grey=grey, batch_size=batch_size, device=device, **of_run)
+    predictions, unreadable = predict_files(model, batches, classes=run.classes, top=top, paths=paths)
+    if csv:
+        write_new(csv, as_csv(predictions, top=top).encode(errors="surrogateescape"))
+    if unreadable:
+        raise RunError(f"{unreadable} of {len(paths)} files could not be read as images")
 
 
 def benchmark(
@@ -237,45 +360,268 @@ def benchmark(
         print(f"\n{by_depth.as_text()}")
 
 
+def evaluate(
+    *,
+    save: Path,
+    data: Path | None = None,
+    batch_size: BatchSize = 256,
+    download: bool = True,
+    plot: Path | None = None,
+    csv: Path | None = None,
+    debug: bool = False,
+) -> None:
+    """Measure the chosen weights of a run on its test images: each class, and which classes are taken for others.
+
+    Network, data set and normalisation are those of the run's config.json. A run that is not finished is measured as
+    it stands, and left alone but for the picture confusion.png.
+
+    Args:
+        save: Folder of the run.
+        data: Folder of the data set. None: the one that the run was given.
+        batch_size: Images at a time. It changes memory and speed, and results by rounding only.
+        download: Fetch missing files of the data set from the network.
+        plot: Draw the confusion matrix into this new file, a PNG. None: into confusion.png of the run, which is written
+            anew if it is there.
+        csv: Also write a table of the classes to this new file, with the confusion matrix.
+        debug: Show where in the program an error came from.
+    """
+    require_new(plot, flag="plot", suffix=".png")
+    require_new(csv, flag="csv", suffix=".csv")
+    run, book = read_saved_run(save, command=train), read_logbook(save)
+    # From here on the line is known to be good. torch takes seconds to import.
+    from data.datasets import DATASETS, load
+    from data.loader import make_test_loader
+    from train import runtime
+    from train.confusion import CONFUSION, draw_confusion
+    from train.evaluation import Evaluation
+    from train.replicas import replicate
+    from train.tally import tally
+
+    flags = run.flags
+    runtime.be_deterministic()
+    device = runtime.pick_device()
+    network = runtime.placed(_network_of(run), device)
+    model = replicate(network, device, precision=flags["precision"]).evaluation
+    where = {"folder": data or flags["data"], "download": download, "image_size": flags["image_size"]}
+    source = load(flags["dataset"], **where)
+    run.require_classes(source.classes)
+    test = make_test_loader(source, DATASETS[flags["dataset"]], device, batch_size=batch_size)
+    evaluation = Evaluation.of(tally(model, test, num_classes=len(source.classes)), source.classes)
+
+    title = f"{title_of(flags)} on {flags['dataset']}, {book.progress()}"
+    print(f"{title}\n{evaluation.summary()}\n{book.verdict(evaluation.error)}\n\n{evaluation.as_text()}\n")
+    if csv:
+        write_new(csv, evaluation.as_csv().encode())
+    picture = draw_confusion(evaluation.confusion, source.classes, title=f"{save}\n{title}\n{evaluation.summary()}")
+    if plot:
+        write_new(plot, picture)
+    else:
+        atomic_write(save / CONFUSION, lambda file: file.write(picture))
+        print(f"The matrix is drawn in {save / CONFUSION}; the next evaluation draws it anew.")
+
+
+def compare(*runs: Path, plot: Path | None = None, csv: Path | None = None, debug: bool = False) -> None:
+    """Print runs side by side: how far each is, how good, how fast, and which flags differ.
+
+    Runs may be unfinished, or going on. Nothing is written into them.
+
+    Args:
+        runs: Folders of runs.
+        plot: Also draw training loss, error and learning rate of all runs into this new file, a PNG.
+        csv: Also write the table to this new file, a line for each run.
+        debug: Show where in the program an error came from.
+    """
+    require_new(plot, flag="plot", suffix=".png")
+    require_new(csv, flag="csv", suffix=".csv")
+    table = RunsTable(read_logbooks(runs))
+    picture = None
+    if plot:
+        from train.runs_plot import draw_runs  # matplotlib takes a second to import
+
+        picture = draw_runs(table.runs)
+    print(table.as_text())
+    if csv:
+        write_new(csv, table.as_csv().encode(errors="backslashreplace"))
+    if picture:
+        write_new(plot, picture)
+
+
+def export(
+    *,
+    save: Path,
+    format: Literal["torch", "onnx"],
+    output: Path | None = None,
+    debug: bool = False,
+) -> None:
+    """Write the network of a run as one file that needs none of this code: for torch.export, or for ONNX.
+
+    The file takes images: float32 (N, 3, H, W) of the run's size, RGB, pixels from 0 to 1 and not normalised, for any
+    number N of them. It returns logits: float32 (N, classes). The normalisation of the run is part of it. The weights
+    are those in model.pt, and plain modules run, whatever --efficient was. Before the file gets its name it is read
+    back, by ONNX Runtime if it is ONNX, and its logits are compared with the network's own; if they differ by more than
+    rounding, the exit code is 1 and there is no file.
+
+    The file also holds texts, each of them JSON: "classes" (names in the order of the logits), "mean", "std",
+    "image_size", and "origin" (flags that decide results, versions of packages, git revision; no folders). In an ONNX
+    file they are metadata_props; torch.export.load returns them as extra_files, and its result has module() to call.
+
+    Args:
+        save: Folder of the run.
+        format: torch makes a .pt2 file for torch.export.load, onnx an .onnx file for ONNX Runtime and others. onnx
+            needs the packages onnx, onnxscript and onnxruntime.
+        output: The new file. None: model.pt2 or model.onnx in the folder of the run. A file that exists is refused.
+        debug: Show where in the program an error came from.
+    """
+    require_packages(format)
+    run = read_saved_run(save, command=train)
+    output = output or save / f"model{SUFFIXES[format]}"
+    require_new(output, flag="output", suffix=SUFFIXES[format])
+    # From here on the line is known to be good. torch takes seconds to import.
+    from train.export import export_network
+
+    print(export_network(_network_of(run), run, output, format=format).describe())
+
+
+def _network_of(run: SavedRun) -> "DenseNet":
+    """The network of a saved run, with its weights, on the CPU.
+
+    Raises:
+        UserError: If model.pt cannot be used, or is of another network than config.json says.
+    """
+    import torch
+
+    from models import load_weights
+
+    weights, path = run.weights(), run.path / MODEL
+    with torch.device("meta"):  # where a network of any size takes no memory
+        network = _build(run.flags, num_classes=len(run.classes))
+    if any(tensor.shape != getattr(weights.get(name), "shape", None) for name, tensor in network.state_dict().items()):
+        raise UserError(f"{path} is of another network than its {CONFIG} says")
+    try:
+        load_weights(network.to_empty(device="cpu"), weights)
+    except ValueError as error:
+        raise UserError(f"{path} cannot be used: {error}") from error
+    return network
+
+
+def _plain(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Flags as config.json holds them."""
+    return {flag: str(value) if isinstance(value, Path) else value for flag, value in flags.items()}
+
+
+def _say(line: str) -> None:
+    """Print a line, in one process only."""
+    if here().is_first:
+        print(line, flush=True)
+
+
+def _build(flags: Mapping[str, Any], *, num_classes: int) -> "DenseNet":
+    """The network of a run, from its flags, with fresh weights."""
+    from models import IMAGENET_NETWORKS, densenet_bc, densenet_plain
+
+    settings = {"num_classes": num_classes, "drop_rate": flags["drop_rate"], "efficient": flags["efficient"]}
+    settings["drop_where"] = "convolutions"  # as in the paper
+    if flags["network"] in IMAGENET_NETWORKS:
+        return IMAGENET_NETWORKS[flags["network"]].build(**settings)
+    build = {"densenet_bc": densenet_bc, "densenet": densenet_plain}[flags["network"]]
+    small_inputs = flags["image_size"] <= LARGEST_SMALL_IMAGES
+    return build(flags["depth"], flags["growth_rate"], small_inputs=small_inputs, **settings)
+
+
+def _begin_with(path: Path, network: "DenseNet") -> str:
+    """Put the weights in a file into a network, and say what was done.
+
+    Raises:
+        UserError: If they are of another network, or cannot be read.
+    """
+    from models import load_weights
+
+    try:
+        left = load_weights(network, load_tensors(path), replace_classifier=True)
+    except ValueError as error:
+        raise UserError(f"--init_weights {path} is of another network: {error}") from error
+    replaced = any(name.startswith("classifier") for name in left)
+    return f"Beginning with the weights in {path}" + (" and a new classifier" if replaced else "")
+
+
 def main(argv: list[str]) -> None:
     """Run a command line: the words behind the program's name."""
     command, words = command_line.choose(COMMANDS, argv, name=NAME)
     name = NAME if words is argv else f"{NAME} {command}"
     given: dict[str, Any] = {}
     try:
-        with stops.at_once():
-            given = command_line.bind(COMMANDS[command], words, name=name, commands=COMMANDS)
-            if given.get("resume"):
-                given = command_line.bind(train, words + _words_of_recorded_flags(given), name=name)
+        with stops.at_once(), connected():
+            given = here().first(_bind, command, words, name)
             command_line.call(COMMANDS[command], given)
     except (UserError, RunError, DataError) as error:
         if given.get("debug"):
             traceback.print_exc()
-        command_line.end(f"error: {error}", name=name, exit_code=error.exit_code)
+        command_line.end(f"error: {error}", name=name, exit_code=error.exit_code, is_heard=_is_heard(error))
     except stops.Stopped as stop:
         hint = f"; {_how_to_go_on(words, given)}" if command == "train" else ""
-        command_line.end(f"{stop}{hint}", name=name, exit_code=stop.exit_code)
+        command_line.end(f"{stop}{hint}", name=name, exit_code=stop.exit_code, is_heard=here().is_first)
+    except BrokenPipeError:  # as in `demo.py compare ... | head`
+        command_line.end("nobody reads the output any more", name=name, exit_code=128 + signal.SIGPIPE)
 
 
-def _how_to_go_on(words: list[str], given: dict[str, Any]) -> str:
+def _bind(command: str, words: list[str], name: str) -> dict[str, Any]:
+    """The flags of a command line, with those that other flags stand for."""
+    given = command_line.bind(COMMANDS[command], words, name=name, commands=COMMANDS)
+    if command != "train":
+        if is_launched():
+            raise UserError(f"torchrun is for training; start {command} with python")
+        return given
+    for stands_for in (_flags_of_run, _flags_of_recipe, _flags_of_network):
+        flags = stands_for(given)
+        given |= {flag: value for flag, value in flags.items() if given.get(flag) is None}
+    return given
+
+
+def _flags_of_run(given: Mapping[str, Any]) -> dict[str, Any]:
+    if not given.get("resume"):
+        return {}
+    try:
+        return command_line.checked(train, recorded_flags(given["save"]))
+    except FireError as error:
+        raise UserError(f"{given['save'] / CONFIG} cannot be used: {error}") from error
+
+
+def _flags_of_recipe(given: Mapping[str, Any]) -> dict[str, Any]:
+    return flags_of_recipe(given["recipe"]) if given.get("recipe") else {}
+
+
+def _flags_of_network(given: Mapping[str, Any]) -> dict[str, Any]:
+    return flags_of_network(given.get("network", ""))
+
+
+def _is_heard(error: Exception) -> bool:
+    """Whether this process prints an error: the first one does, and others those that are theirs alone."""
+    return here().is_first or not (isinstance(error, UserError) or getattr(error, "in_all_processes", False))
+
+
+def _how_to_go_on(words: list[str], given: Mapping[str, Any]) -> str:
     """The command line that goes on with a run that was stopped."""
     save = given.get("save")
     if save is None or not (save / CONFIG).exists():
         return "nothing was written"
-    line = shlex.join(["python", NAME, f"--save={save}", "--resume=True"])
+    line = shlex.join([*launcher(), NAME, f"--save={save}", "--resume=True"])
     return f"{save} stands at the last finished epoch; to go on: {line}"
 
 
-def _words_of_recorded_flags(given: dict[str, Any]) -> list[str]:
-    """The flags of the run in --save that the command line leaves open."""
-    recorded = recorded_flags(given["save"])
-    open_flags = {flag: value for flag, value in recorded.items() if given.get(flag) is None and value is not None}
-    return [f"--{flag}={value}" for flag, value in open_flags.items()]
-
-
-COMMANDS = {"train": train, "benchmark": benchmark}
+COMMANDS = {
+    "train": train,
+    "evaluate": evaluate,
+    "predict": predict,
+    "compare": compare,
+    "export": export,
+    "benchmark": benchmark,
+}
 
 if __name__ == "__main__":
     if sys.stdout is not None:  # as it is where it was closed
         sys.stdout.reconfigure(errors="backslashreplace")  # a path may hold bytes that are no text
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except SystemExit as end:
+        leave(end.code)
+    leave(0)

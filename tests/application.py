@@ -36,9 +36,14 @@ def run_apart(*words: str, folder: Path) -> subprocess.CompletedProcess:
 
 def read_results(folder: Path, *, timing: bool = True) -> list[dict[str, str]]:
     """The rows of results.csv as text, on request without the columns that differ from run to run."""
-    with (folder / "results.csv").open() as file:
-        rows = list(csv.DictReader(file))
+    rows = read_csv(folder / "results.csv")
     return rows if timing else [{name: row[name] for name in row if name not in TIMING} for row in rows]
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The lines of a table, as text by the names of the columns."""
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def assert_same_run(one: Path, other: Path) -> None:

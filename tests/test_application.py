@@ -98,11 +98,17 @@ def test_more_validation_images_than_there_are_is_refused(tmp_path, monkeypatch,
 
 def test_the_whole_path_works_through_data_parallel(tmp_path, monkeypatch):
     """On a CPU the wrapper passes everything on; names of weights and the bits must not change."""
-    from train import runtime
+    from train import replicas
 
     words = ["--dataset=digits", *NETWORK, "--n_epochs=1"]
     assert run_here(*words, f"--save={tmp_path / 'plain'}") == 0
-    monkeypatch.setattr(runtime, "on_all_devices", lambda network, device: torch.nn.DataParallel(network))
+    real = replicas.replicate
+
+    def in_threads(network, device, **settings):
+        made = real(network, device, **settings)
+        return replicas.Replicas(network, *(torch.nn.DataParallel(model) for model in (made.training, made.evaluation)))
+
+    monkeypatch.setattr(replicas, "replicate", in_threads)
     assert run_here(*words, f"--save={tmp_path / 'parallel'}") == 0
     assert (tmp_path / "plain/model.pt").read_bytes() == (tmp_path / "parallel/model.pt").read_bytes()
     assert run_here(f"--save={tmp_path / 'parallel'}", "--resume", "--n_epochs=2") == 0

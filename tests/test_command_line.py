@@ -17,6 +17,14 @@ import demo
 from tests.application import ROOT, command, run_apart
 from train import flags
 
+WORDS, FLAGS = ({name: [*flags.parameters_of(run)[i]] for name, run in demo.COMMANDS.items()} for i in range(2))
+
+
+def required(command: str) -> set[str]:
+    """What a line must name: flags without a default, and words where the command takes some."""
+    parameters = inspect.signature(demo.COMMANDS[command]).parameters.items()
+    return {name for name, parameter in parameters if parameter.default is inspect.Parameter.empty}
+
 
 def bind(*words: str) -> dict:
     return flags.bind(demo.train, [*words], name="demo.py")
@@ -83,8 +91,8 @@ REFUSED = [
     (["--save=s", "train"], "stray word 'train': values belong behind a flag"),
     (["train", "s"], "stray word 's': values belong behind a flag"),
     (["train", "train", "--save=s"], "stray word 'train': values belong behind a flag"),
-    (["s"], "unknown command 's'; the commands are train and benchmark"),
-    (["", "--save=s"], "unknown command ''; the commands are train and benchmark"),
+    (["s"], "unknown command 's'; the commands are train, "),
+    (["", "--save=s"], "unknown command ''; the commands are train, "),
     (["trian", "--save=s"], "unknown command 'trian'; did you mean train?"),
     (["Benchmark", "--help"], "unknown command 'Benchmark'; did you mean benchmark?"),
     (["--save=s", "-"], "stray word '-'"),
@@ -108,7 +116,10 @@ REFUSED = [
     (["--save=s", "--valid_size", "-1"], "--valid_size is '-1'"),
     (["--save=s", "--seed", "-1"], "--seed is '-1'"),
     (["--save=s", "--seed", str(2**63)], f"--seed is '{2**63}'"),
-    (["--save=s", "--dataset", "cifar"], "--dataset is 'cifar', but must be cifar10 | cifar100 | svhn | digits"),
+    (
+        ["--save=s", "--dataset", "cifar"],
+        "--dataset is 'cifar', but must be cifar10 | cifar100 | svhn | digits | folder",
+    ),
     (["--save=s", "--dataset", "CIFAR10"], "did you mean cifar10?"),
     (["--save=s", "--", "--efficient", "False"], "'--' ends the flags, and what follows would be ignored"),
     (["--save=s", "--", "--trace"], "'--' ends the flags, and what follows would be ignored"),
@@ -149,6 +160,15 @@ REFUSED = [
     (["--save=s", "--debug=loud"], "--debug is 'loud'"),
     (["--save=s", "--plot=p.png"], "unknown flag '--plot'"),
     (["--save=s", "\n"], "stray word '\\n'"),
+    (["--save=s", "--dataset=folder"], "--dataset folder needs --data FOLDER, which holds train/ and test/"),
+    (["--save=s", "--dataset=folder", "--data=nowhere"], "there is no folder nowhere"),
+    (["--save=s", "--dataset=digits", "--image_size=64"], "--image_size is 64, but images of --dataset digits are 32"),
+    (["--save=s", "--dataset=folder", "--image_size=7"], "--image_size is '7'"),
+    (["predict", "--save=s"], "IMAGES is needed: a path, one or more"),
+    (["predict", "a.png"], "--save is needed"),
+    (["predict", "a.png", "--save=s", "--top=0"], "--top is '0'"),
+    (["predict", "a.png", "--save=s", "--images=b.png"], "unknown flag '--images'"),
+    (["predict", "a.png", "--save=s", "--csv=a.txt"], "--csv is 'a.txt', but must be a file name that ends in .csv"),
     (["benchmark", "--resume"], "unknown flag '--resume'"),
     (["benchmark", "train"], "stray word 'train'"),
     (["benchmark", "--depths"], "--depths needs a value"),
@@ -170,6 +190,16 @@ REFUSED = [
     (["benchmark", "--plot=.png"], "--plot is '.png', but must be a file name that ends in .png"),
     (["benchmark", "--csv=/dev/null"], "--csv is '/dev/null', but must be a file name that ends in .csv"),
     (["benchmark", "--", "--rounds=0"], "'--' ends the flags"),
+    (["export"], "--save is needed; see --help"),
+    (["export", "--save=s"], "--format is needed; see --help"),
+    (["export", "--format=onnx"], "--save is needed; see --help"),
+    (["export", "--save=s", "--format=ONNX"], "--format is 'ONNX', but must be torch | onnx; did you mean onnx?"),
+    (["export", "--save=s", "--format"], "--format needs a value: torch | onnx"),
+    (["export", "--save=s", "--format=torch", "--output="], "--output is ''"),
+    (["export", "--save=s", "--format=torch", "--depth=10"], "unknown flag '--depth'"),
+    (["export", "--save=s", "--format=torch"], "--save s does not exist"),
+    (["export", "--save=/dev/null", "--format=torch"], "--save is '/dev/null', but must be a folder, not a file"),
+    (["export", "--save=" + "x" * 300, "--format=torch"], "cannot be read: File name too long"),
 ]
 
 
@@ -179,7 +209,8 @@ def test_refused_line_is_one_message_with_exit_code_2_and_no_work(words, message
     assert result.returncode == 2
     assert result.stdout == ""
     assert message in result.stderr
-    assert re.fullmatch(r"demo\.py( train| benchmark)?: error: [^\n]+\n", result.stderr)
+    commands = "|".join(f" {name}" for name in demo.COMMANDS)
+    assert re.fullmatch(rf"demo\.py({commands})?: error: [^\n]+\n", result.stderr)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -187,7 +218,7 @@ def test_refused_line_is_one_message_with_exit_code_2_and_no_work(words, message
 def test_help_is_shown_on_stdout_and_nothing_runs(words, tmp_path):
     result = run_apart(*words, folder=tmp_path)
     assert (result.returncode, result.stderr) == (0, "")
-    assert result.stdout.startswith("NAME\n    demo.py - Train a DenseNet-BC")
+    assert result.stdout.startswith("NAME\n    demo.py - Train a DenseNet on images")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -200,7 +231,7 @@ def test_help_holds_every_word_of_the_docstring_and_every_default(name):
     documented = re.sub(r"(?m)^    \w+: ", "", documented)
     assert set(re.findall(r"\S+", documented)) - words == set()
     for flag, parameter in inspect.signature(demo.COMMANDS[name]).parameters.items():
-        assert f"--{flag}={flag.upper()}" in page
+        assert (f"--{flag}={flag.upper()}" if flag in FLAGS[name] else f"{flag.upper()} ...") in page
         if parameter.default is not inspect.Parameter.empty:
             default = "40,100,190,250" if flag == "depths" else parameter.default
             assert f"Default {default}." in page
@@ -210,9 +241,8 @@ def test_help_names_all_commands_with_their_first_lines():
     for words in (["--help"], ["benchmark", "--help"]):
         page = subprocess.run(command(*words), capture_output=True, text=True).stdout
         commands = " ".join(page.partition("\nCOMMANDS\n")[2].split())
-        train, benchmark = (inspect.getdoc(function).splitlines()[0] for function in demo.COMMANDS.values())
-        expected = f"train [--help] {train} The word may be left out. benchmark [--help] {benchmark}"
-        assert commands == expected
+        lines = [f"{name} [--help] {inspect.getdoc(run).splitlines()[0]}" for name, run in demo.COMMANDS.items()]
+        assert commands == " ".join([f"{lines[0]} The word may be left out.", *lines[1:]])
 
 
 def test_help_is_narrow_and_uses_no_pager_on_a_terminal():
@@ -237,7 +267,13 @@ def _read(terminal: int) -> bytes:
 
 
 def test_torch_is_not_imported_before_the_line_is_known_to_be_good():
-    for words in (["--help"], ["--depth=43", "--save=s"], ["benchmark", "--help"], ["benchmark", "--depth=43"]):
+    for words in (
+        ["--help"],
+        ["--depth=43", "--save=s"],
+        ["benchmark", "--help"],
+        ["benchmark", "--depth=43"],
+        ["export", "--save=s", "--format=onnx"],
+    ):
         program = (
             "import sys, demo\n"
             f"try: demo.main({words!r})\n"
@@ -254,9 +290,6 @@ def test_defaults_are_those_of_the_mission():
     assert {name: defaults[name] for name in expected} == expected
 
 
-FLAGS = {name: [*inspect.signature(command).parameters] for name, command in demo.COMMANDS.items()}
-
-
 def outcome(argv: list[str]) -> dict | int:
     """What a whole line is bound to, or the exit code. No command is called, whatever the line is."""
     try:
@@ -270,12 +303,13 @@ def outcome(argv: list[str]) -> dict | int:
 def test_any_text_behind_any_flag_is_bound_or_refused(data, command, text, joined):
     flag = data.draw(st.sampled_from(FLAGS[command]))
     words = [f"--{flag}={text}"] if joined else [f"--{flag}", text]
-    others = ["--save=s"] if command == "train" and flag != "save" else []
-    bound = outcome([command, *others, *words])
+    others = required(command) - {flag}
+    line = [name if name in WORDS[command] else f"--{name}=s" for name in others]
+    bound = outcome([command, *line, *words])
     if text in flags.HELP_WORDS and not joined:
         assert bound == 0
     else:
-        assert bound == 2 or set(bound) == {flag, *(["save"] if others else [])}
+        assert bound == 2 or set(bound) == {flag, *others}
 
 
 ANY_TEXT = st.text(st.characters(), max_size=20)  # half characters too, as names of files have them
@@ -296,8 +330,8 @@ def test_any_list_of_words_is_bound_or_refused(argv):
     if any(word in flags.HELP_WORDS for word in argv):
         assert bound in (0, 2)
     elif bound != 2:
-        assert set(bound) <= {*FLAGS["benchmark" if argv[0] == "benchmark" else "train"]}
-        assert "save" in bound or argv[0] == "benchmark"
+        command = argv[0] if argv[0] in demo.COMMANDS else "train"
+        assert required(command) <= set(bound) <= {*FLAGS[command], *WORDS[command]}
 
 
 @given(st.lists(ANY_WORD, max_size=8))
@@ -318,7 +352,7 @@ def recording(command, called):
     """A stand-in for a command, with its signature."""
 
     @functools.wraps(command)
-    def record(**given):
-        called.append(given)
+    def record(*words, **given):
+        called.append((words, given))
 
     return record

@@ -51,7 +51,7 @@ def kill_at(monkeypatch, epoch, name):
     monkeypatch.setattr(engine.RunFolder, name, killed)
 
 
-@pytest.mark.parametrize("name", ["save", "write_products"])
+@pytest.mark.parametrize("name", ["save", "_write_products"])
 @pytest.mark.parametrize("epoch", [1, 2, EPOCHS])
 def test_interrupted_run_ends_with_the_bits_of_an_undisturbed_one(epoch, name, finished, tmp_path, monkeypatch):
     words = [*SMALL, f"--n_epochs={EPOCHS}", "--drop_rate=0.2", "--augment", f"--save={tmp_path / 'run'}", "--resume"]
@@ -179,7 +179,7 @@ def test_resume_starts_a_run_where_there_is_none(finished, tmp_path):
     [
         ("config.json", b"", "config.json cannot be read"),
         ("config.json", b"[1]", "config.json cannot be read"),
-        ("config.json", b'{"flags": {"deph": 10}}', "unknown flag '--deph'"),
+        ("config.json", b'{"flags": {"deph": 10}}', "config.json cannot be used: unknown flag 'deph'"),
         ("config.json", b'{"flags": {}}', "config.json names no seed"),
         ("config.json", None, "but no config.json, so it cannot be continued"),
     ],
@@ -237,7 +237,7 @@ def test_two_damaged_checkpoints_are_one_line_that_names_both(copy, capsys):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 2}, "checkpoint.pt is of a newer version of this program (format 2; this one reads 1)"),
+        ({"format": 3}, "checkpoint.pt is of a newer version of this program (format 3; this one reads 2)"),
         ({"network": {"weight": torch.ones(1)}}, "is of another network than its config.json says"),
         ({"chosen": {}}, "is of another network than its config.json says"),
         ({"optimizer": {"state": {}, "param_groups": []}}, "is of another optimizer"),
@@ -316,7 +316,7 @@ def test_the_saved_weights_are_plain_and_reproduce_the_test_error(finished):
     spec = DATASETS["digits"]
     test = Loader(load("digits", folder=None, download=False).test, batch_size=128, mean=spec.mean, std=spec.std)
     with torch.no_grad():
-        wrong = sum((network(images).argmax(1) != labels).sum().item() for images, labels in test)
+        wrong = sum((network(images).argmax(1) != labels).sum().item() for images, labels, _ in test)
     assert float(read_results(finished)[-1]["test_error"]) == wrong / 355
 
 
@@ -346,10 +346,10 @@ def test_the_best_validation_error_is_kept_even_if_a_later_epoch_is_worse(tmp_pa
     errors = iter([0.5, 0.3, 0.4, 0.9])
     seen = []
 
-    def evaluate(model, batches):
-        metrics = real(model, batches)
+    def evaluate(model, batches, team):
+        metrics = real(model, batches, team)
         error = next(errors)
-        seen.append({name: value.clone() for name, value in model.state_dict().items()})
+        seen.append({name: value.clone() for name, value in model.network.state_dict().items()})
         return type(metrics)(metrics.loss, error)
 
     monkeypatch.setattr(engine, "evaluate", evaluate)

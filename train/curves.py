@@ -1,54 +1,67 @@
-"""The picture of a run: loss and error of each epoch."""
+"""The picture of a run: loss, error and learning rate of each epoch."""
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import BinaryIO
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from train.history import Row, best_row
+from train.panels import NOTE_COLOUR, draw_rates, make_panels, scale_rates, top_of
+from train.pictures import png
 
-TRAIN_COLOUR, VALID_COLOUR, NOTE_COLOUR = "#4c78a8", "#e4572e", "#666666"
+TRAIN_COLOUR, VALID_COLOUR, TEST_COLOUR = "#4c78a8", "#e4572e", "#2a9d5c"
 
 
 def draw_curves(rows: Sequence[Row], file: BinaryIO, *, title: str) -> None:
-    """Draw training and validation curves side by side as a PNG of 1600 x 640 pixels.
+    """Draw loss, learning rate and error as a PNG of 1600 x 800 pixels.
+
+    The axes of loss and error begin at 0 and have no logarithm. Where a few early epochs dwarf all others, the lines
+    leave the panel at its top.
 
     Args:
         rows: One an epoch, at least one.
         file: Open for writing.
-        title: A line above both panels.
+        title: A line above all panels.
     """
-    figure = Figure(figsize=(10, 4), dpi=160, layout="constrained")
-    loss_panel, error_panel = figure.subplots(1, 2)
-    _draw_panel(loss_panel, rows, "loss", scale=1)
-    _draw_panel(error_panel, rows, "error", scale=100)
-    loss_panel.set(title="Loss", ylabel="cross entropy")
-    error_panel.set(title="Error", ylabel="error (%)")
+    figure = Figure(figsize=(10, 5), dpi=160, layout="constrained")
+    loss_panel, rate_panel, error_panel = make_panels(figure, last_epoch=len(rows))
+    for panel in figure.axes:
+        _mark_epoch(panel, rows)
+    _draw_lines(loss_panel, rows, "loss", scale=1)
+    _draw_lines(error_panel, rows, "error", scale=100)
+    draw_rates(rate_panel, rows, color=NOTE_COLOUR, linewidth=1.4)
+    scale_rates(rate_panel, {row.learning_rate for row in rows})
     _mark_chosen(error_panel, rows)
-    error_panel.legend(edgecolor="none", framealpha=0.9)
-    figure.suptitle(title, fontsize=10, color=NOTE_COLOUR)
-    figure.savefig(file, format="png", metadata={"Software": None})
+    _mark_test(error_panel, rows)
+    loss_panel.set_ylabel("loss (cross entropy)")
+    error_panel.set_ylabel("error (%)")
+    # Above the panel, where it covers no line.
+    error_panel.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, fontsize=9, borderaxespad=0.2)
+    figure.suptitle(title, fontsize=11, parse_math=False)
+    file.write(png(figure))
 
 
-def _draw_panel(panel: Axes, rows: Sequence[Row], quantity: str, *, scale: float) -> None:
+def _draw_lines(panel: Axes, rows: Sequence[Row], quantity: str, *, scale: float) -> None:
+    """Draw a quantity of the training images and, if there are any, of the validation images."""
     epochs = [row.epoch for row in rows]
     marker = "o" if len(rows) == 1 else None  # a line through one point is invisible
+    drawn = []
     for part, colour, name in (("train", TRAIN_COLOUR, "training"), ("valid", VALID_COLOUR, "validation")):
         values = [getattr(row, f"{part}_{quantity}") for row in rows]
         if values[-1] is not None:
             scaled = [value * scale for value in values]
             panel.plot(epochs, scaled, color=colour, label=name, linewidth=1.6, marker=marker, markersize=4)
-    for before, after in pairwise(rows):
-        if before.learning_rate != after.learning_rate:
-            panel.axvline(after.epoch - 0.5, color=NOTE_COLOUR, linewidth=0.8, linestyle=":")
-    panel.set_xlabel("epoch  (dotted: learning rate changes)")
-    panel.set_ylim(bottom=0)
-    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-    panel.grid(alpha=0.25)
-    panel.spines[["top", "right"]].set_visible(False)
+            drawn.append(scaled)
+    visible = [getattr(best_row(rows), f"valid_{quantity}"), rows[-1].test_error if quantity == "error" else None]
+    panel.set_ylim(0, top_of(drawn, visible=[value * scale for value in visible if value is not None]))
+
+
+def _mark_epoch(panel: Axes, rows: Sequence[Row]) -> None:
+    """A thin line through the chosen epoch, if it was chosen by its validation error."""
+    chosen = best_row(rows)
+    if chosen.valid_error is not None and len(rows) > 1:
+        panel.axvline(chosen.epoch, color=VALID_COLOUR, linewidth=0.8, alpha=0.5, zorder=1)
 
 
 def _mark_chosen(panel: Axes, rows: Sequence[Row]) -> None:
@@ -57,6 +70,10 @@ def _mark_chosen(panel: Axes, rows: Sequence[Row]) -> None:
         label = f"chosen: epoch {chosen.epoch}, {chosen.valid_error:.2%}"
         point = {"color": VALID_COLOUR, "markersize": 6, "zorder": 3, "clip_on": False}  # whole where the error is 0
         panel.plot(chosen.epoch, chosen.valid_error * 100, "o", label=label, **point)
-    if rows[-1].test_error is not None:
-        label = f"test error of the chosen: {rows[-1].test_error:.2%}"
-        panel.axhline(rows[-1].test_error * 100, color=NOTE_COLOUR, linewidth=1, linestyle="--", label=label)
+
+
+def _mark_test(panel: Axes, rows: Sequence[Row]) -> None:
+    test_error = rows[-1].test_error
+    if test_error is not None:
+        label = f"test error of the chosen: {test_error:.2%}"
+        panel.axhline(test_error * 100, color=TEST_COLOUR, linewidth=1.2, linestyle="--", label=label)

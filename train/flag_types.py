@@ -51,6 +51,29 @@ class Range:
         return f"; the nearest are {below} and {below + self.step}"
 
 
+@dataclass(frozen=True)
+class Names:
+    """Some words.
+
+    Attributes:
+        names: The words.
+        rule: How to say it to a user.
+    """
+
+    names: tuple[str, ...]
+    rule: str
+
+    def __contains__(self, value: str) -> bool:
+        return value in self.names
+
+    def __str__(self) -> str:
+        return self.rule
+
+    def nearest(self, value: str) -> str:
+        """Name the word that looks most like another; empty if none does."""
+        return did_you_mean(value, self.names)
+
+
 def describe(annotation: Any) -> str:
     """Say what values a flag with this annotation takes, for example "a whole number, 1 or more, or None"."""
     kinds, limits, optional = _take_apart(annotation)
@@ -86,7 +109,7 @@ def is_switch(annotation: Any) -> bool:
     return bool in _take_apart(annotation)[0]
 
 
-def _take_apart(annotation: Any) -> tuple[list[Any], Range | None, bool]:
+def _take_apart(annotation: Any) -> tuple[list[Any], Range | Names | None, bool]:
     """Split an annotation into its types without None, its range and whether None is allowed."""
     is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
     parts = typing.get_args(annotation) if is_union else (annotation,)
@@ -121,16 +144,22 @@ def _read_choice(kind: Any, text: str) -> str | None:
     return text if text in typing.get_args(kind) else None
 
 
-_NAMES = {bool: "True or False", int: "a whole number", float: "a number", Path: "a path"}
+_NAMES = {bool: "True or False", int: "a whole number", float: "a number", Path: "a path", str: "a name"}
 _READERS: dict[Any, Callable[[str], Any]] = {
     bool: lambda text: BOOLEANS.get(text.lower()),
     int: _read_int,
     float: _read_float,
     Path: _read_path,
+    str: str,
 }
 
 
 def did_you_mean(word: str, names: Iterable[str], prefix: str = "") -> str:
     """Name the one of `names` that looks most like a word; empty if none looks like it."""
-    close = difflib.get_close_matches(word.replace("-", "_").lower(), list(names), n=1)
-    return f"; did you mean {prefix}{close[0]}?" if close else ""
+    by_look = {_look(name): name for name in names}
+    close = difflib.get_close_matches(_look(word), by_look, n=1)
+    return f"; did you mean {prefix}{by_look[close[0]]}?" if close else ""
+
+
+def _look(word: str) -> str:
+    return word.replace("-", "_").lower()

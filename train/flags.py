@@ -13,6 +13,7 @@ import re
 import sys
 import typing
 from collections.abc import Callable, Mapping
+from reprlib import repr as short_repr
 from typing import Any, NoReturn
 
 import fire
@@ -21,6 +22,7 @@ from fire.decorators import SetParseFns
 
 from train.flag_help import commands_page, help_page
 from train.flag_types import describe, did_you_mean, is_switch, parse
+from train.team import here
 
 HELP_WORDS = ("--help", "-h")
 
@@ -43,8 +45,8 @@ def choose(commands: Commands, argv: list[str], *, name: str) -> tuple[str, list
         return default, argv
     word, *others = argv
     if word not in commands:
-        hint = did_you_mean(word, commands) or f"; the commands are {' and '.join(commands)}"
-        end(f"error: unknown command {word!r}{hint}", name=name)
+        hint = did_you_mean(word, commands) or f"; the commands are {', '.join(commands)}"
+        end(f"error: unknown command {word!r}{hint}", name=name, is_heard=here().is_first)
     return word, others
 
 
@@ -85,10 +87,34 @@ def call(function: Callable[..., Any], given: Mapping[str, Any]) -> None:
     function(*(word for name in words for word in given[name]), **flags)
 
 
-def end(message: str, *, name: str, exit_code: int = 2) -> NoReturn:
-    """End the program with one line on stderr."""
-    one_line = " ".join(message.split())
-    print(f"{name}: {one_line}", file=sys.stderr)
+def checked(function: Callable[..., Any], recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Return flags that a file recorded as typed and checked values, as if they were typed on a command line.
+
+    Args:
+        function: As for `bind`.
+        recorded: Plain values by flag.
+
+    Raises:
+        FireError: If there is no such flag, or it takes no such value.
+    """
+    _, flags = parameters_of(function)
+    for flag in recorded:
+        if flag not in flags:
+            raise FireError(f"unknown flag {short_repr(flag)}{did_you_mean(flag, flags, '--')}")
+    return {flag: parse(flag, flags[flag], str(value)) for flag, value in recorded.items()}
+
+
+def defaults_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """The defaults of all flags that have one."""
+    parameters = inspect.signature(function).parameters.items()
+    return {flag: known.default for flag, known in parameters if known.default is not inspect.Parameter.empty}
+
+
+def end(message: str, *, name: str, exit_code: int = 2, is_heard: bool = True) -> NoReturn:
+    """End the program with one line on stderr, if this is the process that prints it."""
+    if is_heard:
+        one_line = " ".join(message.split())
+        print(f"{name}: {one_line}", file=sys.stderr)
     raise SystemExit(exit_code)
 
 

@@ -2,8 +2,13 @@
 
 import csv
 import io
+import re
+import typing
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import Field, asdict, dataclass, fields
+
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+LARGEST = 3.5e38  # no number of a run is larger: losses come from 32 bits
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,7 @@ class Row:
         seconds: Of the whole epoch, validation included.
         images_per_second: Training images over the seconds of training.
         peak_memory_mb: See `runtime.peak_memory`.
+        skipped_steps: Whose gradients overflowed in fp16; None in other precisions.
     """
 
     epoch: int
@@ -46,6 +52,7 @@ class Row:
     seconds: float
     images_per_second: float
     peak_memory_mb: float | None
+    skipped_steps: int | None = None
 
     def is_valid(self) -> bool:
         """Whether each value is of its field's type."""
@@ -72,3 +79,52 @@ def to_csv(rows: Sequence[Row]) -> str:
     writer.writeheader()
     writer.writerows(asdict(row) for row in rows)
     return text.getvalue()
+
+
+def from_csv(text: str) -> list[Row]:
+    """Read what `to_csv` wrote. The text may come from anywhere; columns of other names are left out.
+
+    Raises:
+        ValueError: If the text is no such table. The message names line and column, and says what is wrong.
+    """
+    lines = csv.reader(io.StringIO(text, newline=""), strict=True)
+    rows: list[Row] = []
+    try:
+        header = _check_header(next(lines, []))
+        for cells in lines:
+            if len(cells) != len(header):
+                raise ValueError(f"line {lines.line_num} has {len(cells)} cells, the header {len(header)}")
+            rows.append(_read_row(dict(zip(header, cells, strict=True)), lines.line_num, expected=len(rows) + 1))
+    except csv.Error as error:
+        raise ValueError(f"line {lines.line_num}: {error}") from error
+    if len({value is None for row in rows for value in (row.valid_loss, row.valid_error)}) > 1:
+        raise ValueError("valid_loss and valid_error are empty in some places only")
+    return rows
+
+
+def _check_header(header: list[str]) -> list[str]:
+    for field in fields(Row):
+        found = header.count(field.name)
+        if found != 1:
+            raise ValueError(f"line 1 names the column {field.name} {'twice' if found else 'nowhere'}")
+    return header
+
+
+def _read_row(cells: dict[str, str], line: int, *, expected: int) -> Row:
+    row = Row(**{field.name: _read_cell(cells[field.name], field, line) for field in fields(Row)})
+    if row.epoch != expected:
+        raise ValueError(f"line {line} has epoch {row.epoch:g}, but must have {expected}")
+    row.epoch = expected
+    return row
+
+
+def _read_cell(cell: str, field: Field, line: int) -> float | None:
+    """A number of one column, None for an empty cell where that is allowed."""
+    if not cell and type(None) in typing.get_args(field.type):
+        return None
+    value = float(cell) if NUMBER.fullmatch(cell) else -1.0
+    highest = 1 if field.name.endswith("_error") else LARGEST
+    if not 0 <= value <= highest:
+        shown = cell if len(cell) <= 20 else f"{cell[:20]}..."
+        raise ValueError(f"line {line}: {field.name} is {shown!r}, but must be a number from 0 to {highest:g}")
+    return value

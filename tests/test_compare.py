@@ -1,0 +1,265 @@
+"""`python demo.py compare`: runs side by side."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from matplotlib.figure import Figure
+
+from tests.application import ROOT, everything_in, read_csv, run_here
+from tests.made_rows import any_rows, make_rows, make_run, num_shades, read_png
+from train.history import to_csv
+from train.logbook import Logbook, read_logbook
+from train.runs_plot import COLOURS, MOST_RUNS, draw_runs
+from train.runs_table import RunsTable, differing_flags
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder with three runs: done, going on without validation images, and just begun."""
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path / "done", make_rows(5, test_error=0.125, rate=lambda epoch: 0.1 / epoch))
+    make_run(tmp_path / "going", make_rows(3, valid=False), lr=0.05, wd=None, data="elsewhere")
+    make_run(tmp_path / "begun", None, depth=16, parameters=123456)
+    return tmp_path
+
+
+def test_table_names_what_differs_and_how_far_each_run_is(here, capsys):
+    before = everything_in(here)
+    assert run_here("compare", "done", "going", "begun") == 0
+    assert capsys.readouterr().out == (
+        "run                    done      going      begun\n"
+        "network           L=10, k=2  L=10, k=2  L=16, k=2\n"
+        "data set             digits     digits     digits\n"
+        "--lr                    0.1       0.05        0.1\n"
+        "--wd                      -       None          -\n"
+        "epochs               5 of 5     3 of 5     0 of 5\n"
+        "best epoch                5          3          -\n"
+        "validation error     21.00%          -          -\n"
+        "test error           12.50%          -          -\n"
+        "parameters              700        700    123,456\n"
+        "s/epoch                 4.0        3.0          -\n"
+        "images/s                300        200          -\n"
+        "peak MB                   -          -          -\n"
+    )
+    assert everything_in(here) == before
+
+
+def test_many_runs_have_a_line_each(here, capsys):
+    names = [f"r{i}" for i in range(7)]
+    for i, name in enumerate(names):
+        make_run(here / name, make_rows(i + 1), seed=i)
+    assert run_here("compare", *names) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert re.split(r" {2,}", lines[0])[:5] == ["run", "network", "data set", "--seed", "epochs"]
+    assert [line.split()[0] for line in lines[1:]] == names
+
+
+def test_new_files_hold_table_and_picture(here):
+    assert run_here("compare", "done", "going", "begun", "--csv=t.csv", "--plot=p.png") == 0
+    done, going, begun = read_csv(here / "t.csv")
+    assert done == {
+        "run": "done",
+        "dataset": "digits",
+        "depth": "10",
+        "growth_rate": "2",
+        "flag_lr": "0.1",
+        "flag_wd": "",
+        "n_epochs": "5",
+        "epochs_done": "5",
+        "best_epoch": "5",
+        "valid_error": repr(0.8 / 5 + 0.05),
+        "test_error": "0.125",
+        "parameters": "700",
+        "seconds_per_epoch": "4.0",
+        "images_per_second": "300.0",
+        "peak_memory_mb": "",
+    }
+    assert (going["epochs_done"], going["test_error"]) == ("3", "")
+    assert begun["best_epoch"] == begun["seconds_per_epoch"] == ""
+    picture = read_png((here / "p.png").read_bytes())
+    assert picture.shape[1] == 1600
+    assert num_shades(picture) > 50
+
+
+def test_one_run_is_enough_for_a_table(here, capsys):
+    assert run_here("compare", "done") == 0
+    assert "--" not in capsys.readouterr().out
+
+
+def book(name, rows, **flags):
+    return Logbook(name, {"depth": 10, **flags}, len(rows) or 1, 7, rows)
+
+
+def test_flags_that_a_run_lacks_are_a_difference_and_its_folders_are_not():
+    runs = [book("a", [], lr=0.1, seed=1, save="a"), book("b", [], seed=1, save="b"), book("c", [], lr=0.1, seed=1)]
+    assert differing_flags(runs) == ["lr"]
+    assert differing_flags(runs[:1]) == []
+
+
+def test_each_run_has_its_own_look_and_a_dot_at_its_best_epoch(monkeypatch):
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kwargs: figures.append(self))
+    runs = [book(f"_${i}", make_rows(i + 1)) for i in range(MOST_RUNS)]
+    draw_runs(runs)
+    loss, rate, error = figures[0].axes
+    looks = {(line.get_color(), line.get_linestyle()) for line in rate.get_lines()}
+    assert len(looks) == MOST_RUNS == 3 * len(COLOURS)
+    lines = error.get_lines()
+    assert [list(line.get_ydata()) for line in lines[::2]] == [[r.valid_error * 100 for r in run.rows] for run in runs]
+    assert [tuple(dot.get_xydata()[0]) for dot in lines[1::2]] == [
+        (len(run.rows), run.rows[-1].valid_error * 100) for run in runs
+    ]
+    assert [list(line.get_ydata()) for line in loss.get_lines()[::2]] == [
+        [r.train_loss for r in run.rows] for run in runs
+    ]
+    labels = [text.get_text() for text in figures[0].legends[0].get_texts()]
+    assert labels[1] == "_$1: best epoch 2, 45.00%"
+
+
+def test_equal_runs_give_equal_bytes():
+    assert draw_runs([book("a", make_rows(3))]) == draw_runs([book("a", make_rows(3))])
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(any_rows(), any_rows())
+@example([], make_rows(2, rate=lambda epoch: 5e-324 if epoch == 2 else 1.0))
+@example(make_rows(2, scale=5e-324, rate=lambda epoch: 5e-324 * epoch), make_rows(1, rate=lambda epoch: 3e38))
+def test_any_rows_make_a_table_and_a_picture(one, other):
+    runs = [book("a", one), book("日本", other)]
+    assert len(RunsTable(runs).as_text().splitlines()) == 11
+    assert read_png(draw_runs(runs)).shape[1] == 1600
+
+
+def test_a_logbook_is_what_the_files_say(here):
+    run = read_logbook(here / "done")
+    assert run.rows == make_rows(5, test_error=0.125, rate=lambda epoch: 0.1 / epoch)
+    assert (run.n_epochs, run.parameters, run.flags["lr"], run.test_error) == (5, 700, 0.1, 0.125)
+
+
+def config(content):
+    """A preparation: other contents of a config.json, text or what is written as JSON."""
+    text = content if isinstance(content, str) else json.dumps(content)
+    return lambda here: (here / "done/config.json").write_text(text)
+
+
+def results(content):
+    """A preparation: other contents of a results.csv."""
+    return lambda here: (here / "done/results.csv").write_bytes(content)
+
+
+def replaced(name, make):
+    """A preparation: something else in place of a file."""
+
+    def prepare(here):
+        (here / name).unlink()
+        make(here / name)
+
+    return prepare
+
+
+def huge(path):
+    with path.open("wb") as file:
+        file.truncate(10**12)
+
+
+def linked(here):
+    (here / "same").symlink_to("done")
+
+
+def nothing(here):
+    """No preparation."""
+
+
+TABLE = to_csv(make_rows(3)).encode()
+TWO = ["compare", "done", "going"]
+GOOD = {"n_epochs": 5}
+BAD = [
+    (nothing, ["compare"], "RUNS is needed: a path, one or more"),
+    (nothing, ["compare", ""], "RUNS is '', but must be a path"),
+    (nothing, [*TWO, "--save=x"], "unknown flag '--save'"),
+    (nothing, [*TWO, "--plot"], "--plot needs a value"),
+    (nothing, [*TWO, "done"], "RUNS names one run twice: done and done"),
+    (nothing, [*TWO, "./going/"], "RUNS names one run twice: going and going"),
+    (nothing, [*TWO, "going/../done"], "RUNS names one run twice: done and going/../done"),
+    (linked, [*TWO, "same"], "RUNS names one run twice: done and same"),
+    (nothing, [*TWO, "nowhere"], "nowhere holds no run: there is no config.json in it"),
+    (nothing, [*TWO, "done/results.csv"], "done/results.csv holds no run"),
+    (nothing, [*TWO, "."], ". holds no run"),
+    (nothing, [*TWO, "x" * 300], "File name too long"),
+    (nothing, [*TWO, "--plot=p.jpg"], "--plot is 'p.jpg', but must be a file name that ends in .png"),
+    (nothing, [*TWO, "--plot=no/p.png"], "--plot no/p.png cannot be written"),
+    (lambda here: (here / "t.csv").touch(), [*TWO, "--csv=t.csv"], "--csv t.csv exists already"),
+    (replaced("done/config.json", os.mkfifo), TWO, "done/config.json cannot be read: it is not a file"),
+    (replaced("done/config.json", huge), TWO, "done/config.json cannot be read: it has more than 1,000,000 bytes"),
+    (config("{"), TWO, "done/config.json cannot be read: "),
+    (config("[" * 100_000), TWO, "done/config.json cannot be read: "),
+    (config('{"flags": {"n_epochs": ' + "9" * 5000 + "}}"), TWO, "done/config.json cannot be read: "),
+    (config([1]), TWO, "done/config.json cannot be read: it should hold the flags of the run"),
+    (config({"flags": [1]}), TWO, "done/config.json cannot be read: it should hold the flags of the run"),
+    (config({"flags": {}, "parameters": 1}), TWO, "its n_epochs should be a whole number, 1 or more"),
+    (config({"flags": {"n_epochs": True}, "parameters": 1}), TWO, "its n_epochs should be a whole number, 1 or more"),
+    (config({"flags": {"n_epochs": "5"}, "parameters": 1}), TWO, "its n_epochs should be a whole number, 1 or more"),
+    (config({"flags": GOOD}), TWO, "its parameters should be a whole number, 1 or more"),
+    (config({"flags": GOOD, "parameters": 1e400}), TWO, "its parameters should be a whole number, 1 or more"),
+    (config({"flags": GOOD | {"lr": [0.1]}, "parameters": 1}), TWO, "its flag 'lr' should be text, a number"),
+    (config({"flags": GOOD | {"a\nb": {}}, "parameters": 1}), TWO, r"its flag 'a\nb' should be text, a number"),
+    (replaced("done/results.csv", os.mkdir), TWO, "done/results.csv cannot be read: it is not a file"),
+    (replaced("done/results.csv", huge), TWO, "done/results.csv cannot be read: it has more than 50,000,000 bytes"),
+    (results(b""), TWO, "done/results.csv is no table of epochs: line 1 names the column epoch nowhere"),
+    (results(b"\xff\xfe"), TWO, "done/results.csv cannot be read: 'utf-8' codec"),
+    (results(b"a\0b"), TWO, "done/results.csv is no table of epochs: line 1"),
+    (results(TABLE.replace(b"0.8,", b"nan,")), TWO, "line 2: train_error is 'nan', but must be a number from 0 to 1"),
+    (results(TABLE.replace(b"1.6,", b"1e300,")), TWO, "line 2: train_loss is '1e300'"),
+    (results(TABLE.replace(b"seconds,", b"")), TWO, "line 1 names the column seconds nowhere"),
+    (results(TABLE[:-40]), TWO, "line 4 has"),
+]
+
+
+@pytest.mark.parametrize(("prepare", "words", "message"), BAD, ids=range(len(BAD)))
+def test_what_cannot_be_used_is_one_line_and_stays_as_it_was(prepare, words, message, here, capsys):
+    prepare(here)
+    before = everything_in(here)
+    assert run_here(*words) == 2
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert re.fullmatch(r"demo\.py compare: error: [^\n]+\n", error)
+    assert message in error
+    assert everything_in(here) == before
+
+
+def test_more_runs_than_can_be_told_apart_are_a_table_but_no_picture(here, capsys):
+    names = [f"r{i}" for i in range(MOST_RUNS + 1)]
+    for name in names:
+        make_run(here / name, make_rows(1))
+    assert run_here("compare", *names) == 0
+    capsys.readouterr()
+    assert run_here("compare", *names, "--plot=p.png") == 2
+    message = f"demo.py compare: error: --plot cannot tell {MOST_RUNS + 1} runs apart; name at most {MOST_RUNS}\n"
+    assert capsys.readouterr() == ("", message)
+    assert not (here / "p.png").exists()
+
+
+def test_names_that_are_no_text_can_be_printed_and_drawn(here):
+    make_run(here / "r\udcff", make_rows(2), note="a\u202eb\n\x1b[31m")
+    program = [sys.executable, str(ROOT / "demo.py"), "compare", "done", "r\udcff", "--plot=p.png", "--csv=t.csv"]
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict", "PYTHONDONTWRITEBYTECODE": "1"}
+    result = subprocess.run(program, env=environment, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "r?" in result.stdout
+    assert "a?b??[31m" in result.stdout
+    assert "r\\udcff," in (here / "t.csv").read_text()
+
+
+def test_a_table_needs_neither_torch_nor_matplotlib(here):
+    program = (
+        "import sys, demo; demo.main(['compare', 'done', 'going']); "
+        "assert not {'torch', 'matplotlib', 'numpy', 'tensorboard'} & set(sys.modules)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    result = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")

@@ -1,0 +1,111 @@
+"""What a run wrote down about itself, config.json and results.csv, read without trusting a byte of it."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from train.config import read_config
+from train.errors import UserError
+from train.history import Row, best_row, from_csv
+from train.run import CONFIG, RESULTS
+from train.saving import read_small
+
+LARGEST_RESULTS = 50_000_000  # bytes, some 300,000 epochs
+
+
+@dataclass(frozen=True)
+class Logbook:
+    """A run, finished or not.
+
+    Attributes:
+        path: The folder, as the user named it.
+        flags: Of the command line that began it; plain values.
+        n_epochs: Of the whole run.
+        parameters: Of the network.
+        rows: One for each epoch that is done, maybe none.
+    """
+
+    path: Path
+    flags: dict[str, Any]
+    n_epochs: int
+    parameters: int
+    rows: list[Row]
+
+    @property
+    def test_error(self) -> float | None:
+        """Fraction of test images that the chosen weights got wrong; None until all epochs are done."""
+        return self.rows[-1].test_error if self.rows else None
+
+    def progress(self) -> str:
+        """Say which epoch the chosen weights are from, and how far the run is."""
+        if not self.rows:
+            return f"weights of an epoch that is not known, as there is no {RESULTS}"
+        return f"weights of epoch {best_row(self.rows).epoch}, {len(self.rows)} of {self.n_epochs} epochs done"
+
+    def verdict(self, error: float) -> str:
+        """Say whether a test error that was measured now is the one that the run wrote down."""
+        if self.test_error is None:
+            return "the run has recorded no test error yet"
+        if self.test_error == error:
+            return "the run recorded the same test error"
+        return (
+            f"warning: the run recorded another test error, {self.test_error:.4%}, and now it is {error:.4%}; another "
+            "device, version or batch size rounds otherwise, but a larger difference has another reason"
+        )
+
+
+def read_logbook(folder: Path) -> Logbook:
+    """Read what a run says of itself. Nothing is written.
+
+    Raises:
+        UserError: If the folder holds no run, or a file in it is not what a run writes.
+    """
+    config = read_config(folder)
+    if config is None:
+        raise UserError(f"{folder} holds no run: there is no {CONFIG} in it")
+    flags = config["flags"]
+    path = folder / CONFIG
+    return Logbook(
+        path=folder,
+        flags=flags,
+        n_epochs=_whole_number(flags, "n_epochs", path),
+        parameters=_whole_number(config, "parameters", path),
+        rows=read_results(folder),
+    )
+
+
+def read_logbooks(folders: Sequence[Path]) -> list[Logbook]:
+    """Read several runs.
+
+    Raises:
+        UserError: If two of the folders are one, or one holds no run.
+    """
+    first: dict[str, Path] = {}
+    for folder in folders:
+        same = first.setdefault(os.path.realpath(folder), folder)
+        if same is not folder:
+            raise UserError(f"RUNS names one run twice: {same} and {folder}")
+    return [read_logbook(folder) for folder in folders]
+
+
+def read_results(folder: Path) -> list[Row]:
+    """The rows of results.csv, none if there is no such file yet.
+
+    Raises:
+        UserError: If it is not what a run writes. The line says where and what is wrong.
+    """
+    path = folder / RESULTS
+    text = read_small(path, largest=LARGEST_RESULTS)
+    try:
+        return from_csv(text) if text is not None else []
+    except ValueError as error:
+        raise UserError(f"{path} is no table of epochs: {error}") from error
+
+
+def _whole_number(values: dict[str, Any], name: str, path: Path) -> int:
+    value = values.get(name)
+    if type(value) is not int or not 1 <= value < 10**15:  # a bool is an int too
+        raise UserError(f"{path} is of no run: its {name} should be a whole number, 1 or more")
+    return value

@@ -1,0 +1,79 @@
+"""What the pictures of runs have in common: colours, an axis of epochs, limits, a panel of learning rates."""
+
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from train.history import Row
+
+NOTE_COLOUR = "#666666"
+FEW_EPOCHS = 10  # fewer are all drawn, however high
+DWARFED = 5  # times the largest value of the last third: higher ones would press that third to the bottom
+NOTHING = 1e-30  # too little to draw: rounding would spoil the axis
+MANY_RATES = 8  # a schedule of more different rates is a curve, not stairs
+
+
+def top_of(lines: Sequence[Sequence[float]], *, visible: Sequence[float] = ()) -> float:
+    """Where an axis from 0 should end: above all values, unless early ones dwarf the last third of their line.
+
+    Args:
+        lines: What is drawn, each of one value or more, none of them negative.
+        visible: Further values that must be seen.
+    """
+    return _end(1.08 * max([*map(_height, lines), *visible], default=0))
+
+
+def _height(line: Sequence[float]) -> float:
+    highest, limit = max(line), DWARFED * max(line[2 * len(line) // 3 :])
+    is_dwarfed = len(line) >= FEW_EPOCHS and 0 < 1.5 * limit < highest
+    return limit if is_dwarfed else highest
+
+
+def _end(value: float) -> float:
+    """Where an axis from 0 to a value ends: at 1 if there is nothing to see."""
+    return value if value > NOTHING else 1.0
+
+
+def make_panels(figure: Figure, *, last_epoch: int) -> tuple[Axes, Axes, Axes]:
+    """Three empty panels with an axis of epochs: loss, learning rate below it, and error to the right of both."""
+    grid = figure.add_gridspec(2, 2, height_ratios=(3.2, 1), width_ratios=(1, 1.15))
+    loss, rate, error = (figure.add_subplot(place) for place in (grid[0, 0], grid[1, 0], grid[:, 1]))
+    margin = 0.02 * (last_epoch - 1) + 0.15
+    for panel in (loss, rate, error):
+        panel.set_xlim(1 - margin, last_epoch + margin)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=(1, 2, 5, 10)))
+        panel.grid(alpha=0.25)
+        panel.set_axisbelow(True)
+        panel.spines[["top", "right"]].set_visible(False)
+    loss.tick_params(labelbottom=False)
+    rate.set(xlabel="epoch", ylabel="learning rate")
+    error.set_xlabel("epoch")
+    return loss, rate, error
+
+
+def draw_rates(panel: Axes, rows: Sequence[Row], **style: object) -> None:
+    """Draw the learning rate of each epoch; one epoch is a point."""
+    style |= {"marker": "o", "markersize": 4} if len(rows) == 1 else {"drawstyle": "steps-mid"}
+    panel.plot([row.epoch for row in rows], [row.learning_rate for row in rows], **style)
+
+
+def scale_rates(panel: Axes, rates: set[float]) -> None:
+    """Choose the axis of learning rates: logarithmic for a few that differ by factors, else from 0.
+
+    Args:
+        panel: Theirs.
+        rates: All that are drawn, none of them negative.
+    """
+    low, high = min(rates, default=0), max(rates, default=0)
+    is_stairs = len(rates) <= MANY_RATES and 4 * low <= high <= 1e6 * low and low > NOTHING
+    if not is_stairs:
+        panel.yaxis.set_major_locator(MaxNLocator(nbins=3, steps=(1, 2, 5, 10)))
+        panel.set_ylim(0, _end(1.15 * high))
+    else:
+        panel.set_yscale("log")
+        panel.yaxis.set_major_locator(LogLocator(numticks=5))
+        panel.yaxis.set_minor_locator(NullLocator())
+        panel.set_ylim(low / 2, high * 2)
+    panel.yaxis.set_major_formatter(FuncFormatter(lambda rate, position: f"{rate:g}"))

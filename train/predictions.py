@@ -1,0 +1,116 @@
+"""What a trained network says of images: the likeliest classes of each, as lines and as CSV."""
+
+import csv
+import io
+import sys
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+# Paths of some image files; the images (n, 3, H, W), normalised, on the device of the network; and what went wrong with
+# other files.
+FileBatch = tuple[Sequence[str], Tensor, Sequence[Exception]]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The likeliest classes of an image, the first one first.
+
+    Attributes:
+        path: Of its file.
+        classes: Their names.
+        probabilities: From 0 to 1, likewise.
+    """
+
+    path: str
+    classes: tuple[str, ...]
+    probabilities: tuple[float, ...]
+
+
+@torch.no_grad()
+def most_likely(model: nn.Module, images: Tensor, *, top: int) -> tuple[Tensor, Tensor]:
+    """Probabilities float32 (n, top) of the likeliest classes of images (n, 3, H, W), and their labels int64 (n, top).
+
+    They are on the CPU, the likeliest first. `model` must be in eval mode.
+    """
+    probabilities, labels = model(images).float().softmax(1).topk(top)
+    return probabilities.cpu(), labels.cpu()
+
+
+def predict_files(
+    model: nn.Module, batches: Generator[FileBatch], *, classes: Sequence[str], top: int, paths: Sequence[str]
+) -> tuple[list[Prediction], int]:
+    """Classify image files, and print a line for each: on stdout, or on stderr if it could not be read.
+
+    Many files get a progress bar on stderr if that is a terminal.
+
+    Args:
+        model: Put into eval mode.
+        batches: The files; closed in any case.
+        classes: Names by label.
+        top: Classes of each image that are printed, from 1 to all.
+        paths: Of all files.
+
+    Returns:
+        The predictions, and how many files could not be read.
+    """
+    model.eval()
+    predictions: list[Prediction] = []
+    unreadable = 0
+    widths = max(map(len, paths)), max(map(len, classes))
+    with closing(batches), _progress_bar(len(paths)) as bar:
+        for readable, images, errors in batches:
+            new = _predict(model, readable, images, classes, top) if readable else []
+            _print_lines([as_line(one, widths) for one in new], [f"error: {error}" for error in errors])
+            predictions += new
+            unreadable += len(errors)
+            bar.update(len(readable) + len(errors))
+    return predictions, unreadable
+
+
+def _print_lines(lines: list[str], errors: list[str]) -> None:
+    """Write lines to stdout and to stderr, above the progress bar."""
+    for some, stream in ((lines, sys.stdout), (errors, sys.stderr)):
+        if some:
+            tqdm.write("\n".join(some), file=stream)
+
+
+def _progress_bar(num_files: int) -> tqdm:
+    few = num_files < 1000  # a second's work
+    return tqdm(total=num_files, unit=" files", leave=False, dynamic_ncols=True, disable=few or not sys.stderr.isatty())
+
+
+def _predict(
+    model: nn.Module, paths: Sequence[str], images: Tensor, classes: Sequence[str], top: int
+) -> list[Prediction]:
+    rows = zip(*(values.tolist() for values in most_likely(model, images, top=top)), strict=True)
+    return [
+        Prediction(path, tuple(classes[label] for label in labels), tuple(probabilities))
+        for path, (probabilities, labels) in zip(paths, rows, strict=True)
+    ]
+
+
+def as_line(prediction: Prediction, widths: tuple[int, int]) -> str:
+    """The path, and each class with its probability, in columns: `widths` are those of the path and of a class."""
+    path_width, class_width = widths
+    columns = [
+        f"{name:<{class_width}} {probability:7.2%}"
+        for name, probability in zip(prediction.classes, prediction.probabilities, strict=True)
+    ]
+    return "  ".join([f"{prediction.path:<{path_width}}", *columns])
+
+
+def as_csv(predictions: Sequence[Prediction], *, top: int) -> str:
+    """A header and a row for each image: file, and class and probability of the likeliest classes."""
+    numbers = ["", *(f"_{number}" for number in range(2, top + 1))]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["file", *(f"{column}{number}" for number in numbers for column in ("class", "probability"))])
+    for one in predictions:
+        pairs = zip(one.classes, one.probabilities, strict=True)
+        writer.writerow([one.path, *(value for name, probability in pairs for value in (name, f"{probability:.6g}"))])
+    return text.getvalue()
