@@ -82,7 +82,7 @@ def test_options_are_in_the_configuration(tmp_path):
     ("words", "message"),
     [
         (["--warmup_epochs=300"], "--warmup_epochs is 300, but must be below --n_epochs, which is 300"),
-        (["--accum_steps=300"], "--accum_steps is 300, but --batch_size 256 has no so many parts"),
+        (["--accum_steps=300"], "--accum_steps is 300, but a batch has 256 images; parts need one image or more"),
         (["--compile"], "--compile True does not work with --efficient True, only with naive and checkpoint"),
         (["--compile", "--efficient=buffer_fast"], "--compile True does not work with --efficient buffer_fast"),
         (["--sync_bn"], "--sync_bn True does not work with --efficient True, only with naive and checkpoint"),

@@ -1,6 +1,7 @@
 """One step: the gradient of a batch in parts, smoothed labels, and losses scaled for fp16."""
 
 import copy
+import threading
 
 import pytest
 import torch
@@ -183,6 +184,27 @@ def test_convolutions_run_in_the_precision_and_logits_are_in_32_bits(precision, 
     assert seen == [dtype]
     assert replicas.network is model
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+
+
+def test_threads_of_data_parallel_know_the_precision():
+    """They begin without the autocast of the thread that starts them."""
+    model, seen = network(efficient=False), []
+    model.features.conv0.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    training = replicate(model, CPU, precision="bf16").training
+    images, _ = batch(4, dtype=torch.float32)
+    thread = threading.Thread(target=training, args=(images,))
+    thread.start()
+    thread.join()
+    assert seen == [torch.bfloat16]
+
+
+def test_the_compiler_gets_what_is_called_and_names_stay(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda model: compiled.append(model) or model)
+    model = network(efficient=False)
+    replicas = replicate(model, CPU, precision="bf16", compile=True)
+    assert compiled == [replicas.training]
+    assert replicas.network is model
 
 
 def test_an_empty_part_has_no_logits_and_gradients_of_zero():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.application import SMALL, read_results, run_apart
+from tests.application import SMALL, assert_same_run, read_results, run_apart
 from tests.torchrun import lines_of_the_application, run_team, start_team
 
 EPOCHS = 3
@@ -47,7 +47,7 @@ def test_a_run_in_two_processes_can_be_read_and_made_longer_by_one(team_run, tmp
         (["--save=s", "--deph=10"], "demo.py: error: unknown flag '--deph'; did you mean --depth?"),
         (
             ["--save=s", "--dataset=digits", "--batch_size=1"],
-            "demo.py: error: --accum_steps is 1, but --batch_size 1 has no 1 parts in each of 2 processes",
+            "demo.py: error: --batch_size is 1, but must be 2 or more, an image for each process",
         ),
         (["benchmark"], "demo.py benchmark: error: torchrun is for training; start benchmark with python"),
         (["trian"], "demo.py: error: unknown command 'trian'; did you mean train?"),
@@ -85,8 +85,8 @@ def test_processes_of_another_number_go_on_with_a_run(team_run, tmp_path):
     assert [row["epoch"] for row in read_results(copy)] == ["1", "2", "3", "4"]
 
 
-def test_a_process_that_dies_ends_the_others_with_a_line(tmp_path):
-    process = start_team(2, *SMALL, "--n_epochs=500", "--save=run", folder=tmp_path)
+def test_a_process_that_dies_ends_the_others_with_a_line_and_nothing_is_lost(team_run, tmp_path):
+    process = start_team(2, *WORDS, "--save=run", folder=tmp_path)
     for _ in range(3):
         process.stdout.readline()
     *_, last = map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())
@@ -96,4 +96,5 @@ def test_a_process_that_dies_ends_the_others_with_a_line(tmp_path):
     lines = lines_of_the_application(err)
     assert "demo.py: error: another process of the run has ended or does not answer" in lines
     assert "[rank" not in err  # how PyTorch prints a traceback of a process
-    assert len(read_results(tmp_path / "run")) >= 1
+    assert run_team(2, "--save=run", "--resume", folder=tmp_path).returncode == 0
+    assert_same_run(tmp_path / "run", team_run[1])

@@ -25,9 +25,13 @@ def check_training(flags: Mapping[str, Any], *, num_processes: int, is_launched:
     if warmup_epochs >= n_epochs:
         raise UserError(f"--warmup_epochs is {warmup_epochs}, but must be below --n_epochs, which is {n_epochs}")
     batch_size, accum_steps = flags["batch_size"], flags["accum_steps"]
+    if batch_size < num_processes:
+        raise UserError(f"--batch_size is {batch_size}, but must be {num_processes} or more, an image for each process")
     if accum_steps * num_processes > batch_size:
-        parts = f"{accum_steps} parts in each of {num_processes} processes" if num_processes > 1 else "so many parts"
-        raise UserError(f"--accum_steps is {accum_steps}, but --batch_size {batch_size} has no {parts}")
+        images = (
+            f"{batch_size // num_processes} images in each process" if num_processes > 1 else f"{batch_size} images"
+        )
+        raise UserError(f"--accum_steps is {accum_steps}, but a batch has {images}; parts need one image or more")
     for flag in ("compile", "sync_bn"):
         if flags[flag] and flags["efficient"] in BUFFERS:
             raise UserError(

@@ -27,7 +27,7 @@ def top_of(lines: Sequence[Sequence[float]], *, visible: Sequence[float] = ()) -
 
 def _height(line: Sequence[float]) -> float:
     highest, limit = max(line), DWARFED * max(line[2 * len(line) // 3 :])
-    is_dwarfed = len(line) >= FEW_EPOCHS and 0 < 1.5 * limit < highest
+    is_dwarfed = len(line) >= FEW_EPOCHS and 1.5 * limit < highest
     return limit if is_dwarfed else highest
 
 
