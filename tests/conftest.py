@@ -6,6 +6,8 @@ import os
 # start inherit this; it must be set before torch is imported.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import shutil
+
 import pytest
 import torch
 
@@ -27,3 +29,30 @@ def same_global_state():
     yield
     torch.use_deterministic_algorithms(False)
     torch.utils.deterministic.fill_uninitialized_memory = True
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """A run of two epochs that is done."""
+    from tests.application import SMALL, run_here
+
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    assert run_here(*SMALL, "--n_epochs=2", f"--save={folder}") == 0
+    return folder
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    """The same, to be changed by a test."""
+    return shutil.copytree(finished, tmp_path / "copy")
+
+
+@pytest.fixture
+def here(finished, tmp_path, monkeypatch):
+    """The folder that a command line stands in, without a network, and with a copy of the run in `run`."""
+    from tests.made_data import Server
+
+    shutil.copytree(finished, tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    Server(monkeypatch)
+    return tmp_path

@@ -2,31 +2,17 @@
 
 import io
 import random
-import shutil
 import struct
 import zipfile
 
 import pytest
 import torch
 
-from tests.application import SMALL, assert_same_run, run_here
+from tests.application import assert_same_run, run_here
 from train.saving import DamagedFile, load_tensors
 
 FLIPS, TRUNCATIONS = 200, 50
 SEAL_BYTES = 7 + 64
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A run of two epochs that is done."""
-    folder = tmp_path_factory.mktemp("finished") / "run"
-    assert run_here(*SMALL, "--n_epochs=2", f"--save={folder}") == 0
-    return folder
-
-
-@pytest.fixture
-def copy(finished, tmp_path):
-    return shutil.copytree(finished, tmp_path / "copy")
 
 
 def flipped(contents, bit):

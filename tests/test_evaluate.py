@@ -3,33 +3,14 @@
 import json
 import os
 import re
-import shutil
 import signal
 
 import pytest
 import torch
 
-from tests.application import SMALL, everything_in, read_csv, read_results, run_here
-from tests.made_data import Server, make_cifar100
+from tests.application import everything_in, read_csv, read_results, run_here
+from tests.made_data import make_cifar100
 from train import tally as tallies
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A run that is done."""
-    folder = tmp_path_factory.mktemp("finished") / "run"
-    assert run_here(*SMALL, "--n_epochs=2", f"--save={folder}") == 0
-    return folder
-
-
-@pytest.fixture
-def here(finished, tmp_path, monkeypatch):
-    """The folder that a command line stands in, with a copy of the run in `run`."""
-    shutil.copytree(finished, tmp_path / "run")
-    monkeypatch.chdir(tmp_path)
-    Server(monkeypatch)
-    return tmp_path
-
 
 EVALUATE = ["evaluate", "--save=run"]
 

@@ -5,7 +5,6 @@ import io
 import json
 import os
 import pickle
-import shutil
 import tarfile
 import zipfile
 from contextlib import suppress
@@ -30,19 +29,6 @@ class Hostile:
 
     def __reduce__(self):
         return os.mkdir, (str(self.marker),)
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A run of one epoch that is done."""
-    folder = tmp_path_factory.mktemp("finished") / "run"
-    assert run_here(*SMALL, "--n_epochs=1", f"--save={folder}") == 0
-    return folder
-
-
-@pytest.fixture
-def copy(finished, tmp_path):
-    return shutil.copytree(finished, tmp_path / "copy")
 
 
 @pytest.fixture
