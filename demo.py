@@ -25,28 +25,28 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from fire.core import FireError
 
 from data.errors import DataError
-from train import flags as command_line
 from train import stops
-from train.checks import check_training
-from train.claim import claim, recorded_flags
+from train.command_line import flags as command_line
+from train.command_line.checks import check_training
+from train.command_line.flag_types import Names, Range
+from train.command_line.networks import LARGEST_SMALL_IMAGES, check_network, flags_of_network, image_size_of, title_of
+from train.command_line.recipes import PAPER, RULE, flags_of_recipe
 from train.compiler import require_compiler
 from train.errors import RunError, UserError
-from train.flag_types import Names, Range
-from train.formats import SUFFIXES, require_packages
-from train.networks import LARGEST_SMALL_IMAGES, check_network, flags_of_network, image_size_of, title_of
-from train.output import require_new, write_new
+from train.export.formats import SUFFIXES, require_packages
+from train.folder.claim import claim, recorded_flags
+from train.folder.output import require_new, write_new
+from train.folder.run import CONFIG, MODEL
+from train.folder.saved_run import SavedRun, read_saved_run
+from train.folder.saving import atomic_write, load_tensors
 from train.provenance import git_revision, versions
-from train.recipes import PAPER, RULE, flags_of_recipe
-from train.run import CONFIG, MODEL
-from train.saved_run import SavedRun, read_saved_run
-from train.saving import atomic_write, load_tensors
 from train.team import connected, here, is_launched, launcher, leave
 
 if TYPE_CHECKING:
     from models import DenseNet
-from train.events import FOLDER, Events
-from train.logbook import read_logbook, read_logbooks
-from train.runs_table import RunsTable
+from train.folder.logbook import read_logbook, read_logbooks
+from train.pictures.events import FOLDER, Events
+from train.results.runs_table import RunsTable
 
 NAME = "demo.py"
 
@@ -257,8 +257,8 @@ def predict(
     from data.datasets import DATASETS
     from data.images import list_images, read_images
     from train import runtime
-    from train.predictions import as_csv, predict_files
     from train.replicas import replicate
+    from train.results.predictions import as_csv, predict_files
 
     paths = list_images(images)
 
@@ -392,10 +392,10 @@ def evaluate(
     from data.datasets import DATASETS, load
     from data.loader import make_test_loader
     from train import runtime
-    from train.confusion import CONFUSION, draw_confusion
-    from train.evaluation import Evaluation
+    from train.pictures.confusion import CONFUSION, draw_confusion
     from train.replicas import replicate
-    from train.tally import tally
+    from train.results.evaluation import Evaluation
+    from train.results.tally import tally
 
     flags = run.flags
     runtime.be_deterministic()
@@ -436,7 +436,7 @@ def compare(*runs: Path, plot: Path | None = None, csv: Path | None = None, debu
     table = RunsTable(read_logbooks(runs))
     picture = None
     if plot:
-        from train.runs_plot import draw_runs  # matplotlib takes a second to import
+        from train.pictures.runs_plot import draw_runs  # matplotlib takes a second to import
 
         picture = draw_runs(table.runs)
     print(table.as_text())
@@ -477,7 +477,7 @@ def export(
     output = output or save / f"model{SUFFIXES[format]}"
     require_new(output, flag="output", suffix=SUFFIXES[format])
     # From here on the line is known to be good. torch takes seconds to import.
-    from train.export import export_network
+    from train.export.network import export_network
 
     print(export_network(_network_of(run), run, output, format=format).describe())
 

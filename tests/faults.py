@@ -27,9 +27,9 @@ import matplotlib.image
 
 from tests.application import ROOT, assert_same_run, command
 from tests.faulty import ERRORS, KILLS
-from train.history import to_csv
-from train.run import CHECKPOINT, CONFIG, CURVES, FILES, MODEL, PREVIOUS, RESULTS, Checkpoint, read_checkpoint
-from train.saving import load_tensors
+from train.folder.history import to_csv
+from train.folder.run import CHECKPOINT, CONFIG, CURVES, FILES, MODEL, PREVIOUS, RESULTS, Checkpoint, read_checkpoint
+from train.folder.saving import load_tensors
 
 WORDS = ["--dataset=digits", "--depth=10", "--growth_rate=2", "--batch_size=128", "--seed=5", "--drop_rate=0.2"]
 EPOCHS_A_ROUND = 3  # no round finishes more

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from unittest import mock
 
 import demo
-from train import saving
+from train.folder import saving
 
 # What fails, with which error: writing after so many bytes, or the n-th call of a function.
 ERRORS = {"full": errno.ENOSPC, "quota": errno.EDQUOT, "fsync": errno.EIO, "open": errno.EACCES}
@@ -53,7 +53,7 @@ class LimitedFile(io.FileIO):
 
 
 class FailingSystem:
-    """What `train.saving` calls as `open` and `os`, with one fault.
+    """What `train.folder.saving` calls as `open` and `os`, with one fault.
 
     Args:
         spec: What fails, a colon, and when: after how many bytes, or at which call, counted from 1.

@@ -7,7 +7,7 @@ import matplotlib.image
 import numpy as np
 from hypothesis import strategies as st
 
-from train.history import Row, to_csv
+from train.folder.history import Row, to_csv
 
 
 def make_rows(num_epochs, *, valid=True, test_error=None, rate=lambda epoch: 0.1, scale=0.8):

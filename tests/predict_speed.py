@@ -29,7 +29,7 @@ from data.threads import count_threads
 from models import densenet_bc
 from tests.made_images import encoded, picture, write
 from train import runtime
-from train.predictions import most_likely
+from train.results.predictions import most_likely
 
 BATCH_SIZE = 256
 KINDS = {"PNG 32x32": ("png", (32, 32), {}), "JPEG 500x375": ("jpeg", (500, 375), {"quality": 90})}

@@ -37,7 +37,7 @@ from train.benchmark.rivals import checkpoint_whole_layers, torchvision_densenet
 from train.benchmark.step import CLASSES, Case, Step
 from train.benchmark.variants import all_variants, draw_weights
 from train.errors import RunError, UserError
-from train.tables import aligned
+from train.results.tables import aligned
 
 CPU = torch.device("cpu")
 SMALL = Case(10, 2, batch_size=4, image_size=8, drop_rate=0, precision="fp32", device=CPU)

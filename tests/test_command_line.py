@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import demo
 from tests.application import ROOT, command, run_apart
-from train import flags
+from train.command_line import flags
 
 WORDS, FLAGS = ({name: [*flags.parameters_of(run)[i]] for name, run in demo.COMMANDS.items()} for i in range(2))
 

@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 
 from tests.application import ROOT, everything_in, read_csv, run_here
 from tests.made_rows import any_rows, make_rows, make_run, num_shades, read_png
-from train.history import to_csv
-from train.logbook import Logbook, read_logbook
-from train.runs_plot import COLOURS, MOST_RUNS, draw_runs
-from train.runs_table import RunsTable, differing_flags
+from train.folder.history import to_csv
+from train.folder.logbook import Logbook, read_logbook
+from train.pictures.runs_plot import COLOURS, MOST_RUNS, draw_runs
+from train.results.runs_table import RunsTable, differing_flags
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.application import assert_same_run, run_here
-from train.saving import DamagedFile, load_tensors
+from train.folder.saving import DamagedFile, load_tensors
 
 FLIPS, TRUNCATIONS = 200, 50
 SEAL_BYTES = 7 + 64

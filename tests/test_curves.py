@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 from tests.made_rows import make_rows, num_shades, read_png
-from train.curves import draw_curves
-from train.panels import top_of
+from train.pictures.curves import draw_curves
+from train.pictures.panels import top_of
 
 
 def drop(epoch):

@@ -10,7 +10,7 @@ import torch
 
 from tests.application import everything_in, read_csv, read_results, run_here
 from tests.made_data import make_cifar100
-from train import tally as tallies
+from train.results import tally as tallies
 
 EVALUATE = ["evaluate", "--save=run"]
 

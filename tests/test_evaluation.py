@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.made_rows import num_shades, read_png
-from train.confusion import draw_confusion
-from train.evaluation import Evaluation
-from train.tables import plain
+from train.pictures.confusion import draw_confusion
+from train.results.evaluation import Evaluation
+from train.results.tables import plain
 
 
 def make(confusion, classes=None, top5_error=None):

@@ -5,10 +5,10 @@ import torch
 
 from tests.application import SMALL, read_results, run_here
 from tests.made_rows import make_rows
-from train import events
 from train.errors import RunError, UserError
-from train.events import Events, require_tensorboard
-from train.run import RunFolder
+from train.folder.run import RunFolder
+from train.pictures import events
+from train.pictures.events import Events, require_tensorboard
 
 accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 

@@ -23,11 +23,11 @@ from data.augment import normalise
 from data.datasets import DATASETS, read_digits
 from models import densenet_bc
 from tests.application import ROOT, SMALL, everything_in, run_here
-from train import export
-from train.exporters import EXPORTERS
-from train.formats import PACKAGES, SUFFIXES
-from train.saved_run import read_saved_run
-from train.saving import load_tensors, save_tensors
+from train.export import network as export
+from train.export.exporters import EXPORTERS
+from train.export.formats import PACKAGES, SUFFIXES
+from train.folder.saved_run import read_saved_run
+from train.folder.saving import load_tensors, save_tensors
 
 FILES = {"torch": "model.pt2", "onnx": "model.onnx"}
 BATCHES = (1, 2, 7)

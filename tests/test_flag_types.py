@@ -9,7 +9,7 @@ from fire.core import FireError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.flag_types import Range, describe, did_you_mean, parse
+from train.command_line.flag_types import Range, describe, did_you_mean, parse
 
 COUNT = Annotated[int, Range(1, 100)]
 SHARE = Annotated[float, Range(0, 1, open_high=True)]

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.made_rows import any_rows
-from train.history import Row, best_row, from_csv, to_csv
+from train.folder.history import Row, best_row, from_csv, to_csv
 
 
 def row(epoch, valid_error=0.5, valid_loss=1.0, test_error=None):

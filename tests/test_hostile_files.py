@@ -16,7 +16,7 @@ import torch
 
 from tests.application import SMALL, everything_in, run_here
 from tests.made_data import cifar10, cifar100
-from train.saving import DamagedFile, load_tensors, save_tensors
+from train.folder.saving import DamagedFile, load_tensors, save_tensors
 
 TENSOR_FILES = ["checkpoint.pt", "checkpoint.previous.pt", "model.pt"]
 

@@ -9,14 +9,14 @@ import sys
 import pytest
 
 from tests.application import ROOT
-from train import lock
 from train.errors import UserError
-from train.lock import NAME, locked
+from train.folder import lock
+from train.folder.lock import NAME, locked
 
 HOLDER = """
 import sys
 from pathlib import Path
-from train.lock import locked
+from train.folder.lock import locked
 with locked(Path(sys.argv[1])):
     print("locked", flush=True)
     sys.stdin.read()

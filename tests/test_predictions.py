@@ -15,7 +15,7 @@ from data.datasets import DATASETS, load
 from data.loader import make_test_loader
 from tests.application import SMALL, command, read_results, run_here
 from tests.made_images import encoded, picture, write
-from train.predictions import Prediction, as_csv, as_line, most_likely, predict_files
+from train.results.predictions import Prediction, as_csv, as_line, most_likely, predict_files
 
 CLASSES = ("ant", "a, b", 'say "x"', "long name")
 

@@ -11,8 +11,8 @@ import pytest
 
 import demo
 from tests.application import ROOT, read_results
-from train.flags import bind, choose
-from train.recipes import PAPER
+from train.command_line.flags import bind, choose
+from train.command_line.recipes import PAPER
 
 README = (ROOT / "README.md").read_text()
 HEADINGS = {
@@ -87,7 +87,7 @@ def test_its_tables_of_flags_are_the_signatures(name, heading):
 
 
 def test_what_it_says_lies_in_the_folder_is_what_lies_there():
-    from train.run import FILES
+    from train.folder.run import FILES
 
     table = README.partition("### What a run leaves")[2].partition("\n###")[0]
     assert set(re.findall(r"^\| `([^`]+)` \|", table, re.MULTILINE)) == set(FILES)

@@ -5,8 +5,8 @@ import inspect
 import pytest
 
 import demo
-from train.networks import FIXED, check_network
-from train.recipes import COLUMNS, NETWORKS, PAPER, flags_of_recipe
+from train.command_line.networks import FIXED, check_network
+from train.command_line.recipes import COLUMNS, NETWORKS, PAPER, flags_of_recipe
 
 # Written down from the paper's table 2 and section 4.2 once more: millions of parameters, and what a data column asks
 # for. The exact numbers are closed forms of the architecture, checked in tests of the models.

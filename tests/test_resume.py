@@ -12,7 +12,7 @@ import demo
 from models import DenseNet, densenet_bc
 from tests.application import SMALL, assert_same_run, read_results, run_here
 from train import engine
-from train.run import FILES
+from train.folder.run import FILES
 
 EPOCHS = 4
 

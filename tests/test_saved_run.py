@@ -10,8 +10,8 @@ import torch
 
 import demo
 from train.errors import UserError
-from train.saved_run import read_saved_run
-from train.saving import DamagedFile, save_tensors
+from train.folder.saved_run import read_saved_run
+from train.folder.saving import DamagedFile, save_tensors
 
 CONFIG = {
     "flags": {

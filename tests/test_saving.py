@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from train.errors import RunError, UserError
-from train.saving import atomic_write, load_tensors, save_tensors
+from train.folder.saving import atomic_write, load_tensors, save_tensors
 
 
 @pytest.fixture

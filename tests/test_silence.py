@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.application import ROOT
-from train.silence import silenced
+from train.export.silence import silenced
 
 
 def chatter(word):
@@ -62,7 +62,7 @@ def test_the_level_of_logging_is_kept():
 
 
 CLOSED = """
-from train.silence import silenced
+from train.export.silence import silenced
 file = open("new", "wb", buffering=0)  # takes the number of what was closed
 with silenced():
     print("chatter")

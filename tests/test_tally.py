@@ -9,8 +9,8 @@ from sklearn.metrics import confusion_matrix, log_loss, top_k_accuracy_score
 from torch import nn
 
 from train.errors import RunError
-from train.evaluation import Evaluation
-from train.tally import Tally, tally
+from train.results.evaluation import Evaluation
+from train.results.tally import Tally, tally
 
 CPU = torch.device("cpu")
 

@@ -9,9 +9,9 @@ from torchvision import models as torchvision_models
 
 from models import IMAGENET_NETWORKS, DenseNet, load_weights, torchvision_names
 from tests.tensors import norms, unequal
-from train.history import Row
-from train.run import Checkpoint, RunFolder
-from train.saving import load_tensors
+from train.folder.history import Row
+from train.folder.run import Checkpoint, RunFolder
+from train.folder.saving import load_tensors
 
 TORCHVISION = ("densenet121", "densenet169", "densenet201", "densenet161")
 SHAPE = {"growth_rate": 4, "block_config": (2, 1), "num_init_features": 8}

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from train.flags import bind, call
+from train.command_line.flags import bind, call
 
 seen = []
 

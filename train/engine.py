@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from train import runtime
 from train.errors import RunError, UserError
-from train.history import Metrics, Row, best_row
+from train.folder.history import Metrics, Row, best_row
+from train.folder.run import CONFIG, Checkpoint, RunFolder
 from train.metrics import NonFiniteLoss, RunningMetrics
 from train.optim import learning_rate, set_learning_rate
 from train.replicas import Replicas
 from train.report import EpochBar, epoch_line
-from train.run import CONFIG, Checkpoint, RunFolder
 from train.step import EndlessOverflow, Stepper
 from train.stops import Stop, after_the_step
 from train.team import ALONE, Team

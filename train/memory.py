@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from train.command_line.networks import LARGEST_SMALL_IMAGES
 from train.errors import RunError
-from train.networks import LARGEST_SMALL_IMAGES
 
 GB = 1e9
 

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from train.history import Metrics
+from train.folder.history import Metrics
 from train.team import Team
 
 

@@ -5,7 +5,7 @@ import time
 
 from tqdm import tqdm
 
-from train.history import Metrics, Row
+from train.folder.history import Metrics, Row
 
 REFRESH_SECONDS = 1.0
 

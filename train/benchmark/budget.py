@@ -16,7 +16,7 @@ from train.benchmark.progress import bar
 from train.benchmark.step import Case
 from train.benchmark.table import MB, conditions, record_of
 from train.benchmark.variants import Variant, without_second_naive
-from train.tables import aligned, to_csv
+from train.results.tables import aligned, to_csv
 
 GB = 1e9
 LARGEST_BATCH, LARGEST_DEPTH = 1_000_000, 10_000  # those of the flags

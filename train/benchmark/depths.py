@@ -13,7 +13,7 @@ from train.benchmark.progress import bar
 from train.benchmark.step import Case
 from train.benchmark.table import MB, conditions
 from train.benchmark.variants import Variant, without_second_naive
-from train.tables import aligned
+from train.results.tables import aligned
 
 MEANING_OF_GFLOP = "where ms/GFLOP does not grow, time grows as the work of the convolutions does"
 LARGEST_BATCH = 16  # 3 GB for the naive network at L=250 k=12, and seconds for a step

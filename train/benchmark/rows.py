@@ -8,7 +8,7 @@ from train.benchmark.measure import Memory
 from train.benchmark.step import Case
 from train.benchmark.table import MB, conditions, record_of
 from train.benchmark.variants import Variant
-from train.tables import aligned, to_csv
+from train.results.tables import aligned, to_csv
 
 
 @dataclass

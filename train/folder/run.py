@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from train.errors import RunError, UserError
-from train.history import Row, to_csv
-from train.saving import DamagedFile, atomic_write, load_tensors, save_tensors, temporary_name
+from train.folder.history import Row, to_csv
+from train.folder.saving import DamagedFile, atomic_write, load_tensors, save_tensors, temporary_name
 from train.team import ALONE, Team
 
 CONFIG, CHECKPOINT, RESULTS, MODEL, CURVES = "config.json", "checkpoint.pt", "results.csv", "model.pt", "curves.png"
@@ -105,7 +105,7 @@ class RunFolder:
         self._write_products(checkpoint)
 
     def _write_products(self, checkpoint: Checkpoint) -> None:
-        from train.curves import draw_curves
+        from train.pictures.curves import draw_curves
 
         text = to_csv(checkpoint.rows)
         atomic_write(self.path / RESULTS, lambda file: file.write(text.encode()))

@@ -7,8 +7,8 @@ from functools import cached_property
 from torch import Tensor
 
 from train.errors import RunError
-from train.tables import aligned, plain, to_csv
-from train.tally import Tally
+from train.results.tables import aligned, plain, to_csv
+from train.results.tally import Tally
 
 FEWEST_FOR_TOP5 = 10  # classes: five guesses among fewer say little
 LARGEST_MATRIX = 12  # classes, which a terminal is wide enough for

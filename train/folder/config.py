@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from train.errors import UserError
-from train.run import CONFIG
-from train.saving import read_small
+from train.folder.run import CONFIG
+from train.folder.saving import read_small
 
 LARGEST = 1_000_000  # bytes
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from train.config import read_config
 from train.errors import UserError
-from train.history import Row, best_row, from_csv
-from train.run import CONFIG, RESULTS
-from train.saving import read_small
+from train.folder.config import read_config
+from train.folder.history import Row, best_row, from_csv
+from train.folder.run import CONFIG, RESULTS
+from train.folder.saving import read_small
 
 LARGEST_RESULTS = 50_000_000  # bytes, some 300,000 epochs
 

@@ -113,18 +113,19 @@ def _check_header(header: list[str]) -> list[str]:
 def _read_row(cells: dict[str, str], line: int, *, expected: int) -> Row:
     row = Row(**{field.name: _read_cell(cells[field.name], field, line) for field in fields(Row)})
     if row.epoch != expected:
-        raise ValueError(f"line {line} has epoch {row.epoch:g}, but must have {expected}")
-    row.epoch = expected
+        raise ValueError(f"line {line} has epoch {row.epoch}, but must have {expected}")
     return row
 
 
 def _read_cell(cell: str, field: Field, line: int) -> float | None:
     """A number of one column, None for an empty cell where that is allowed."""
-    if not cell and type(None) in typing.get_args(field.type):
+    kinds = typing.get_args(field.type) or (field.type,)
+    if not cell and type(None) in kinds:
         return None
     value = float(cell) if NUMBER.fullmatch(cell) else -1.0
     highest = 1 if field.name.endswith("_error") else LARGEST
-    if not 0 <= value <= highest:
+    if not 0 <= value <= highest or (int in kinds and not value.is_integer()):
+        kind = "a whole number" if int in kinds else "a number"
         shown = cell if len(cell) <= 20 else f"{cell[:20]}..."
-        raise ValueError(f"line {line}: {field.name} is {shown!r}, but must be a number from 0 to {highest:g}")
-    return value
+        raise ValueError(f"line {line}: {field.name} is {shown!r}, but must be {kind} from 0 to {highest:g}")
+    return int(value) if int in kinds else value

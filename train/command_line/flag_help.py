@@ -7,7 +7,7 @@ from typing import Any
 
 from fire import docstrings
 
-from train.flag_types import describe
+from train.command_line.flag_types import describe
 
 WIDTH = 100  # columns
 

@@ -3,9 +3,9 @@
 import statistics
 from dataclasses import dataclass
 
-from train.history import Row, best_row
-from train.logbook import Logbook
-from train.tables import aligned, plain, to_csv
+from train.folder.history import Row, best_row
+from train.folder.logbook import Logbook
+from train.results.tables import aligned, plain, to_csv
 
 # Flags with a place of their own in the table, and those that say nothing about a result.
 NOT_COMPARED = ("dataset", "depth", "growth_rate", "n_epochs")

@@ -7,11 +7,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from train.errors import UserError
-from train.history import best_row
-from train.logbook import Logbook
-from train.panels import draw_rates, make_panels, scale_rates, top_of
-from train.pictures import png
-from train.tables import plain
+from train.folder.history import best_row
+from train.folder.logbook import Logbook
+from train.pictures.panels import draw_rates, make_panels, scale_rates, top_of
+from train.pictures.png import png
+from train.results.tables import plain
 
 # Apart for most eyes, also where red and green look alike.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8a6d00", "#56b4e9", "#333333", "#7a4fbf")

@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from train.history import Row
+from train.folder.history import Row
 
 NOTE_COLOUR = "#666666"
 FEW_EPOCHS = 10  # fewer are all drawn, however high

@@ -5,7 +5,7 @@ from typing import Any
 
 from train.compiler import require_compiler
 from train.errors import UserError
-from train.events import require_tensorboard
+from train.pictures.events import require_tensorboard
 
 BUFFERS = (True, "buffer", "buffer_fast")  # of --efficient
 

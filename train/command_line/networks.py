@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from train.command_line.flag_types import Range
 from train.errors import UserError
-from train.flag_types import Range
 
 # Weighted layers of the networks whose depth can be chosen. Three equal blocks of m layers; a bottleneck layer has two
 # convolutions, a plain one has one. First convolution, two transitions and the classifier make 4.

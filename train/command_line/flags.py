@@ -20,8 +20,8 @@ import fire
 from fire.core import FireError, FireExit
 from fire.decorators import SetParseFns
 
-from train.flag_help import commands_page, help_page
-from train.flag_types import describe, did_you_mean, is_switch, parse
+from train.command_line.flag_help import commands_page, help_page
+from train.command_line.flag_types import describe, did_you_mean, is_switch, parse
 from train.team import here
 
 HELP_WORDS = ("--help", "-h")

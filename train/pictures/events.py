@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from train.errors import RunError, UserError
-from train.history import Row
-from train.saving import atomic_write
+from train.folder.history import Row
+from train.folder.saving import atomic_write
 
 FOLDER = "tensorboard"
 OURS = re.compile(r"\.?events\.out\.tfevents\.[0-9]+\.densenet(\.tmp)?")  # the last are of killed runs

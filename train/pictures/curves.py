@@ -6,9 +6,9 @@ from typing import BinaryIO
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from train.history import Row, best_row
-from train.panels import NOTE_COLOUR, draw_rates, make_panels, scale_rates, top_of
-from train.pictures import png
+from train.folder.history import Row, best_row
+from train.pictures.panels import NOTE_COLOUR, draw_rates, make_panels, scale_rates, top_of
+from train.pictures.png import png
 
 TRAIN_COLOUR, VALID_COLOUR, TEST_COLOUR = "#4c78a8", "#e4572e", "#2a9d5c"
 

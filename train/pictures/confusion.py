@@ -8,9 +8,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from torch import Tensor
 
-from train.panels import NOTE_COLOUR
-from train.pictures import png
-from train.tables import plain
+from train.pictures.panels import NOTE_COLOUR
+from train.pictures.png import png
+from train.results.tables import plain
 
 CONFUSION = "confusion.png"
 MOST_NUMBERS = 20  # classes whose cells are wide enough for a number

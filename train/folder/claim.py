@@ -5,11 +5,11 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from train.config import read_config
 from train.errors import UserError
-from train.lock import locked
-from train.run import CHECKPOINT, CONFIG, FILES, PREVIOUS, RunFolder
-from train.saved_run import FREE_FLAGS
+from train.folder.config import read_config
+from train.folder.lock import locked
+from train.folder.run import CHECKPOINT, CONFIG, FILES, PREVIOUS, RunFolder
+from train.folder.saved_run import FREE_FLAGS
 from train.team import ALONE, Team
 
 

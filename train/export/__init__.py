@@ -1,0 +1,1 @@
+"""The network of a run as a file for other programs."""

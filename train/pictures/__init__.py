@@ -1,0 +1,1 @@
+"""Runs drawn for people."""

@@ -1,0 +1,1 @@
+"""What a run or its network has to say: metrics of classes, predictions, runs side by side."""
