@@ -35,10 +35,11 @@ from train.compiler import require_compiler
 from train.errors import RunError, UserError
 from train.export.formats import SUFFIXES, require_packages
 from train.folder.claim import claim, recorded_flags
+from train.folder.foreign import load_foreign
 from train.folder.output import require_new, write_new
 from train.folder.run import CONFIG, MODEL
 from train.folder.saved_run import SavedRun, read_saved_run
-from train.folder.saving import atomic_write, load_tensors
+from train.folder.saving import atomic_write
 from train.provenance import git_revision, versions
 from train.team import connected, here, is_launched, launcher, leave
 
@@ -537,7 +538,7 @@ def _begin_with(path: Path, network: "DenseNet") -> str:
     from models import load_weights
 
     try:
-        left = load_weights(network, load_tensors(path), replace_classifier=True)
+        left = load_weights(network, load_foreign(path), replace_classifier=True)
     except ValueError as error:
         raise UserError(f"--init_weights {path} is of another network: {error}") from error
     replaced = any(name.startswith("classifier") for name in left)

@@ -78,6 +78,7 @@ def test_its_tables_of_flags_are_the_signatures(name, heading):
     text, function = section(heading), demo.COMMANDS[name]
     rows = re.findall(r"^\| `--(\w+)` \| (?:`([^`]*)`|(required)) \|", text, re.MULTILINE)
     documented = {flag: "required" if required else default for flag, default, required in rows}
+    assert len(documented) == len(rows)
     actual = {
         flag: "required" if parameter.default is inspect.Parameter.empty else as_typed(parameter.default)
         for flag, parameter in inspect.signature(function).parameters.items()
@@ -91,6 +92,18 @@ def test_what_it_says_lies_in_the_folder_is_what_lies_there():
 
     table = README.partition("### What a run leaves")[2].partition("\n###")[0]
     assert set(re.findall(r"^\| `([^`]+)` \|", table, re.MULTILINE)) == set(FILES)
+
+
+def test_its_links_lead_somewhere():
+    headings = {re.sub(r"[^\w -]", "", line).strip().lower().replace(" ", "-") for line in titles()}
+    targets = re.findall(r"\]\(([^)]+)\)", README)
+    assert len(targets) > 10
+    for target in targets:
+        assert target.removeprefix("#") in headings if target.startswith("#") else (ROOT / target).exists()
+
+
+def titles():
+    return re.findall(r"^#+ (.*)$", README, re.MULTILINE)
 
 
 def test_its_python_example_runs():

@@ -95,13 +95,13 @@ def load_tensors(path: Path) -> dict[str, Any]:
     try:
         content = _contents(path)
     except (OSError, MemoryError, OverflowError) as error:
-        raise UserError(f"{path} cannot be read: {_reason(error)}") from error
+        raise UserError(f"{path} cannot be read: {reason_of(error)}") from error
     try:
         _verify(content)
         loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     # Whatever a parser of foreign bytes raises, the answer is the same.
     except Exception as error:
-        raise DamagedFile(f"{path} is damaged, or is no file of tensors: {_reason(error)}") from error
+        raise DamagedFile(f"{path} is damaged, or is no file of tensors: {reason_of(error)}") from error
     if not isinstance(loaded, dict):
         raise DamagedFile(f"{path} holds no dict of tensors, but {type(loaded).__name__}")
     return loaded
@@ -134,7 +134,8 @@ def _verify(content: bytes) -> None:
             raise ValueError(f"the checksum of {damaged} is another one")
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
+    """Say in a few words why a file could not be read."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     if isinstance(error, pickle.UnpicklingError):  # torch goes on to say how to load it anyway

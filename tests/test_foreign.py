@@ -1,0 +1,101 @@
+"""Weights in the form that torch.save had before archives, as torchvision's files for ImageNet have."""
+
+import hashlib
+import os
+
+import pytest
+import torch
+
+from models import densenet_bc
+from tests.application import SMALL, run_here
+from train.folder.foreign import load_foreign
+from train.folder.saving import DamagedFile
+
+
+def save_old(content, path):
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+    return path
+
+
+@pytest.fixture
+def weights():
+    return densenet_bc(10, 2).state_dict()
+
+
+def test_both_forms_hold_the_same(weights, tmp_path, capsys):
+    torch.save(weights, tmp_path / "new.pt")
+    new, old = load_foreign(tmp_path / "new.pt"), load_foreign(save_old(weights, tmp_path / "old.pth"))
+    assert new.keys() == old.keys() == weights.keys()
+    assert all(torch.equal(old[name], value) and torch.equal(new[name], value) for name, value in weights.items())
+    warning = (
+        f"warning: {tmp_path / 'old.pth'} is in torch's old form, which has no checksum: damage would not be seen\n"
+    )
+    assert capsys.readouterr().err == warning
+
+
+def test_the_digest_in_a_name_is_verified(weights, tmp_path, capsys):
+    content = save_old(weights, tmp_path / "old.pth").read_bytes()
+    path = tmp_path / f"densenet-{hashlib.sha256(content).hexdigest()[:8]}.pth"
+    path.write_bytes(content)
+    assert load_foreign(path).keys() == weights.keys()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(DamagedFile, match="is damaged: its digest is not the one in its name"):
+        load_foreign(path)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("size", [15, 16, 100, 1000])
+def test_a_file_that_is_cut_off_is_one_line(size, weights, tmp_path):
+    path = tmp_path / "old.pth"
+    path.write_bytes(save_old(weights, path).read_bytes()[:size])
+    with pytest.raises(DamagedFile, match=r"^[^\n]* is damaged, or is no file of tensors: [^\n]*$"):
+        load_foreign(path)
+
+
+class Hostile:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.marker),)
+
+
+def test_a_hostile_pickle_does_not_run(tmp_path):
+    path = save_old({"weight": Hostile(tmp_path / "ran")}, tmp_path / "old.pth")
+    torch.load(path, weights_only=False)
+    (tmp_path / "ran").rmdir()  # it would have run
+    with pytest.raises(DamagedFile, match="it holds more than tensors and plain values"):
+        load_foreign(path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_run_begins_with_them_and_gets_a_new_classifier_for_other_classes(tmp_path, capsys):
+    torch.manual_seed(5)
+    theirs = densenet_bc(10, 2, num_classes=7)
+    path = save_old({f"module.{name}": value for name, value in theirs.state_dict().items()}, tmp_path / "old.pth")
+    words = [*SMALL, "--n_epochs=1", "--limit_batches=1", "--lr=1e-30", "--wd=0"]
+    assert run_here(*words, f"--init_weights={path}", f"--save={tmp_path / 'run'}") == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[0] == f"Beginning with the weights in {path} and a new classifier"
+    ours = torch.load(tmp_path / "run/model.pt", weights_only=True)
+    for name, parameter in theirs.named_parameters():
+        if not name.startswith("classifier"):
+            torch.testing.assert_close(ours[name], parameter.detach(), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"a": torch.zeros(1)}, "is of another network: "),
+        (densenet_bc(10, 3).state_dict(), "is of another network: "),
+        ([1, 2], "holds no dict of tensors, but list"),
+    ],
+)
+def test_weights_of_another_network_are_one_line_and_nothing_is_made(content, message, tmp_path, capsys):
+    torch.save(content, tmp_path / "weights.pt")
+    words = [*SMALL, f"--init_weights={tmp_path / 'weights.pt'}", f"--save={tmp_path / 'run'}"]
+    assert run_here(*words) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
