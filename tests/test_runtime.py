@@ -22,6 +22,8 @@ def test_several_gpus_are_used_through_data_parallel_and_one_directly(monkeypatc
     assert replicas.training is replicas.evaluation
     assert replicas.training.module.network is replicas.network is network
     assert isinstance(replicate(network, torch.device("cpu")).training, InPrecision)
+    with pytest.raises(UserError, match="--compile True does not work in threads for several GPUs"):
+        replicate(network, gpu, compile=True)
 
 
 def test_each_process_has_a_gpu_of_its_own(monkeypatch):

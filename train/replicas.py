@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from train.errors import UserError
 from train.team import ALONE, Team
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -75,6 +76,9 @@ def replicate(
         compile: Let torch.compile have the network.
         sync_bn: Normalise with the statistics of all processes' images together.
         team: The processes of the run.
+
+    Raises:
+        UserError: If a compiled network would have to run in threads.
     """
     if sync_bn:
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
@@ -85,5 +89,10 @@ def replicate(
         own = [device] if device.type == "cuda" else None
         return Replicas(network, DistributedDataParallel(model, device_ids=own, gradient_as_bucket_view=True), model)
     if device.type == "cuda" and torch.cuda.device_count() > 1:
+        if compile:
+            raise UserError(
+                "--compile True does not work in threads for several GPUs: put torchrun --nproc_per_node=N before "
+                "demo.py, or let CUDA_VISIBLE_DEVICES show one"
+            )
         model = nn.DataParallel(model)
     return Replicas(network, model, model)
