@@ -36,6 +36,7 @@ EPOCHS_A_ROUND = 3  # no round finishes more
 LONGEST_WAIT = 1.5  # seconds from the first line to a signal; an epoch takes about half a second
 LONGEST_GAP = 0.03  # seconds between two signals
 PATIENCE = 300  # seconds after which a process hangs
+SLOWEST_EPOCH = 3  # seconds, on a machine with other work on it
 # The last place of a fault: bytes or calls of about two epochs.
 LAST = {"full": 350_000, "quota": 350_000, "fsync": 20, "open": 10, **dict.fromkeys(KILLS, 12)}
 
@@ -61,6 +62,7 @@ class Run:
     def __init__(self, folder: Path, name: str, n_epochs: int):
         self.save = folder / name
         self.stdout, self.stderr = folder / f"{name}.stdout", folder / f"{name}.stderr"
+        self.n_epochs = n_epochs
         self.first_line = command(*WORDS, f"--n_epochs={n_epochs}", f"--save={self.save}", "--resume=True")
         self.next_line = self.first_line
         self.epoch = 0  # the last one in the folder
@@ -93,10 +95,10 @@ class Run:
             require(time.monotonic() < patience, "the process hangs")
             time.sleep(0.002)
 
-    def end(self, *exit_codes: int) -> list[str]:
-        """Wait for the end of the process, and return the lines that it wrote to stderr."""
+    def end(self, *exit_codes: int, patience: float = PATIENCE) -> list[str]:
+        """Wait for the end of the process, some seconds, and return the lines that it wrote to stderr."""
         try:
-            code = self.process.wait(PATIENCE)
+            code = self.process.wait(patience)
         except subprocess.TimeoutExpired:
             raise Violation("the process hangs") from None
         lines = [line for line in self.stderr.read_text().splitlines() if line]
@@ -249,7 +251,8 @@ def meet_faults(folder: Path, *, rounds: int, seed: int, report: Callable[[str],
             report(f"round {number}/{rounds}: {kind}, epoch {disturbed.epoch}")
         disturbed.start()
         for run in (disturbed, undisturbed):
-            require(run.end(0) == [], "a finished run wrote to stderr")
+            patience = PATIENCE + SLOWEST_EPOCH * run.n_epochs
+            require(run.end(0, patience=patience) == [], "a finished run wrote to stderr")
             run.check(is_tidy=True)
     finally:
         undisturbed.stop()
