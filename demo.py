@@ -27,7 +27,7 @@ from fire.core import FireError
 from data.errors import DataError
 from train import stops
 from train.command_line import flags as command_line
-from train.command_line.checks import check_training
+from train.command_line.checks import check_last_batch, check_training
 from train.command_line.flag_types import Names, Range
 from train.command_line.networks import LARGEST_SMALL_IMAGES, check_network, flags_of_network, image_size_of, title_of
 from train.command_line.recipes import PAPER, RULE, flags_of_recipe
@@ -36,18 +36,22 @@ from train.errors import RunError, UserError
 from train.export.formats import SUFFIXES, require_packages
 from train.folder.claim import claim, recorded_flags
 from train.folder.foreign import load_foreign
+from train.folder.logbook import read_logbook, read_logbooks
 from train.folder.output import require_new, write_new
 from train.folder.run import CONFIG, MODEL
 from train.folder.saved_run import SavedRun, read_saved_run
 from train.folder.saving import atomic_write
+from train.pictures.events import FOLDER, Events
 from train.provenance import git_revision, versions
-from train.team import connected, here, is_launched, launcher, leave
+from train.results.runs_table import RunsTable
+from train.team import Team, connected, here, is_launched, launcher, leave
 
 if TYPE_CHECKING:
+    import torch
+
+    from data.source import Source
     from models import DenseNet
-from train.folder.logbook import read_logbook, read_logbooks
-from train.pictures.events import FOLDER, Events
-from train.results.runs_table import RunsTable
+    from train.engine import Loaders
 
 NAME = "demo.py"
 
@@ -157,13 +161,13 @@ def train(
     check_network(network, depth=depth, growth_rate=growth_rate)
     flags["image_size"] = image_size_of(network, dataset=dataset, image_size=image_size)
     check_training(flags, num_processes=team.count, is_launched=is_launched())
-    with claim(save, flags, team) as folder:
+    # Of an older run, what it did not record was as by default; its images had the one size of their data set.
+    defaults = command_line.defaults_of(train) | {"image_size": flags["image_size"]}
+    with claim(save, flags, team, defaults=defaults) as folder, team.watched():
         # From here on the line is known to be good. torch takes seconds to import.
-        from data.datasets import DATASETS, load, validation_size
-        from data.loader import make_loaders
-        from data.share import Share
+        from data.datasets import DATASETS, validation_size
         from train import runtime
-        from train.engine import Loaders, Schedule, fit
+        from train.engine import Schedule, fit
         from train.memory import explained
         from train.optim import make_optimizer
         from train.replicas import replicate
@@ -183,12 +187,9 @@ def train(
 
         device = runtime.pick_device(team)
         runtime.be_deterministic()
-        where = {"folder": data, "download": download, "image_size": flags["image_size"]}
-        source = team.first_then_others(lambda: load(dataset, **where))
+        source, loaders = team.first_then_others(lambda: _read(flags, data, device, team))
+        check_last_batch(flags, num_images=loaders.train.num_images, num_processes=team.count)
         flags["valid_size"] = validation_size(source, spec, valid_size)
-        preparation = {name: flags[name] for name in ("batch_size", "valid_size", "augment", "seed")}
-        share = Share(team.rank, team.count)
-        loaders = Loaders(*make_loaders(source, spec, device, **preparation, share=share, limit=limit_batches))
         runtime.seed_weights(seed)
         model = _build(flags, num_classes=len(source.classes))
         if init_weights and not checkpoint.epoch:
@@ -204,21 +205,9 @@ def train(
             accum_steps=accum_steps,
             label_smoothing=label_smoothing,
         )
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        devices = runtime.describe_device(device, team)
-        folder.write_config(
-            {
-                "flags": flags,
-                "parameters": parameters,
-                "classes": source.classes,
-                "mean": spec.mean,
-                "std": spec.std,
-                "device": devices,
-                "versions": versions(),
-                "git_revision": git_revision(Path(__file__).parent),
-            }
-        )
-        _say(f"{folder.title}: {parameters:,} parameters, {devices}")
+        config = _config(flags, model, source, devices=runtime.describe_device(device, team))
+        folder.write_config(config)
+        _say(f"{folder.title}: {config['parameters']:,} parameters, {config['device']}")
         _say("\n".join([*source.notes, loaders.describe()]))
         if checkpoint.epoch:
             _say(f"Resuming after epoch {checkpoint.epoch}.")
@@ -510,6 +499,36 @@ def _plain(flags: Mapping[str, Any]) -> dict[str, Any]:
     return {flag: str(value) if isinstance(value, Path) else value for flag, value in flags.items()}
 
 
+def _read(flags: Mapping[str, Any], data: Path | None, device: "torch.device", team: Team) -> "tuple[Source, Loaders]":
+    """The data set of a run, and this process's parts of its batches."""
+    from data.datasets import DATASETS, load
+    from data.loader import make_loaders
+    from data.share import Share
+    from train.engine import Loaders
+
+    source = load(flags["dataset"], folder=data, download=flags["download"], image_size=flags["image_size"])
+    preparation = {name: flags[name] for name in ("batch_size", "valid_size", "augment", "seed")}
+    preparation |= {"share": Share(team.rank, team.count), "limit": flags["limit_batches"]}
+    return source, Loaders(*make_loaders(source, DATASETS[flags["dataset"]], device, **preparation))
+
+
+def _config(flags: Mapping[str, Any], network: "DenseNet", source: "Source", *, devices: str) -> dict[str, Any]:
+    """What config.json says of a run."""
+    from data.datasets import DATASETS
+
+    spec = DATASETS[flags["dataset"]]
+    return {
+        "flags": flags,
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "classes": source.classes,
+        "mean": spec.mean,
+        "std": spec.std,
+        "device": devices,
+        "versions": versions(),
+        "git_revision": git_revision(Path(__file__).parent),
+    }
+
+
 def _say(line: str) -> None:
     """Print a line, in one process only."""
     if here().is_first:
@@ -547,11 +566,13 @@ def _begin_with(path: Path, network: "DenseNet") -> str:
 
 def main(argv: list[str]) -> None:
     """Run a command line: the words behind the program's name."""
-    command, words = command_line.choose(COMMANDS, argv, name=NAME)
-    name = NAME if words is argv else f"{NAME} {command}"
+    command, name = "train", NAME
     given: dict[str, Any] = {}
     try:
         with stops.at_once(), connected():
+            # One process reads the line: others that found it bad could end all before it has said why.
+            command, words = here().first(command_line.choose, COMMANDS, argv, name=NAME)
+            name = NAME if words == argv else f"{NAME} {command}"
             given = here().first(_bind, command, words, name)
             command_line.call(COMMANDS[command], given)
     except (UserError, RunError, DataError) as error:
@@ -559,7 +580,7 @@ def main(argv: list[str]) -> None:
             traceback.print_exc()
         command_line.end(f"error: {error}", name=name, exit_code=error.exit_code, is_heard=_is_heard(error))
     except stops.Stopped as stop:
-        hint = f"; {_how_to_go_on(words, given)}" if command == "train" else ""
+        hint = f"; {_how_to_go_on(given)}" if command == "train" else ""
         command_line.end(f"{stop}{hint}", name=name, exit_code=stop.exit_code, is_heard=here().is_first)
     except BrokenPipeError:  # as in `demo.py compare ... | head`
         command_line.end("nobody reads the output any more", name=name, exit_code=128 + signal.SIGPIPE)
@@ -572,27 +593,20 @@ def _bind(command: str, words: list[str], name: str) -> dict[str, Any]:
         if is_launched():
             raise UserError(f"torchrun is for training; start {command} with python")
         return given
-    for stands_for in (_flags_of_run, _flags_of_recipe, _flags_of_network):
-        flags = stands_for(given)
-        given |= {flag: value for flag, value in flags.items() if given.get(flag) is None}
-    return given
+    given = flags_of_network(given.get("network", "")) | given
+    if given.get("resume"):
+        of_run = _flags_of_run(given["save"])
+        given |= {flag: value for flag, value in of_run.items() if given.get(flag) is None}
+    return (flags_of_recipe(given["recipe"]) if given.get("recipe") else {}) | given
 
 
-def _flags_of_run(given: Mapping[str, Any]) -> dict[str, Any]:
-    if not given.get("resume"):
-        return {}
+def _flags_of_run(folder: Path) -> dict[str, Any]:
+    """All flags of the run in a folder, and none if there is no run; what it does not record was as by default."""
+    recorded = recorded_flags(folder)
     try:
-        return command_line.checked(train, recorded_flags(given["save"]))
+        return command_line.defaults_of(train) | command_line.checked(train, recorded) if recorded else {}
     except FireError as error:
-        raise UserError(f"{given['save'] / CONFIG} cannot be used: {error}") from error
-
-
-def _flags_of_recipe(given: Mapping[str, Any]) -> dict[str, Any]:
-    return flags_of_recipe(given["recipe"]) if given.get("recipe") else {}
-
-
-def _flags_of_network(given: Mapping[str, Any]) -> dict[str, Any]:
-    return flags_of_network(given.get("network", ""))
+        raise UserError(f"{folder / CONFIG} cannot be used: {error}") from error
 
 
 def _is_heard(error: Exception) -> bool:
@@ -600,7 +614,7 @@ def _is_heard(error: Exception) -> bool:
     return here().is_first or not (isinstance(error, UserError) or getattr(error, "in_all_processes", False))
 
 
-def _how_to_go_on(words: list[str], given: Mapping[str, Any]) -> str:
+def _how_to_go_on(given: Mapping[str, Any]) -> str:
     """The command line that goes on with a run that was stopped."""
     save = given.get("save")
     if save is None or not (save / CONFIG).exists():
@@ -625,4 +639,7 @@ if __name__ == "__main__":
         main(sys.argv[1:])
     except SystemExit as end:
         leave(end.code)
+    except Exception:
+        traceback.print_exc()  # a mistake of this program; Python's own way to end could wait for other processes
+        leave(1)
     leave(0)

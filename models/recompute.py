@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import nullcontext
 
+import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -37,6 +38,9 @@ def recompute_in_backward(function: Callable[..., Tensor], *features: Tensor, no
     The second call sees the same autocast state. It may not draw random numbers: their state is not kept, because
     reading it would make the device wait at every layer.
 
+    Compilers that follow this call plan the second one themselves: they take both calls for one, whose statistics are
+    updated once, and know no context around the second.
+
     Args:
         function: What to compute; normalises with `norm` and with no other layer that has running statistics.
         features: Its inputs. They stay alive until the backward pass.
@@ -45,10 +49,7 @@ def recompute_in_backward(function: Callable[..., Tensor], *features: Tensor, no
     References:
         Pleiss et al., Memory-Efficient Implementation of DenseNets, 2017 (arXiv:1707.06990).
     """
-    return checkpoint(
-        function,
-        *features,
-        use_reentrant=False,
-        preserve_rng_state=False,
-        context_fn=lambda: (nullcontext(), FrozenRunningStatistics(norm)),
-    )
+    settings = {"use_reentrant": False, "preserve_rng_state": False}
+    if not torch.compiler.is_compiling():
+        settings["context_fn"] = lambda: (nullcontext(), FrozenRunningStatistics(norm))
+    return checkpoint(function, *features, **settings)

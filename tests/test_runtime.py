@@ -22,7 +22,7 @@ def test_several_gpus_are_used_through_data_parallel_and_one_directly(monkeypatc
     assert replicas.training is replicas.evaluation
     assert replicas.training.module.network is replicas.network is network
     assert isinstance(replicate(network, torch.device("cpu")).training, InPrecision)
-    with pytest.raises(UserError, match="--compile True does not work in threads for several GPUs"):
+    with pytest.raises(UserError, match="--compile True works with one GPU for each process"):
         replicate(network, gpu, compile=True)
 
 

@@ -151,11 +151,10 @@ def fit(
             that was finished.
         Stopped: If a signal has come. The training step in hand is finished, or validation with what is written after
             it; the folder stands at the last epoch that was finished.
-        LostProcess: If another process has ended.
     """
     team, n_epochs = stepper.team, schedule.n_epochs
     _restore(replicas.network, stepper, checkpoint, folder)
-    with team.watched(), after_the_step(team) as stop:
+    with after_the_step(team) as stop:
         for epoch in range(checkpoint.epoch + 1, n_epochs + 1):
             runtime.seed_epoch(seed, epoch, team)
             set_learning_rate(stepper.optimizer, schedule.rate(epoch))

@@ -16,16 +16,18 @@ PATIENCE = timedelta(hours=2)  # with a first process that downloads; torchrun e
 
 @contextmanager
 def connected(*, local_rank: int) -> Iterator[None]:
-    """Connect with the other processes: gloo for tensors of the CPU, nccl for those of GPUs."""
+    """Connect with the other processes: gloo for tensors of the CPU, nccl for those of GPUs.
+
+    After an error the connections stay, until the process ends: to close those of nccl, all processes have to take
+    part, and the others may be waiting for something else.
+    """
     backends = "cpu:gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(min(local_rank, torch.cuda.device_count() - 1))
         backends += ",cuda:nccl"
     dist.init_process_group(backends, timeout=PATIENCE)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+    yield
+    dist.destroy_process_group()
 
 
 def is_loss_of_process(error: BaseException) -> bool:

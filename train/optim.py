@@ -12,8 +12,19 @@ def make_optimizer(parameters: Iterable[nn.Parameter], *, lr: float, momentum: f
 
     The fused form obeys `optimizer.found_inf`, a number on the device: a step is skipped where it is 1, and nobody
     has to wait for the device to know. With `momentum` 0 it is plain SGD.
+
+    Buffers of momentum are there from the beginning. With zeros in them, the first step is that of an optimizer that
+    has none yet. The fused form would make them itself in the first step, of memory that it leaves as it was where that
+    step is skipped, and in fp16 the first step often is.
     """
-    return torch.optim.SGD(parameters, lr=lr, momentum=momentum, nesterov=momentum > 0, weight_decay=wd, fused=True)
+    optimizer = torch.optim.SGD(
+        parameters, lr=lr, momentum=momentum, nesterov=momentum > 0, weight_decay=wd, fused=True
+    )
+    if momentum:
+        for group in optimizer.param_groups:
+            for weight in group["params"]:
+                optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+    return optimizer
 
 
 def learning_rate(epoch: int, *, n_epochs: int, lr: float, schedule: str = "step", warmup_epochs: int = 0) -> float:

@@ -78,8 +78,16 @@ def replicate(
         team: The processes of the run.
 
     Raises:
-        UserError: If a compiled network would have to run in threads.
+        UserError: If the devices of the run cannot do this.
     """
+    in_threads = team.count == 1 and device.type == "cuda" and torch.cuda.device_count() > 1
+    if compile and in_threads:
+        raise UserError(
+            f"--compile True works with one GPU for each process, but this one sees {torch.cuda.device_count()}: put "
+            "torchrun --nproc_per_node=N before demo.py, or let CUDA_VISIBLE_DEVICES name one"
+        )
+    if sync_bn and device.type != "cuda":
+        raise UserError("--sync_bn True works between processes on GPUs, but there is none")
     if sync_bn:
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     model: nn.Module = InPrecision(network, PRECISIONS[precision])
@@ -87,12 +95,9 @@ def replicate(
         model = torch.compile(model)
     if team.count > 1:
         own = [device] if device.type == "cuda" else None
-        return Replicas(network, DistributedDataParallel(model, device_ids=own, gradient_as_bucket_view=True), model)
-    if device.type == "cuda" and torch.cuda.device_count() > 1:
-        if compile:
-            raise UserError(
-                "--compile True does not work in threads for several GPUs: put torchrun --nproc_per_node=N before "
-                "demo.py, or let CUDA_VISIBLE_DEVICES show one"
-            )
+        # Running statistics are nothing that a step of training reads; `fit` shares them once an epoch.
+        settings = {"device_ids": own, "gradient_as_bucket_view": True, "broadcast_buffers": False}
+        return Replicas(network, DistributedDataParallel(model, **settings), model)
+    if in_threads:
         model = nn.DataParallel(model)
     return Replicas(network, model, model)

@@ -17,19 +17,20 @@ from train.team import ALONE, Team
 
 
 def pick_device(team: Team = ALONE) -> torch.device:
-    """A CUDA device for each process of a machine, or the CPU if there is none.
+    """A CUDA device for each process of a machine, or the CPU if no process has one.
 
     `CUDA_VISIBLE_DEVICES` decides what is visible.
 
     Raises:
-        UserError: If there are fewer devices than processes.
+        UserError: If a machine has fewer devices than processes. All processes raise it.
     """
-    if not torch.cuda.is_available():
+    own = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    most, lacking = team.largest(own, team.local_rank + 1 - own)
+    if not most:
         return torch.device("cpu")
-    if team.local_rank >= torch.cuda.device_count():
+    if lacking > 0:
         raise UserError(
-            f"torchrun has started {team.local_rank + 1} or more processes on a machine with "
-            f"{torch.cuda.device_count()} visible GPUs; it needs one for each"
+            f"torchrun has started {lacking} too many processes on a machine: each needs a visible GPU of its own"
         )
     return torch.device("cuda", team.local_rank)
 

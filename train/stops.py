@@ -52,7 +52,7 @@ class Stop:
     def _note(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         if self._number:
-            if is_launched() and time.monotonic() < self._time + SAME_SIGNAL_SECONDS:
+            if _is_passed_on(self._time):
                 return
             _say(f"{name} again: stopped at once")
             os._exit(128 + number)
@@ -63,8 +63,12 @@ class Stop:
 @contextmanager
 def at_once() -> Iterator[None]:
     """Let a signal raise `Stopped` wherever the program is."""
+    times: list[float] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
+        if times and _is_passed_on(times[-1]):
+            return
+        times.append(time.monotonic())
         raise Stopped(number)
 
     with _handled(stop):
@@ -91,6 +95,11 @@ def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]
     finally:
         for number, handler_before in before.items():
             signal.signal(number, handler_before)
+
+
+def _is_passed_on(first: float) -> bool:
+    """Whether a signal that comes now is the one that came at some time, passed on by torchrun."""
+    return is_launched() and time.monotonic() < first + SAME_SIGNAL_SECONDS
 
 
 def _say(message: str) -> None:

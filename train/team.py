@@ -7,11 +7,11 @@ through `Team.first`, so that the others learn how it went.
 import os
 import sys
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from train.errors import EndedElsewhere
+from train.errors import EndedElsewhere, LostProcess
 
 if TYPE_CHECKING:  # torch takes seconds to import, and a process that is alone sends no messages
     from torch import Tensor
@@ -53,15 +53,23 @@ class Team:
         try:
             result = work(*arguments, **keywords)
         except BaseException as error:
-            self._tell(None, getattr(error, "exit_code", getattr(error, "code", 1)))
+            with suppress(LostProcess):  # what the work raised says more
+                self._tell(None, getattr(error, "exit_code", getattr(error, "code", 1)))
             raise
         self._tell(result, None)
         return result
 
     def first_then_others(self, work: Callable[[], Result]) -> Result:
-        """Let all processes do something, once the first one has done it, and return to each its own result."""
+        """Let all processes do something, and return to each its own result.
+
+        The first one does it before all others, and on each further machine one does it before the rest, since they
+        may have a folder in common.
+        """
         results = []
         self.first(lambda: results.append(work()))
+        if not results and self.local_rank == 0:
+            results.append(work())
+        self.largest(0)  # all wait here
         return results[0] if results else work()
 
     def largest(self, *values: int) -> tuple[int, ...]:
@@ -84,7 +92,10 @@ class Team:
             self._messages.share_first(tensors)
 
     def watched(self) -> AbstractContextManager[None]:
-        """Let `LostProcess` be raised where another process has ended, in whatever PyTorch does meanwhile."""
+        """Let `LostProcess` be raised where another process has ended, in whatever PyTorch does meanwhile.
+
+        A signal that came while PyTorch was waiting for that process is raised at the end of this context.
+        """
         return nullcontext() if self.count == 1 else self._messages.others_may_be_lost()
 
     @property

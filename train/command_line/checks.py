@@ -44,3 +44,17 @@ def check_training(flags: Mapping[str, Any], *, num_processes: int, is_launched:
             "--sync_bn True works between processes on GPUs: put torchrun --nproc_per_node=N before demo.py"
         )
     require_tensorboard(flags["tensorboard"])
+
+
+def check_last_batch(flags: Mapping[str, Any], *, num_images: int, num_processes: int) -> None:
+    """Make sure that processes with nothing to do in the last batch of an epoch are not waited for.
+
+    Raises:
+        UserError: If norm layers would wait for them.
+    """
+    parts, rest = flags["accum_steps"] * num_processes, num_images % flags["batch_size"]
+    if flags["sync_bn"] and 0 < rest < parts:
+        raise UserError(
+            f"--sync_bn True needs an image in each part of a batch, but the last batch has {rest} for {parts} parts; "
+            "choose another --batch_size"
+        )

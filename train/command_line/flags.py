@@ -22,7 +22,6 @@ from fire.decorators import SetParseFns
 
 from train.command_line.flag_help import commands_page, help_page
 from train.command_line.flag_types import describe, did_you_mean, is_switch, parse
-from train.team import here
 
 HELP_WORDS = ("--help", "-h")
 
@@ -46,7 +45,7 @@ def choose(commands: Commands, argv: list[str], *, name: str) -> tuple[str, list
     word, *others = argv
     if word not in commands:
         hint = did_you_mean(word, commands) or f"; the commands are {', '.join(commands)}"
-        end(f"error: unknown command {word!r}{hint}", name=name, is_heard=here().is_first)
+        end(f"error: unknown command {word!r}{hint}", name=name)
     return word, others
 
 

@@ -1,6 +1,6 @@
 """Who may write into a folder: a new run, or the run that is in it with the same flags."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,9 @@ def recorded_flags(folder: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def claim(folder: Path, flags: dict[str, Any], team: Team = ALONE) -> Iterator[RunFolder]:
+def claim(
+    folder: Path, flags: dict[str, Any], team: Team = ALONE, *, defaults: Mapping[str, Any]
+) -> Iterator[RunFolder]:
     """Make sure that a run with these flags may write into a folder, and make the folder if it does not exist.
 
     Meanwhile no other run may. Folders that were made here disappear again if the run fails before it has written
@@ -34,17 +36,18 @@ def claim(folder: Path, flags: dict[str, Any], team: Team = ALONE) -> Iterator[R
         folder: The save directory.
         flags: All flags of the run, as plain values. `flags["resume"]` allows to go on with what is there.
         team: The processes of the run, of which the first one holds the folder for all.
+        defaults: Of flags that a run of an older version did not have, so that it was as they say.
 
     Raises:
         UserError: If the folder cannot be written, holds a run that may not be touched, or one with other flags.
     """
     with ExitStack() as stack:
-        team.first(stack.enter_context, _held(folder, flags))
+        team.first(stack.enter_context, _held(folder, flags, defaults))
         yield RunFolder(folder, team)
 
 
 @contextmanager
-def _held(folder: Path, flags: dict[str, Any]) -> Iterator[None]:
+def _held(folder: Path, flags: dict[str, Any], defaults: Mapping[str, Any]) -> Iterator[None]:
     made: list[Path] = []
     try:
         with ExitStack() as stack:
@@ -57,7 +60,9 @@ def _held(folder: Path, flags: dict[str, Any]) -> Iterator[None]:
             except OSError as error:
                 raise UserError(f"--save {folder} cannot be written: {error.strerror or error}") from error
             _check_unused(folder, resume=flags["resume"])
-            _check_flags(recorded_flags(folder), flags, folder)
+            recorded = recorded_flags(folder)
+            if recorded:
+                _check_flags({**defaults, **recorded}, flags, folder)
             RunFolder(folder).clear()
             yield
     finally:
