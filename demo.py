@@ -34,10 +34,10 @@ from train.command_line.recipes import PAPER, RULE, flags_of_recipe
 from train.compiler import require_compiler
 from train.errors import RunError, UserError
 from train.export.formats import SUFFIXES, require_packages
-from train.folder.claim import claim, recorded_flags
+from train.folder.claim import claim, recorded_flags, require_recorded_classes
 from train.folder.foreign import load_foreign
 from train.folder.logbook import read_logbook, read_logbooks
-from train.folder.output import require_new, write_new
+from train.folder.output import is_of_output, require_new, write_new
 from train.folder.run import CONFIG, MODEL
 from train.folder.saved_run import SavedRun, read_saved_run
 from train.folder.saving import atomic_write
@@ -189,6 +189,8 @@ def train(
         runtime.be_deterministic()
         source, loaders = team.first_then_others(lambda: _read(flags, data, device, team))
         check_last_batch(flags, num_images=loaders.train.num_images, num_processes=team.count)
+        if checkpoint.epoch:
+            team.first(require_recorded_classes, save, source.classes)
         flags["valid_size"] = validation_size(source, spec, valid_size)
         runtime.seed_weights(seed)
         model = _build(flags, num_classes=len(source.classes))
@@ -208,7 +210,7 @@ def train(
         config = _config(flags, model, source, devices=runtime.describe_device(device, team))
         folder.write_config(config)
         _say(f"{folder.title}: {config['parameters']:,} parameters, {config['device']}")
-        _say("\n".join([*source.notes, loaders.describe()]))
+        _say("\n".join([*source.notes, loaders.describe(limit=limit_batches)]))
         if checkpoint.epoch:
             _say(f"Resuming after epoch {checkpoint.epoch}.")
         schedule = Schedule(n_epochs, lr, lr_schedule, warmup_epochs)
@@ -405,6 +407,7 @@ def evaluate(
     picture = draw_confusion(evaluation.confusion, source.classes, title=f"{save}\n{title}\n{evaluation.summary()}")
     if plot:
         write_new(plot, picture)
+        print(f"The matrix is drawn in {plot}.")
     else:
         atomic_write(save / CONFUSION, lambda file: file.write(picture))
         print(f"The matrix is drawn in {save / CONFUSION}; the next evaluation draws it anew.")
@@ -559,7 +562,7 @@ def _begin_with(path: Path, network: "DenseNet") -> str:
     try:
         left = load_weights(network, load_foreign(path), replace_classifier=True)
     except ValueError as error:
-        raise UserError(f"--init_weights {path} is of another network: {error}") from error
+        raise UserError(f"--init_weights {path} cannot be used: {error}") from error
     replaced = any(name.startswith("classifier") for name in left)
     return f"Beginning with the weights in {path}" + (" and a new classifier" if replaced else "")
 
@@ -584,6 +587,10 @@ def main(argv: list[str]) -> None:
         command_line.end(f"{stop}{hint}", name=name, exit_code=stop.exit_code, is_heard=here().is_first)
     except BrokenPipeError:  # as in `demo.py compare ... | head`
         command_line.end("nobody reads the output any more", name=name, exit_code=128 + signal.SIGPIPE)
+    except OSError as error:
+        if not is_of_output(error):
+            raise
+        command_line.end(f"error: cannot write the output: {error.strerror}", name=name, exit_code=1)
 
 
 def _bind(command: str, words: list[str], name: str) -> dict[str, Any]:

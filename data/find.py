@@ -33,7 +33,8 @@ def find_images(folder: Path) -> Found:
         if entry.name.startswith(".") or Path(entry.name).suffix.lower() not in suffixes():
             found.skipped.append(entry.path)
         elif not os.access(entry.path, os.R_OK):
-            raise DataError(f"{entry.path} cannot be read; give it permission, or take it away")
+            advice = "mend the link" if entry.is_symlink() else "give it permission"
+            raise DataError(f"{entry.path} cannot be read; {advice}, or take it away")
         elif entry.is_file():
             found.images.append(entry.path)
         else:  # a pipe, which would be waited for

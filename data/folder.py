@@ -59,7 +59,8 @@ def read_folder(folder: Path, download: bool, *, image_size: int) -> Source:
     names = _names_of_uses(folder)
     classes = _class_folders(folder / "train")
     if len(classes) < 2:
-        raise DataError(f"{folder / 'train'} has {len(classes)} class folders, but must have 2 or more; {LAYOUT}")
+        count = f"{len(classes)} class folder{'' if len(classes) == 1 else 's'}"
+        raise DataError(f"{folder / 'train'} has {count}, but must have 2 or more; {LAYOUT}")
     uses = [_look_into(folder / name, classes) for name in names]
     train, *held_out, test = (use.labelled(image_size) for use in uses)
     return Source(train, test, tuple(classes), valid=held_out[0] if held_out else None, notes=_notes(folder, uses))
@@ -100,7 +101,8 @@ def _notes(folder: Path, uses: list[Use]) -> tuple[str, ...]:
     skipped = [path for use in uses for path in use.skipped]
     if skipped:
         example = os.path.relpath(skipped[0], folder)
-        notes.append(f"Skipped in {folder}: {len(skipped):,} that are hidden or no image by their name, as {example}")
+        why = "hidden, no image by their name or in no class's folder"
+        notes.append(f"Skipped in {folder}: {len(skipped):,} that are {why}, as {example}")
     for use in uses:
         if use.lacking:
             some = ", ".join(use.lacking[:5]) + (", ..." if len(use.lacking) > 5 else "")

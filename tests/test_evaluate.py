@@ -8,7 +8,7 @@ import signal
 import pytest
 import torch
 
-from tests.application import everything_in, read_csv, read_results, run_here
+from tests.application import SMALL, everything_in, read_csv, read_results, run_here
 from tests.made_data import make_cifar100
 from train.results import tally as tallies
 
@@ -42,10 +42,11 @@ def test_the_picture_of_the_run_is_drawn_anew(here):
     assert (here / "run/confusion.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_new_files_hold_table_and_picture_and_the_run_stays_as_it_is(here):
+def test_new_files_hold_table_and_picture_and_the_run_stays_as_it_is(here, capsys):
     before = everything_in(here / "run")
     assert run_here(*EVALUATE, "--batch_size=50", "--plot=c.png", "--csv=t.csv") == 0
     assert everything_in(here / "run") == before
+    assert capsys.readouterr().out.endswith("\n\nThe matrix is drawn in c.png.\n")
     assert (here / "c.png").read_bytes()[:4] == b"\x89PNG"
     rows = read_csv(here / "t.csv")
     correct = sum(int(row[f"predicted {row['class']}"]) for row in rows)
@@ -60,6 +61,18 @@ def test_another_recorded_error_is_said_with_both_numbers(here, capsys):
     assert run_here(*EVALUATE) == 0
     message = f"warning: the run recorded another test error, 1.5625%, and now it is {float(recorded):.4%};"
     assert message in capsys.readouterr().out
+
+
+def test_the_error_of_a_dry_run_is_of_fewer_images(here, capsys):
+    assert run_here(*SMALL, "--n_epochs=1", "--limit_batches=1", "--save=dry") == 0
+    assert (
+        "128 training, 128 validation and 128 test images, a dry run by --limit_batches 1\n" in capsys.readouterr().out
+    )
+    recorded = float(read_results(here / "dry")[-1]["test_error"])
+    assert run_here("evaluate", "--save=dry") == 0
+    out = capsys.readouterr().out
+    assert f"\nthe run recorded {recorded:.2%}, of few test images: it had --limit_batches 1\n" in out
+    assert "warning" not in out
 
 
 def test_a_run_that_is_not_finished_is_measured_as_it_stands(here, capsys):

@@ -69,7 +69,8 @@ def test_what_is_skipped_is_counted_in_one_line(tmp_path):
     source = read(tmp_path)
     assert len(source.train) == len(source.test) == 2
     (note,) = source.notes
-    assert note.startswith(f"Skipped in {tmp_path}: 6 that are hidden or no image by their name, as train/")
+    why = "hidden, no image by their name or in no class's folder"
+    assert note.startswith(f"Skipped in {tmp_path}: 6 that are {why}, as train/")
 
 
 def test_classes_that_val_or_test_lack_are_named(tmp_path):
@@ -111,7 +112,7 @@ BAD_FOLDERS = {
     "no train": (without("train"), MissingData, "there is no folder {}/train; --data needs train/"),
     "neither val nor test": (without("val", "test"), MissingData, "there is no folder {}/test; --data needs train/"),
     "empty": (without("train", "val", "test"), MissingData, "there is no folder {}/train; --data needs"),
-    "one class": (without("train/b", "test/b"), DataError, "{}/train has 1 class folders, but must have 2 or more"),
+    "one class": (without("train/b", "test/b"), DataError, "{}/train has 1 class folder, but must have 2 or more"),
     "no class": (without("train/a", "train/b"), DataError, "{}/train has 0 class folders, but must have 2 or more"),
     "empty class": (without("train/b/1.png"), DataError, "{}/train/b has no image: no file in it ends in .jpg"),
     "empty test": (without("test/a/1.png", "test/b"), DataError, "{}/test/a has no image"),
@@ -121,7 +122,7 @@ BAD_FOLDERS = {
     "broken link": (
         lambda folder: (folder / "train/a/2.png").symlink_to("nowhere"),
         DataError,
-        "{}/train/a/2.png cannot be read",
+        "{}/train/a/2.png cannot be read; mend the link, or take it away",
     ),
 }
 

@@ -86,8 +86,8 @@ def test_a_run_begins_with_them_and_gets_a_new_classifier_for_other_classes(tmp_
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"a": torch.zeros(1)}, "is of another network: "),
-        (densenet_bc(10, 3).state_dict(), "is of another network: "),
+        ({"a": torch.zeros(1)}, "weights.pt cannot be used: "),
+        (densenet_bc(10, 3).state_dict(), "weights.pt cannot be used: "),
         ([1, 2], "holds no dict of tensors, but list"),
     ],
 )

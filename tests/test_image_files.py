@@ -1,7 +1,9 @@
 """Batches out of image files: the same as batches out of memory, whichever threads and processes decode them."""
 
+import shutil
 import subprocess
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from data.errors import DataError
 from data.loader import Loader, make_loaders, make_test_loader, plan_epoch
 from data.share import Share
 from data.source import Split, split_validation
-from tests.application import command, read_results, run_here
+from tests.application import command, everything_in, read_results, run_here
 from tests.made_images import bad_files, data_threads, encoded, make_folder, picture, write
 
 RAW = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3}  # normalised pixels are the pixels
@@ -196,9 +198,28 @@ def test_a_run_on_a_folder_says_what_it_found(digits, tmp_path, capsys):
     words = [*SMALL, f"--data={digits}", "--n_epochs=2"]
     assert run_here(*words, f"--save={tmp_path / 'one'}") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1] == f"Skipped in {digits}: 1 that are hidden or no image by their name, as train/notes.txt"
+    why = "hidden, no image by their name or in no class's folder"
+    assert lines[1] == f"Skipped in {digits}: 1 that are {why}, as train/notes.txt"
     assert lines[2] == "180 training, 20 validation and 50 test images"
     assert [row["epoch"] for row in read_results(tmp_path / "one")] == ["1", "2"]
+
+
+@pytest.mark.parametrize("change", [Path.rename, shutil.copytree])
+def test_a_run_does_not_go_on_with_other_classes(change, digits, tmp_path, capsys):
+    """Labels are positions in the list of classes."""
+    data = shutil.copytree(digits, tmp_path / "data")
+    save = f"--save={tmp_path / 'run'}"
+    assert run_here(*SMALL, f"--data={data}", "--n_epochs=1", save) == 0
+    before = everything_in(tmp_path / "run")
+    for use in ("train", "test"):
+        change(data / use / "3", data / use / "three")
+    capsys.readouterr()
+    assert run_here(save, "--resume", "--n_epochs=2") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "the classes of the data are not those of the run" in error
+    assert "'three'" in error
+    assert everything_in(tmp_path / "run") == before
 
 
 def test_an_interrupted_and_resumed_run_has_the_same_bits(digits, tmp_path, monkeypatch):

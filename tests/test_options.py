@@ -82,7 +82,7 @@ def test_options_are_in_the_configuration(tmp_path):
     ("words", "message"),
     [
         (["--warmup_epochs=300"], "--warmup_epochs is 300, but must be below --n_epochs, which is 300"),
-        (["--accum_steps=300"], "--accum_steps is 300, but a batch has 256 images; parts need one image or more"),
+        (["--accum_steps=300"], "--batch_size is 256, but must be 300 or more: an image for each"),
         (["--compile"], "--compile True does not work with --efficient True, only with naive and checkpoint"),
         (["--compile", "--efficient=buffer_fast"], "--compile True does not work with --efficient buffer_fast"),
         (["--sync_bn"], "--sync_bn True does not work with --efficient True, only with naive and checkpoint"),
@@ -90,6 +90,7 @@ def test_options_are_in_the_configuration(tmp_path):
         (["--network=densenet", "--depth=41"], "--depth is '41', but must be a whole number, 3m + 4"),
         (["--network=densenet", "--depth=41"], "the nearest are 40 and 43"),
         (["--depth=43"], "--depth is '43', but must be a whole number, 6m + 4"),
+        (["--depth=10006"], "3m + 4 for densenet; and at most 10,000"),
         (["--network=densenet121", "--depth=40"], "--depth is 40, but must be 121 for --network densenet121"),
         (["--network=densenet121", "--growth_rate=12"], "--growth_rate is 12, but must be 32"),
         (["--network=densenet121"], "--network densenet121 needs images of 64 pixels or more, but those of"),

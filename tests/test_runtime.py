@@ -26,13 +26,25 @@ def test_several_gpus_are_used_through_data_parallel_and_one_directly(monkeypatc
         replicate(network, gpu, compile=True)
 
 
+class Answers(Team):
+    """A team whose other processes have no GPU, and no need of one."""
+
+    def largest(self, *values):
+        return values
+
+
 def test_each_process_has_a_gpu_of_its_own(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert runtime.pick_device() == torch.device("cuda", 0)
-    assert runtime.pick_device(Team(rank=5, count=6, local_rank=1)) == torch.device("cuda", 1)
-    with pytest.raises(UserError, match="with 2 visible GPUs; it needs one for each"):
-        runtime.pick_device(Team(rank=2, count=3, local_rank=2))
+    assert runtime.pick_device(Answers(rank=5, count=6, local_rank=1)) == torch.device("cuda", 1)
+    with pytest.raises(UserError, match="1 too many processes on a machine: each needs a visible GPU of its own"):
+        runtime.pick_device(Answers(rank=2, count=3, local_rank=2))
+
+
+def test_statistics_of_all_processes_need_gpus():
+    with pytest.raises(UserError, match="--sync_bn True works between processes on GPUs, but there is none"):
+        replicate(nn.BatchNorm2d(1), torch.device("cpu"), sync_bn=True)
 
 
 def test_each_process_drops_other_values(monkeypatch):

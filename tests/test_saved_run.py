@@ -27,7 +27,7 @@ CONFIG = {
     "classes": ["cat", "dög", ""],
     "mean": [0.5, 0, 1],
     "std": [0.25, 1, 0.5],
-    "device": "CPU, 1 threads",
+    "device": "CPU, 1 thread",
     "versions": {"python": "3.11.7", "torch": "2.14.1"},
     "git_revision": "0123abc",
 }

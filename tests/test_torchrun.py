@@ -25,7 +25,7 @@ def test_two_processes_train_one_network_and_speak_with_one_voice(team_run):
     done, folder = team_run
     assert done.returncode == 0, done.stderr
     first, images, *epochs, last = done.stdout.splitlines()
-    assert first.endswith("parameters, 2 processes, each CPU, 1 threads")
+    assert first.endswith("parameters, 2 processes, each CPU, 1 thread")
     assert images == "1,302 training, 140 validation and 355 test images"
     assert [line.split()[1] for line in epochs] == [f"{epoch}/{EPOCHS}" for epoch in range(1, EPOCHS + 1)]
     assert last.startswith("Test error ")
@@ -47,7 +47,8 @@ def test_a_run_in_two_processes_can_be_read_and_made_longer_by_one(team_run, tmp
         (["--save=s", "--deph=10"], "demo.py: error: unknown flag '--deph'; did you mean --depth?"),
         (
             ["--save=s", "--dataset=digits", "--batch_size=1"],
-            "demo.py: error: --batch_size is 1, but must be 2 or more, an image for each process",
+            "demo.py: error: --batch_size is 1, but must be 2 or more: "
+            "an image for each part of --accum_steps 1 in each of 2 processes",
         ),
         (["benchmark"], "demo.py benchmark: error: torchrun is for training; start benchmark with python"),
         (["trian"], "demo.py: error: unknown command 'trian'; did you mean train?"),

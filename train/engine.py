@@ -50,10 +50,12 @@ class Loaders:
     valid: BatchSource | None
     test: BatchSource
 
-    def describe(self) -> str:
-        """Say how many images are trained, validated and tested on."""
+    def describe(self, *, limit: int | None = None) -> str:
+        """Say how many images are trained, validated and tested on, and whether that is for --limit_batches."""
         num_valid = self.valid.num_images if self.valid else 0
-        return f"{self.train.num_images:,} training, {num_valid:,} validation and {self.test.num_images:,} test images"
+        dry = "" if limit is None else f", a dry run by --limit_batches {limit}"
+        num_train, num_test = self.train.num_images, self.test.num_images
+        return f"{num_train:,} training, {num_valid:,} validation and {num_test:,} test images{dry}"
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def epoch_line(row: Row, *, n_epochs: int, is_chosen: bool) -> str:
     ]
     if row.valid_loss is not None:
         parts.append(f"valid loss {row.valid_loss:.4f} error {row.valid_error:7.2%}{' *' if is_chosen else '  '}")
-    parts.append(f"lr {row.learning_rate:<6g} {row.images_per_second:,.0f} images/s  {row.seconds:.1f} s")
+    parts.append(f"lr {row.learning_rate:<6g} {row.images_per_second:>7,.0f} images/s  {row.seconds:>5.1f} s")
     if row.skipped_steps:
         parts.append(f"{row.skipped_steps} steps skipped (overflow in fp16)")
     return "  ".join(parts)

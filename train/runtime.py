@@ -41,7 +41,8 @@ def describe_device(device: torch.device, team: Team = ALONE) -> str:
         own = torch.cuda.get_device_name(device) if device.type == "cuda" else describe_device(device)
         return f"{team.count} processes, each {own}"
     if device.type == "cpu":
-        return f"CPU, {torch.get_num_threads()} threads"
+        threads = torch.get_num_threads()
+        return f"CPU, {threads} thread{'s' if threads > 1 else ''}"
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return f"{len(names)} x {names[0]}" if len(set(names)) == 1 else ", ".join(names)
 

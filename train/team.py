@@ -150,8 +150,11 @@ def leave(exit_code: int) -> NoReturn:
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain once more
+        if not isinstance(error, BrokenPipeError):
+            print(f"error: cannot write the output: {error.strerror}", file=sys.stderr)
+            exit_code = exit_code or 1
     if is_launched():
         sys.stderr.flush()
         os._exit(exit_code)

@@ -46,7 +46,7 @@ class ByDepth:
         if self.seconds:
             tables.append(self._table("s/step", self.seconds, lambda seconds, flops: f"{seconds:.3f}"))
             per_gflop = self._table("ms/GFLOP", self.seconds, lambda seconds, flops: f"{1e12 * seconds / flops:.2f}")
-            gflop = ", ".join(f"{flops / 1e9:,.0f}" for flops in self.flops)
+            gflop = ", ".join(f"{flops / 1e9:,.0f}" if flops > 1e10 else f"{flops / 1e9:.2g}" for flops in self.flops)
             tables += [per_gflop, f"GFLOP of a step of naive: {gflop}; {MEANING_OF_GFLOP}"]
         return "\n\n".join([*tables, self.note()])
 

@@ -25,13 +25,12 @@ def check_training(flags: Mapping[str, Any], *, num_processes: int, is_launched:
     if warmup_epochs >= n_epochs:
         raise UserError(f"--warmup_epochs is {warmup_epochs}, but must be below --n_epochs, which is {n_epochs}")
     batch_size, accum_steps = flags["batch_size"], flags["accum_steps"]
-    if batch_size < num_processes:
-        raise UserError(f"--batch_size is {batch_size}, but must be {num_processes} or more, an image for each process")
     if accum_steps * num_processes > batch_size:
-        images = (
-            f"{batch_size // num_processes} images in each process" if num_processes > 1 else f"{batch_size} images"
+        where = f" in each of {num_processes} processes" if num_processes > 1 else ""
+        raise UserError(
+            f"--batch_size is {batch_size}, but must be {accum_steps * num_processes} or more: "
+            f"an image for each part of --accum_steps {accum_steps}{where}"
         )
-        raise UserError(f"--accum_steps is {accum_steps}, but a batch has {images}; parts need one image or more")
     for flag in ("compile", "sync_bn"):
         if flags[flag] and flags["efficient"] in BUFFERS:
             raise UserError(

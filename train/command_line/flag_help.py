@@ -60,4 +60,5 @@ def _as_typed(default: Any) -> str:
 
 def _indented(text: str, columns: int) -> list[str]:
     margin = " " * columns
+    text = " ".join(text.split())  # paragraphs are joined by more than one space
     return textwrap.wrap(text, WIDTH, initial_indent=margin, subsequent_indent=margin, break_on_hyphens=False)

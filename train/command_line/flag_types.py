@@ -40,11 +40,13 @@ class Range:
 
     def __str__(self) -> str:
         low = f"above {self.low:g}" if self.open_low else f"{self.low:g} or more"
-        high = "" if self.high == math.inf else f" and {'below' if self.open_high else 'at most'} {self.high:,.10g}"
+        high = "" if self.high == math.inf else f" and {'below' if self.open_high else 'at most'} {self.high:,}"
         return self.rule or low + high
 
     def nearest(self, value: float) -> str:
-        """Name the allowed values on both sides of one that falls between two steps; empty for every other value."""
+        """Name the allowed values on both sides of one between two steps, or a bound that `rule` leaves out."""
+        if self.rule and value > self.high:
+            return f"; and at most {self.high:,}"
         if self.step is None or not self.low < value < self.high:
             return ""
         below = int(value - (value - self.low) % self.step)

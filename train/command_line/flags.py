@@ -71,7 +71,7 @@ def bind(
         raise SystemExit(0)
     try:
         values, loose = _split_words(argv, flags)
-        bound = _bind_words(words, loose)
+        bound = _bind_words(words, loose, flags)
         _require_all(function, flags, values)
         line = [f"--{flag}={value}" for flag, value in values.items()]
         return bound | _fire(_recorder(function, flags), line, name)
@@ -127,14 +127,14 @@ def parameters_of(function: Callable[..., Any]) -> tuple[dict[str, Any], dict[st
     return words, flags
 
 
-def _bind_words(words: dict[str, Any], loose: list[str]) -> dict[str, tuple[Any, ...]]:
+def _bind_words(words: dict[str, Any], loose: list[str], flags: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
     """Read the words that belong to no flag.
 
     Raises:
         FireError: If there are some and the command takes none, or the other way round.
     """
     if loose and not words:
-        raise FireError(f"stray word {loose[0]!r}: values belong behind a flag, as in --depth 40")
+        raise FireError(f"stray word {loose[0]!r}: values belong behind a flag, as in --{next(iter(flags))} VALUE")
     for name, annotation in words.items():
         if not loose:
             raise FireError(f"{name.upper()} is needed: {describe(annotation)}, one or more; see --help")

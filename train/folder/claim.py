@@ -1,6 +1,6 @@
 """Who may write into a folder: a new run, or the run that is in it with the same flags."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from train.errors import UserError
 from train.folder.config import read_config
 from train.folder.lock import locked
 from train.folder.run import CHECKPOINT, CONFIG, FILES, PREVIOUS, RunFolder
-from train.folder.saved_run import FREE_FLAGS
+from train.folder.saved_run import FREE_FLAGS, require_classes, texts
 from train.team import ALONE, Team
 
 
@@ -21,6 +21,22 @@ def recorded_flags(folder: Path) -> dict[str, Any]:
     """
     config = read_config(folder)
     return {} if config is None else config["flags"]
+
+
+def require_recorded_classes(folder: Path, classes: Sequence[str]) -> None:
+    """Make sure that a run goes on with the classes that its config.json names.
+
+    Raises:
+        UserError: If the data set has others now, or config.json cannot be used.
+    """
+    config = read_config(folder) or {}
+    if "classes" not in config:
+        return
+    try:
+        recorded = texts(config, "classes")
+    except ValueError as error:
+        raise UserError(f"{folder / CONFIG} cannot be used: {error}") from error
+    require_classes(classes, recorded, folder=folder)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from train.folder.config import read_config
 from train.folder.history import Row, best_row, from_csv
 from train.folder.run import CONFIG, RESULTS
 from train.folder.saving import read_small
+from train.results.tables import plain
 
 LARGEST_RESULTS = 50_000_000  # bytes, some 300,000 epochs
 
@@ -50,6 +51,9 @@ class Logbook:
             return "the run has recorded no test error yet"
         if self.test_error == error:
             return "the run recorded the same test error"
+        limit = self.flags.get("limit_batches")
+        if limit is not None:
+            return f"the run recorded {self.test_error:.2%}, of few test images: it had --limit_batches {plain(limit)}"
         return (
             f"warning: the run recorded another test error, {self.test_error:.4%}, and now it is {error:.4%}; another "
             "device, version or batch size rounds otherwise, but a larger difference has another reason"

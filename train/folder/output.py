@@ -1,8 +1,17 @@
-"""Files that a command leaves behind: never over a file that is there."""
+"""Files that a command leaves behind, never over a file that is there, and what stops it from printing."""
 
+import errno
+from contextlib import suppress
 from pathlib import Path
 
 from train.errors import RunError, UserError
+
+FULL_OR_BROKEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
+def is_of_output(error: OSError) -> bool:
+    """Whether an error says that the disk does not take what is printed. Those of opening files name the file."""
+    return error.filename is None and error.errno in FULL_OR_BROKEN
 
 
 def require_new(path: Path | None, *, flag: str, suffix: str) -> None:
@@ -25,13 +34,19 @@ def require_new(path: Path | None, *, flag: str, suffix: str) -> None:
 
 
 def write_new(path: Path, content: bytes) -> None:
-    """Write a new file.
+    """Write a new file. What could not be written whole does not stay.
 
     Raises:
         RunError: If the file has come into being meanwhile, or cannot be written.
     """
     try:
         with path.open("xb") as file:
-            file.write(content)
+            try:
+                file.write(content)
+                file.flush()
+            except OSError:
+                with suppress(OSError):
+                    path.unlink()
+                raise
     except OSError as error:
         raise RunError(f"{path} cannot be written: {error.strerror or error}") from error

@@ -61,17 +61,26 @@ class SavedRun:
         Raises:
             UserError: If it has others.
         """
-        if tuple(classes) != self.classes:
-            others = sorted({*classes} ^ {*self.classes}) or ["their order"]
-            raise UserError(
-                f"the classes of the data are not those of the run in {self.path}: {len(classes)} in place of "
-                f"{len(self.classes)}, and what differs is {short_repr(others)}"
-            )
+        require_classes(classes, self.classes, folder=self.path)
 
     def origin(self) -> dict[str, Any]:
         """All that decides its results, as plain values. Names of folders are not among them."""
         flags = {flag: value for flag, value in self.flags.items() if flag not in FREE_FLAGS}
         return {"flags": flags, "versions": self.versions, "git_revision": self.git_revision}
+
+
+def require_classes(classes: Sequence[str], recorded: Sequence[str], *, folder: Path) -> None:
+    """Make sure that a data set has the classes that the run in a folder was trained on, in the same order.
+
+    Raises:
+        UserError: If it has others.
+    """
+    if tuple(classes) != tuple(recorded):
+        others = sorted({*classes} ^ {*recorded}) or ["their order"]
+        raise UserError(
+            f"the classes of the data are not those of the run in {folder}: {len(classes)} in place of "
+            f"{len(recorded)}, and what differs is {short_repr(others)}"
+        )
 
 
 def read_saved_run(folder: Path, *, command: Callable[..., Any]) -> SavedRun:
@@ -92,7 +101,7 @@ def read_saved_run(folder: Path, *, command: Callable[..., Any]) -> SavedRun:
         return SavedRun(
             path=folder,
             flags=_checked_flags(command, config["flags"]),
-            classes=_texts(config, "classes"),
+            classes=texts(config, "classes"),
             mean=_channels(config, "mean", least=0),
             std=_channels(config, "std", least=SMALLEST_STD),
             versions=_versions(config),
@@ -121,7 +130,12 @@ def _require_folder(folder: Path) -> None:
         raise UserError(f"--save is {str(folder)!r}, but must be a folder, not a file")
 
 
-def _texts(config: dict[str, Any], name: str) -> tuple[str, ...]:
+def texts(config: dict[str, Any], name: str) -> tuple[str, ...]:
+    """A list of texts in config.json.
+
+    Raises:
+        ValueError: If it is something else.
+    """
     value = config.get(name)
     is_list = isinstance(value, list) and value and all(isinstance(text, str) for text in value)
     _require(is_list, name, value, "a list of one or more texts")
