@@ -152,9 +152,9 @@ def leave(exit_code: int) -> NoReturn:
             sys.stdout.flush()
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain once more
-        if not isinstance(error, BrokenPipeError):
+        if not isinstance(error, BrokenPipeError) and not exit_code:  # or it has been said
             print(f"error: cannot write the output: {error.strerror}", file=sys.stderr)
-            exit_code = exit_code or 1
+            exit_code = 1
     if is_launched():
         sys.stderr.flush()
         os._exit(exit_code)
