@@ -95,9 +95,7 @@ def replicate(
         model = torch.compile(model)
     if team.count > 1:
         own = [device] if device.type == "cuda" else None
-        # Running statistics are nothing that a step of training reads; `fit` shares them once an epoch.
-        settings = {"device_ids": own, "gradient_as_bucket_view": True, "broadcast_buffers": False}
-        return Replicas(network, DistributedDataParallel(model, **settings), model)
+        return Replicas(network, DistributedDataParallel(model, device_ids=own, gradient_as_bucket_view=True), model)
     if in_threads:
         model = nn.DataParallel(model)
     return Replicas(network, model, model)
