@@ -4,10 +4,12 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
 from tests.application import ROOT
+from train import stops
 from train.stops import SIGNALS, Stopped, after_the_step, at_once
 
 # Waits for signals in short steps, and says when it is ready for the first one and the second one.
@@ -60,6 +62,46 @@ def test_signals_at_once_stop_where_the_program_is(number, capfd):
     assert str(stopped.value) == f"stopped by {number.name}"
     assert stopped.value.exit_code == 128 + number
     assert capfd.readouterr() == ("", "")
+
+
+class TakenDown:
+    """Gets a signal when the last reference to it goes, where Python drops exceptions."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def __del__(self):
+        signal.raise_signal(self.number)
+
+
+@pytest.mark.parametrize("launched", [False, True])
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_that_comes_while_an_object_is_taken_down_is_not_lost(number, launched, monkeypatch, capfd):
+    monkeypatch.setattr(stops, "is_launched", lambda: launched)
+
+    def work():
+        with at_once():
+            TakenDown(number)
+            time.sleep(10)
+
+    with pytest.raises(Stopped, match=f"stopped by {number.name}"):
+        work()
+    assert capfd.readouterr() == ("", "")
+
+
+class Broken:
+    def __del__(self):
+        raise ZeroDivisionError
+
+
+def test_other_exceptions_that_are_dropped_are_shown_as_before(monkeypatch):
+    shown = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda dropped: shown.append(dropped.exc_type))
+    before = sys.unraisablehook
+    with at_once():
+        Broken()
+    assert shown == [ZeroDivisionError]
+    assert sys.unraisablehook is before
 
 
 def test_no_signal_stops_nothing(capfd):

@@ -1,6 +1,5 @@
 """Results in order, a few groups ahead, and no thread left behind, however the iterator ends."""
 
-import gc
 import os
 import signal
 import threading
@@ -98,15 +97,6 @@ def test_an_error_of_whoever_takes_the_results_ends_the_threads():
     assert data_threads() == []
 
 
-@pytest.fixture
-def no_collection():
-    """What a signal raises inside a callback of the garbage collector, as hypothesis has one, is swallowed."""
-    gc.disable()
-    yield
-    gc.enable()
-
-
-@pytest.mark.usefixtures("no_collection")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("delay", [0, 0.1])
 def test_a_signal_ends_the_threads_at_once(number, delay):

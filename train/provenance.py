@@ -20,7 +20,9 @@ def git_revision(folder: Path) -> str | None:
     """The commit of the code in a folder, with "+changes" if files differ from it; None outside of git."""
 
     def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+        # Without the option, "status" takes a lock and writes the index anew.
+        line = ["git", "--no-optional-locks", *words]
+        return subprocess.run(line, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
         if Path(git("rev-parse", "--show-toplevel")).resolve() != folder.resolve():

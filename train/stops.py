@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from types import FrameType
 from train.team import ALONE, Team, here, is_launched
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+AGAIN_SECONDS = 0.01  # after which an object that is taken down is gone
 SAME_SIGNAL_SECONDS = 2  # torchrun passes on what a scheduler may have sent to its processes too
 
 
@@ -24,6 +26,7 @@ class Stopped(KeyboardInterrupt):
 
     def __init__(self, number: int, where: str = ""):
         super().__init__(" ".join(filter(None, [f"stopped by {signal.Signals(number).name}", where])))
+        self.number = number
         self.exit_code = 128 + number
 
 
@@ -62,8 +65,12 @@ class Stop:
 
 @contextmanager
 def at_once() -> Iterator[None]:
-    """Let a signal raise `Stopped` wherever the program is."""
+    """Let a signal raise `Stopped` wherever the program is.
+
+    Python drops what is raised while it takes an object down. A signal that comes then is sent once more.
+    """
     times: list[float] = []
+    others = sys.unraisablehook
 
     def stop(number: int, frame: FrameType | None) -> None:
         if times and _is_passed_on(times[-1]):
@@ -71,8 +78,21 @@ def at_once() -> Iterator[None]:
         times.append(time.monotonic())
         raise Stopped(number)
 
-    with _handled(stop):
-        yield
+    def send_again(dropped: "sys.UnraisableHookArgs") -> None:
+        if not isinstance(dropped.exc_value, Stopped):
+            others(dropped)
+            return
+        times.clear()
+        timer = threading.Timer(AGAIN_SECONDS, os.kill, (os.getpid(), dropped.exc_value.number))
+        timer.daemon = True
+        timer.start()
+
+    sys.unraisablehook = send_again
+    try:
+        with _handled(stop):
+            yield
+    finally:
+        sys.unraisablehook = others
 
 
 @contextmanager
