@@ -20,7 +20,7 @@ import sys
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 from fire.core import FireError
 
@@ -639,14 +639,20 @@ COMMANDS = {
     "benchmark": benchmark,
 }
 
-if __name__ == "__main__":
+
+def start(argv: list[str]) -> NoReturn:
+    """Run a command line as all that this process does."""
     if sys.stdout is not None:  # as it is where it was closed
         sys.stdout.reconfigure(errors="backslashreplace")  # a path may hold bytes that are no text
     try:
-        main(sys.argv[1:])
+        main(argv)
     except SystemExit as end:
         leave(end.code)
     except Exception:
         traceback.print_exc()  # a mistake of this program; Python's own way to end could wait for other processes
         leave(1)
     leave(0)
+
+
+if __name__ == "__main__":
+    start(sys.argv[1:])

@@ -19,7 +19,7 @@ from train.optim import make_optimizer
 from train.replicas import replicate
 from train.step import Stepper
 from train.stops import Stop
-from train.team import connected, here, leave
+from train.team import Team, connected, here, leave
 
 CPU = torch.device("cpu")
 NUM_IMAGES = 23
@@ -126,6 +126,19 @@ def hear(team):
     return heard, ended, team.largest(team.rank, -team.rank)
 
 
+def see(team, folder):
+    """Who has done the work before this process did, where the last process is the second one of its machine."""
+    on_machines = Team(team.rank, team.count, local_rank=int(team.rank == 2))
+
+    def work():
+        seen = sorted(path.name for path in folder.iterdir())
+        (folder / str(team.rank)).touch()
+        return seen
+
+    team.first(folder.mkdir)
+    return on_machines.first_then_others(work)
+
+
 def main(folder):
     with connected():
         team = here()
@@ -135,6 +148,7 @@ def main(folder):
             "moving": train(team, epochs=1, is_frozen=False),
             "failed": fail(team),
             "heard": hear(team),
+            "seen": see(team, folder / f"seen-{team.count}"),
         }
         torch.save(result, folder / f"{team.count}-{team.rank}.pt")
 

@@ -84,6 +84,8 @@ def test_flags_beside_a_recipe_win():
     flags = bound("densenet-bc-100-12-c10+", "--batch_size=32", "--depth", "40", "--no-augment")
     assert (flags["batch_size"], flags["depth"], flags["augment"]) == (32, 40, False)
     assert (flags["growth_rate"], flags["n_epochs"]) == (12, 300)
+    flags = bound("densenet-bc-100-12-c10+", "--valid_size=None", "--network=densenet121")
+    assert (flags["valid_size"], flags["network"], flags["depth"]) == (None, "densenet121", 121)
 
 
 def test_recipes_name_flags_that_exist():

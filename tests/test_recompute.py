@@ -265,6 +265,21 @@ def test_only_training_with_gradients_recomputes(monkeypatch):
     network.eval()(images).sum().backward()
 
 
+def test_a_compiled_network_trains_the_same_and_keeps_less():
+    naive, efficient = naive_and_efficient()
+    efficient.compile(backend="aot_eager")
+    images = random_images()
+    kept = [
+        bytes_saved_for_backward(partial(network, images), without=[*network.parameters(), *network.buffers()])
+        for network in (naive, efficient)
+    ]
+    assert kept[1] < 0.9 * kept[0]
+    expected, actual = (train(network, images) for network in (naive, efficient))
+    for left, right in zip(expected, actual, strict=True):
+        for name in left:
+            torch.testing.assert_close(left[name], right[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
 def test_naive_mode_never_recomputes(monkeypatch):
     monkeypatch.setattr(densenet_module, "recompute_in_backward", refuse)
     naive_and_efficient()[0](random_images()).sum().backward()

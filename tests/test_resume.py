@@ -153,6 +153,47 @@ def test_a_flag_that_changes_the_run_is_refused_with_both_values(word, message, 
     assert contents(copy) == before
 
 
+NEWER_FLAGS = ["network", "image_size", "recipe", "init_weights", "accum_steps", "lr_schedule", "warmup_epochs"]
+NEWER_FLAGS += ["precision", "label_smoothing", "compile", "sync_bn", "limit_batches", "tensorboard"]
+
+
+@pytest.fixture
+def older(copy):
+    """The same, as the first version of this program recorded it."""
+    config = json.loads((copy / "config.json").read_text())
+    for flag in NEWER_FLAGS:
+        del config["flags"][flag]
+    (copy / "config.json").write_text(json.dumps(config))
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("--precision=fp16", "--precision is 'fp16', but the run in {} has 'fp32'"),
+        ("--accum_steps=2", "--accum_steps is 2, but the run in {} has 1"),
+        ("--limit_batches=1", "--limit_batches is 1, but the run in {} has None"),
+        ("--init_weights=weights.pt", "--init_weights is 'weights.pt', but the run in {} has None"),
+        ("--recipe=densenet-40-12-c10+", "--recipe is 'densenet-40-12-c10+', but the run in {} has None"),
+    ],
+)
+def test_what_an_older_run_did_not_record_was_as_by_default(word, message, older, capsys):
+    before = contents(older)
+    assert run_here(f"--save={older}", "--resume", "--n_epochs=5", word) == 2
+    assert message.format(older) in capsys.readouterr().err
+    assert contents(older) == before
+
+
+def test_an_older_run_goes_on(older, copy):
+    assert run_here(f"--save={older}", "--resume", "--n_epochs=5", "--accum_steps=1", "--seed=None") == 0
+    assert [row["epoch"] for row in read_results(older)] == ["1", "2", "3", "4", "5"]
+
+
+def test_another_network_is_not_taken_for_one_of_another_depth(copy, capsys):
+    assert run_here(f"--save={copy}", "--resume", "--network=densenet121") == 2
+    assert "--depth" not in capsys.readouterr().err
+
+
 def test_more_epochs_go_on_with_the_rates_of_the_longer_run(copy, capsys):
     short = read_results(copy, timing=False)
     assert run_here(f"--save={copy}", "--resume", "--n_epochs=8") == 0

@@ -22,29 +22,44 @@ def test_several_gpus_are_used_through_data_parallel_and_one_directly(monkeypatc
     assert replicas.training is replicas.evaluation
     assert replicas.training.module.network is replicas.network is network
     assert isinstance(replicate(network, torch.device("cpu")).training, InPrecision)
-    with pytest.raises(UserError, match="--compile True works with one GPU for each process"):
+
+
+def test_what_several_gpus_and_none_cannot_do_is_refused(monkeypatch):
+    network, gpu, cpu = nn.Linear(2, 2), torch.device("cuda", 0), torch.device("cpu")
+    with pytest.raises(UserError, match="--sync_bn True works between processes on GPUs, but there is none"):
+        replicate(network, cpu, sync_bn=True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    with pytest.raises(UserError, match=r"--compile True works with one GPU for each process, .* sees 3: put torchrun"):
         replicate(network, gpu, compile=True)
+    replicate(network, cpu, compile=True)
 
 
-class Answers(Team):
-    """A team whose other processes have no GPU, and no need of one."""
+class Among(Team):
+    """A process that does not ask the others, but is told what the largest values are."""
+
+    others = (0, 0)
 
     def largest(self, *values):
-        return values
+        return tuple(max(pair) for pair in zip(values, self.others, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("gpus", "local_rank", "others", "lacking"), [(2, 2, (2, 0), 1), (2, 0, (2, 3), 3), (0, 0, (1, 0), 1)]
+)
+def test_a_machine_with_too_few_gpus_stops_all_processes(gpus, local_rank, others, lacking, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(Among, "others", others)
+    with pytest.raises(UserError, match=f"torchrun has started {lacking} too many processes on a machine"):
+        runtime.pick_device(Among(rank=5, count=6, local_rank=local_rank))
 
 
 def test_each_process_has_a_gpu_of_its_own(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(Among, "others", (2, 0))
     assert runtime.pick_device() == torch.device("cuda", 0)
-    assert runtime.pick_device(Answers(rank=5, count=6, local_rank=1)) == torch.device("cuda", 1)
-    with pytest.raises(UserError, match="1 too many processes on a machine: each needs a visible GPU of its own"):
-        runtime.pick_device(Answers(rank=2, count=3, local_rank=2))
-
-
-def test_statistics_of_all_processes_need_gpus():
-    with pytest.raises(UserError, match="--sync_bn True works between processes on GPUs, but there is none"):
-        replicate(nn.BatchNorm2d(1), torch.device("cpu"), sync_bn=True)
+    assert runtime.pick_device(Among(rank=5, count=6, local_rank=1)) == torch.device("cuda", 1)
 
 
 def test_each_process_drops_other_values(monkeypatch):

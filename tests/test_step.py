@@ -145,6 +145,26 @@ def test_a_step_that_overflows_is_skipped_and_is_no_failure():
     assert stepper.num_skipped() == 0
 
 
+def test_a_first_step_that_overflows_leaves_no_trace_in_the_momentum(monkeypatch):
+    # What is not initialised holds NaN then.
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    torch.use_deterministic_algorithms(True)
+    ours, plain = Scaled(), Scaled()
+    optimizer = make_optimizer(ours.parameters(), lr=0.1, momentum=0.9, wd=0.01)
+    stepper = Stepper(ours, optimizer, torch.amp.GradScaler("cpu", init_scale=2.0**18))
+    metrics = RunningMetrics(CPU)
+    stepper.take(IMAGES, LABELS, 4, metrics)
+    assert stepper.num_skipped() == 1
+    assert torch.equal(ours.weight, plain.weight)
+    expected = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01)
+    for _ in range(3):
+        stepper.take(IMAGES, LABELS, 4, metrics)
+        expected.zero_grad()
+        F.cross_entropy(plain(IMAGES), LABELS).backward()
+        expected.step()
+    torch.testing.assert_close(ours.weight, plain.weight, rtol=1e-3, atol=0)
+
+
 def test_gradients_that_overflow_at_any_scale_end_the_run():
     model = Scaled()
     stepper = fp16_stepper(model, init_scale=SMALLEST_SCALE)

@@ -104,6 +104,17 @@ def test_other_exceptions_that_are_dropped_are_shown_as_before(monkeypatch):
     assert sys.unraisablehook is before
 
 
+def test_a_signal_that_torchrun_passes_on_as_well_is_one_signal(monkeypatch):
+    monkeypatch.setattr(stops, "is_launched", lambda: True)
+    with at_once():
+        with pytest.raises(Stopped):
+            signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        monkeypatch.setattr(stops, "SAME_SIGNAL_SECONDS", -1)
+        with pytest.raises(Stopped):
+            signal.raise_signal(signal.SIGINT)
+
+
 def test_no_signal_stops_nothing(capfd):
     with at_once(), after_the_step() as stop:
         stop.check("in epoch 1")

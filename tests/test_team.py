@@ -6,7 +6,9 @@ import torch
 from tests import team_program
 from tests.application import ROOT
 from tests.torchrun import run_team
-from train.team import ALONE
+from train.errors import LostProcess
+from train.messages import connected
+from train.team import ALONE, Team
 
 COUNTS = (2, 3)
 
@@ -59,6 +61,30 @@ def test_a_bad_loss_in_one_process_stops_all_before_that_step(results, count):
     assert all(weight.isfinite().all() for weight in first.values())
     for weights in others:
         assert_close(weights, first)
+
+
+def test_one_process_of_each_machine_does_work_before_the_others_there(results):
+    assert [result["seen"] for result in results[3]] == [[], ["0"], ["0", "1"]]
+
+
+def test_what_the_first_one_raises_is_not_hidden_by_the_end_of_others(monkeypatch):
+    def lost(content):
+        raise LostProcess("another process has ended")
+
+    monkeypatch.setattr("train.messages.broadcast", lost)
+    with pytest.raises(ValueError, match="no number"):
+        Team(count=2).first(int, "no number")
+
+
+def test_connections_are_closed_together_or_not_at_all(monkeypatch):
+    done = []
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_, **__: done.append("opened"))
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: done.append("closed"))
+    with connected(local_rank=0):
+        pass
+    with pytest.raises(ZeroDivisionError), connected(local_rank=0):
+        raise ZeroDivisionError
+    assert done == ["opened", "closed", "opened"]
 
 
 @pytest.mark.parametrize("count", COUNTS)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.application import SMALL, assert_same_run, read_results, run_apart
+from tests.application import ROOT, SMALL, assert_same_run, read_results, run_apart
+from tests.made_images import make_folder
 from tests.torchrun import lines_of_the_application, run_team, start_team
 
 EPOCHS = 3
@@ -60,6 +61,27 @@ def test_a_bad_line_is_refused_once_and_nothing_is_made(words, message, tmp_path
     assert lines_of_the_application(done.stderr) == [message]
     assert done.stdout == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_all_processes_find_in_the_data_is_said_once(tmp_path):
+    make_folder(tmp_path / "images", {"train": 3, "val": 1, "test": 1})
+    words = ["--dataset=folder", "--data=images", "--depth=10", "--valid_size=2", "--save=run"]
+    done = run_team(3, *words, folder=tmp_path)
+    (line,) = lines_of_the_application(done.stderr)
+    assert line.startswith("demo.py: error: --valid_size is 2, but the data set has 3 validation images of its own")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [("data", "demo.py: error: there is no data on this machine"), ("bug", "ZeroDivisionError: a mistake")],
+)
+def test_what_only_one_process_finds_is_said_by_that_one(fault, said, tmp_path):
+    done = run_team(2, fault, *WORDS, "--save=run", folder=tmp_path, program=ROOT / "tests" / "team_fault.py")
+    assert done.returncode == 1
+    assert said in done.stderr.splitlines()
+    assert "gloo" not in done.stderr  # nor a traceback of the process that was waiting
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

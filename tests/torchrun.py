@@ -14,6 +14,7 @@ LAUNCH = [sys.executable, "-m", "torch.distributed.run"]
 def start_team(count: int, *words: str, folder: Path, program: Path = ROOT / "demo.py") -> subprocess.Popen:
     """Start a program, or the application with a command line, in some processes that stand in `folder`."""
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment["TMPDIR"] = str(folder.parent)  # the launcher leaves a folder of logs behind
     return subprocess.Popen(
         [*LAUNCH, "--standalone", f"--nproc_per_node={count}", str(program), *words],
         cwd=folder,
