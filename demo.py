@@ -34,7 +34,7 @@ from train.command_line.recipes import PAPER, RULE, flags_of_recipe
 from train.compiler import require_compiler
 from train.errors import RunError, UserError
 from train.export.formats import SUFFIXES, require_packages
-from train.folder.claim import claim, recorded_flags, require_recorded_classes
+from train.folder.claim import claim, recorded_flags, require_recorded_data
 from train.folder.foreign import load_foreign
 from train.folder.logbook import read_logbook, read_logbooks
 from train.folder.output import is_of_output, require_new, write_new
@@ -166,6 +166,7 @@ def train(
     with claim(save, flags, team, defaults=defaults) as folder, team.watched():
         # From here on the line is known to be good. torch takes seconds to import.
         from data.datasets import DATASETS, validation_size
+        from data.first_look import look_at_files
         from train import runtime
         from train.engine import Schedule, fit
         from train.memory import explained
@@ -176,7 +177,7 @@ def train(
         seed = flags["seed"] = team.first(runtime.draw_seed) if seed is None else seed
         spec = DATASETS[dataset]
         flags["augment"] = spec.augment if augment is None else augment
-        folder.title = f"{title_of(flags)} on {dataset}, seed {seed}"
+        folder.title = f"{title_of(flags)}, seed {seed}"
         if tensorboard:
             folder.writers.append(Events(save / FOLDER).write)
         checkpoint = folder.load(n_epochs=n_epochs)
@@ -190,7 +191,9 @@ def train(
         source, loaders = team.first_then_others(lambda: _read(flags, data, device, team))
         check_last_batch(flags, num_images=loaders.train.num_images, num_processes=team.count)
         if checkpoint.epoch:
-            team.first(require_recorded_classes, save, source.classes)
+            team.first(require_recorded_data, save, classes=source.classes, sizes=source.sizes())
+        else:
+            look_at_files([loader for loader in (loaders.valid, loaders.test) if loader])
         flags["valid_size"] = validation_size(source, spec, valid_size)
         runtime.seed_weights(seed)
         model = _build(flags, num_classes=len(source.classes))
@@ -400,10 +403,10 @@ def evaluate(
     test = make_test_loader(source, DATASETS[flags["dataset"]], device, batch_size=batch_size)
     evaluation = Evaluation.of(tally(model, test, num_classes=len(source.classes)), source.classes)
 
-    title = f"{title_of(flags)} on {flags['dataset']}, {book.progress()}"
-    print(f"{title}\n{evaluation.summary()}\n{book.verdict(evaluation.error)}\n\n{evaluation.as_text()}\n")
+    title = f"{title_of(flags)}, {book.progress()}"
     if csv:
         write_new(csv, evaluation.as_csv().encode())
+    print(f"{title}\n{evaluation.summary()}\n{book.verdict(evaluation.error)}\n\n{evaluation.as_text()}\n")
     picture = draw_confusion(evaluation.confusion, source.classes, title=f"{save}\n{title}\n{evaluation.summary()}")
     if plot:
         write_new(plot, picture)
@@ -427,16 +430,13 @@ def compare(*runs: Path, plot: Path | None = None, csv: Path | None = None, debu
     require_new(plot, flag="plot", suffix=".png")
     require_new(csv, flag="csv", suffix=".csv")
     table = RunsTable(read_logbooks(runs))
-    picture = None
+    if csv:
+        write_new(csv, table.as_csv().encode(errors="backslashreplace"))
     if plot:
         from train.pictures.runs_plot import draw_runs  # matplotlib takes a second to import
 
-        picture = draw_runs(table.runs)
+        write_new(plot, draw_runs(table.runs))
     print(table.as_text())
-    if csv:
-        write_new(csv, table.as_csv().encode(errors="backslashreplace"))
-    if picture:
-        write_new(plot, picture)
 
 
 def export(
@@ -524,6 +524,7 @@ def _config(flags: Mapping[str, Any], network: "DenseNet", source: "Source", *, 
         "flags": flags,
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "classes": source.classes,
+        "images": source.sizes(),
         "mean": spec.mean,
         "std": spec.std,
         "device": devices,

@@ -27,6 +27,7 @@ class ImageFiles:
     paths: tuple[str, ...]
     labels: Tensor
     image_size: int
+    in_memory = False
 
     def __len__(self) -> int:
         return len(self.paths)

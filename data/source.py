@@ -18,10 +18,12 @@ class Images(Protocol):
         labels: int64 (N,), from 0 to the number of classes - 1, on the device where batches are wanted.
         crops_itself: Whether `read` augments images that come with a seed. If not, all have one size, and whole
             batches of them are augmented.
+        in_memory: Whether `read` has nothing to read that could fail.
     """
 
     labels: Tensor
     crops_itself: bool
+    in_memory: bool
 
     def __len__(self) -> int: ...
 
@@ -59,6 +61,7 @@ class Split:
     images: Tensor
     labels: Tensor
     crops_itself = False
+    in_memory = True
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -95,6 +98,10 @@ class Source:
     classes: tuple[str, ...]
     valid: Images | None = None
     notes: tuple[str, ...] = ()
+
+    def sizes(self) -> dict[str, int]:
+        """How many images there are, by "train", "valid" (0 if none come with it) and "test"."""
+        return {"train": len(self.train), "valid": len(self.valid or ()), "test": len(self.test)}
 
 
 def split_validation(train: Images, *, size: int, seed: int) -> tuple[Images, Images]:

@@ -70,7 +70,7 @@ def test_the_first_word_chooses_the_command_unless_it_is_a_flag(words, expected)
 
 
 def test_save_is_a_path_whatever_it_looks_like():
-    for name in ("123", "1e3", "True", "None", "a=b"):
+    for name in ("123", "1e3", "True", "./None", "a=b"):
         assert bind(f"--save={name}") == {"save": Path(name)}
 
 
@@ -79,6 +79,7 @@ REFUSED = [
     (["--save"], "--save needs a value: a path"),
     (["--save", "--depth", "10"], "--save needs a value: a path"),
     (["--save", ""], "--save is '', but must be a path"),
+    (["--save", "None"], "--save is 'None', but must be a path"),
     (["--save=s", "--deph", "10"], "unknown flag '--deph'; did you mean --depth?"),
     (["--save=s", "--Depth", "10"], "unknown flag '--Depth'; did you mean --depth?"),
     (["--save=s", "--growth", "12"], "unknown flag '--growth'; did you mean --growth_rate?"),

@@ -49,6 +49,14 @@ def test_table_names_what_differs_and_how_far_each_run_is(here, capsys):
     assert everything_in(here) == before
 
 
+def test_folders_of_own_images_are_told_apart(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("cats", "dogs"):
+        make_run(tmp_path / name, None, dataset="folder", data=f"images/{name}")
+    assert run_here("compare", "cats", "dogs") == 0
+    assert re.search(r"^--data +images/cats +images/dogs$", capsys.readouterr().out, re.MULTILINE)
+
+
 def test_many_runs_have_a_line_each(here, capsys):
     names = [f"r{i}" for i in range(7)]
     for i, name in enumerate(names):

@@ -1,9 +1,6 @@
 """Batches out of image files: the same as batches out of memory, whichever threads and processes decode them."""
 
-import shutil
-import subprocess
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +16,6 @@ from data.errors import DataError
 from data.loader import Loader, make_loaders, make_test_loader, plan_epoch
 from data.share import Share
 from data.source import Split, split_validation
-from tests.application import command, everything_in, read_results, run_here
 from tests.made_images import bad_files, data_threads, encoded, make_folder, picture, write
 
 RAW = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3}  # normalised pixels are the pixels
@@ -176,103 +172,6 @@ def test_only_a_few_batches_are_decoded_ahead(folder, monkeypatch):
     time.sleep(0.2)
     assert len(decoded) == 12  # the first batch and two ahead
     batches.close()
-
-
-SMALL = ["--dataset=folder", "--depth=10", "--growth_rate=2", "--batch_size=16", "--seed=3"]
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory):
-    """Some of the digits as PNG files, and images that are neither digits nor small."""
-    root = tmp_path_factory.mktemp("digits")
-    source = load("digits", folder=None, download=False)
-    for use, split, number in (("train", source.train, 200), ("test", source.test, 50)):
-        for i, (pixels, label) in enumerate(zip(split.images[:number], split.labels[:number].tolist(), strict=True)):
-            image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
-            write(root / use / str(label) / f"{i:03}.png", encoded(image, "PNG"))
-    write(root / "train/notes.txt")
-    return root
-
-
-def test_a_run_on_a_folder_says_what_it_found(digits, tmp_path, capsys):
-    words = [*SMALL, f"--data={digits}", "--n_epochs=2"]
-    assert run_here(*words, f"--save={tmp_path / 'one'}") == 0
-    lines = capsys.readouterr().out.splitlines()
-    why = "hidden, no image by their name or in no class's folder"
-    assert lines[1] == f"Skipped in {digits}: 1 that are {why}, as train/notes.txt"
-    assert lines[2] == "180 training, 20 validation and 50 test images"
-    assert [row["epoch"] for row in read_results(tmp_path / "one")] == ["1", "2"]
-
-
-@pytest.mark.parametrize("change", [Path.rename, shutil.copytree])
-def test_a_run_does_not_go_on_with_other_classes(change, digits, tmp_path, capsys):
-    """Labels are positions in the list of classes."""
-    data = shutil.copytree(digits, tmp_path / "data")
-    save = f"--save={tmp_path / 'run'}"
-    assert run_here(*SMALL, f"--data={data}", "--n_epochs=1", save) == 0
-    before = everything_in(tmp_path / "run")
-    for use in ("train", "test"):
-        change(data / use / "3", data / use / "three")
-    capsys.readouterr()
-    assert run_here(save, "--resume", "--n_epochs=2") == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert "the classes of the data are not those of the run" in error
-    assert "'three'" in error
-    assert everything_in(tmp_path / "run") == before
-
-
-def test_an_interrupted_and_resumed_run_has_the_same_bits(digits, tmp_path, monkeypatch):
-    words = [*SMALL, f"--data={digits}", "--n_epochs=2"]
-    assert run_here(*words, f"--save={tmp_path / 'whole'}") == 0
-    from train import engine
-
-    real = engine.RunFolder.save
-    with monkeypatch.context() as patch:
-        patch.setattr(engine.RunFolder, "save", lambda self, checkpoint: (real(self, checkpoint), 1 / 0))
-        with pytest.raises(ZeroDivisionError):
-            run_here(*words, f"--save={tmp_path / 'parts'}")
-    assert run_here(f"--save={tmp_path / 'parts'}", "--resume") == 0
-    assert (tmp_path / "parts/model.pt").read_bytes() == (tmp_path / "whole/model.pt").read_bytes()
-
-
-def test_a_bad_file_ends_a_run_with_one_line(tmp_path, capsys):
-    make_folder(tmp_path / "data", {"train": 6, "test": 2})
-    write(tmp_path / "data/train/cat/002.png", b"")
-    assert run_here(*SMALL, f"--data={tmp_path / 'data'}", f"--save={tmp_path / 'save'}", "--n_epochs=1") == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert f"{tmp_path / 'data/train/cat/002.png'} cannot be read as an image: it is empty" in error
-
-
-@pytest.mark.parametrize("flag", ["--valid_size=3", "--valid_size=0"])
-def test_a_run_with_val_and_test_uses_both(flag, tmp_path, capsys):
-    make_folder(tmp_path / "data", {"train": 6, "val": 2, "test": 3})
-    words = [*SMALL, f"--data={tmp_path / 'data'}", f"--save={tmp_path / 'save'}", "--n_epochs=1", "--image_size=72"]
-    assert run_here(*words, flag) == 2
-    assert (
-        f"{flag.replace('=', ' is ')}, but the data set has 6 validation images of its own" in capsys.readouterr().err
-    )
-    assert not (tmp_path / "save").exists()
-    assert run_here(*words) == 0
-    assert "18 training, 6 validation and 9 test images" in capsys.readouterr().out
-    assert run_here(f"--save={tmp_path / 'save'}", "--resume", "--n_epochs=2") == 0
-
-
-def test_a_stopped_run_ends_soon_and_stands_at_its_last_epoch(tmp_path):
-    """Threads that decode large files are at work as the signal comes."""
-    make_folder(tmp_path / "data", {"train": 20, "test": 2}, width=320, height=240)
-    words = [*SMALL, f"--data={tmp_path / 'data'}", f"--save={tmp_path / 'save'}", "--image_size=72", "--n_epochs=1000"]
-    process = subprocess.Popen(command(*words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while "epoch" not in process.stdout.readline():
-        assert process.poll() is None
-    process.terminate()
-    start = time.perf_counter()
-    _, error = process.communicate(timeout=30)
-    assert time.perf_counter() - start < 10
-    assert process.returncode == 143
-    assert "to go on: python demo.py" in error
-    assert "Traceback" not in error
 
 
 @pytest.mark.gpu

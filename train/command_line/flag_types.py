@@ -131,7 +131,7 @@ def _read_float(text: str) -> float | None:
 
 
 def _read_path(text: str) -> Path | None:
-    if not text.strip() or "\0" in text:
+    if not text.strip() or "\0" in text or text == "None":  # a folder of that name is ./None
         return None
     try:
         os.fsencode(text)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from train.command_line.flag_types import Range
@@ -74,8 +75,10 @@ def image_size_of(network: str, *, dataset: str, image_size: int | None) -> int:
 
 
 def title_of(flags: Mapping[str, Any]) -> str:
-    """A network in words, for people."""
+    """The network of a run and what it is trained on, in words, for people."""
+    of_folder = flags["dataset"] == "folder" and flags["data"]
+    images = f"folder {Path(flags['data']).absolute().name}" if of_folder else flags["dataset"]
     if flags["network"] in FIXED:
-        return flags["network"].replace("densenet", "DenseNet-")
+        return f"{flags['network'].replace('densenet', 'DenseNet-')} on {images}"
     name = {"densenet_bc": "DenseNet-BC", "densenet": "DenseNet"}[flags["network"]]
-    return f"{name} (L={flags['depth']}, k={flags['growth_rate']})"
+    return f"{name} (L={flags['depth']}, k={flags['growth_rate']}) on {images}"

@@ -9,7 +9,7 @@ from train.errors import UserError
 from train.folder.config import read_config
 from train.folder.lock import locked
 from train.folder.run import CHECKPOINT, CONFIG, FILES, PREVIOUS, RunFolder
-from train.folder.saved_run import FREE_FLAGS, require_classes, texts
+from train.folder.saved_run import FREE_FLAGS, counts, require_classes, texts
 from train.team import ALONE, Team
 
 
@@ -23,20 +23,33 @@ def recorded_flags(folder: Path) -> dict[str, Any]:
     return {} if config is None else config["flags"]
 
 
-def require_recorded_classes(folder: Path, classes: Sequence[str]) -> None:
-    """Make sure that a run goes on with the classes that its config.json names.
+def require_recorded_data(folder: Path, *, classes: Sequence[str], sizes: Mapping[str, int]) -> None:
+    """Make sure that a run goes on with the data that its config.json speaks of, as far as that can be seen.
+
+    The test set may change: nothing that was done so far depends on it.
+
+    Args:
+        folder: Of the run.
+        classes: Their names, in the order of the logits.
+        sizes: How many images there are, by "train" and "valid".
 
     Raises:
-        UserError: If the data set has others now, or config.json cannot be used.
+        UserError: If the data set has other classes now, or another number of images, or config.json cannot be used.
     """
     config = read_config(folder) or {}
-    if "classes" not in config:
-        return
     try:
-        recorded = texts(config, "classes")
+        recorded = texts(config, "classes") if "classes" in config else tuple(classes)
+        recorded_sizes = counts(config, "images") if "images" in config else {}
     except ValueError as error:
         raise UserError(f"{folder / CONFIG} cannot be used: {error}") from error
     require_classes(classes, recorded, folder=folder)
+    for use in ("train", "valid"):
+        before, now = recorded_sizes.get(use, sizes[use]), sizes[use]
+        if now != before:
+            raise UserError(
+                f"the run in {folder} began with {before:,} images for {use} and the data set has {now:,} now, so that "
+                "others would be held out; make it as it was, or begin another run"
+            )
 
 
 @contextmanager

@@ -142,6 +142,18 @@ def texts(config: dict[str, Any], name: str) -> tuple[str, ...]:
     return tuple(value)
 
 
+def counts(config: dict[str, Any], name: str) -> dict[str, int]:
+    """Whole numbers by name in config.json.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    value = config.get(name)
+    is_dict = isinstance(value, dict) and all(type(number) is int for number in value.values())
+    _require(is_dict, name, value, "whole numbers by name")
+    return value
+
+
 def _channels(config: dict[str, Any], name: str, *, least: float) -> tuple[float, float, float]:
     value = config.get(name)
     numbers = value if isinstance(value, list) else []

@@ -37,8 +37,13 @@ def differing_flags(runs: list[Logbook]) -> list[str]:
 
     A run of an older version may lack a flag; that is a difference too.
     """
-    names = dict.fromkeys(name for run in runs for name in run.flags if name not in NOT_COMPARED)
+    names = dict.fromkeys(name for run in runs for name in run.flags if _is_compared(run, name))
     return [name for name in names if len({_shown(run, name) for run in runs}) > 1]
+
+
+def _is_compared(run: Logbook, flag: str) -> bool:
+    """A user's own images are known by their folder alone; those of other data sets are the same wherever they lie."""
+    return flag not in NOT_COMPARED or (flag == "data" and run.flags.get("dataset") == "folder")
 
 
 def _shown(run: Logbook, flag: str) -> str:

@@ -1,0 +1,173 @@
+"""Runs on a user's own folder of images, through the command line."""
+
+import json
+import shutil
+import subprocess
+import time
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from data.datasets import load
+from data.errors import CorruptedData
+from data.first_look import look_at_files
+from data.loader import Loader
+from data.source import Split
+from tests.application import command, everything_in, read_results, run_here
+from tests.made_images import data_threads, encoded, make_folder, picture, write
+from train.errors import UserError
+from train.folder.claim import require_recorded_data
+
+SMALL = ["--dataset=folder", "--depth=10", "--growth_rate=2", "--batch_size=16", "--seed=3"]
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left():
+    yield
+    assert data_threads() == []
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """Some of the digits as PNG files, and images that are neither digits nor small."""
+    root = tmp_path_factory.mktemp("digits")
+    source = load("digits", folder=None, download=False)
+    for use, split, number in (("train", source.train, 200), ("test", source.test, 50)):
+        for i, (pixels, label) in enumerate(zip(split.images[:number], split.labels[:number].tolist(), strict=True)):
+            image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+            write(root / use / str(label) / f"{i:03}.png", encoded(image, "PNG"))
+    write(root / "train/notes.txt")
+    return root
+
+
+def test_a_run_on_a_folder_says_what_it_found(digits, tmp_path, capsys):
+    words = [*SMALL, f"--data={digits}", "--n_epochs=2"]
+    assert run_here(*words, f"--save={tmp_path / 'one'}") == 0
+    lines = capsys.readouterr().out.splitlines()
+    why = "hidden, no image by their name or in no class's folder"
+    assert lines[1] == f"Skipped in {digits}: 1 that are {why}, as train/notes.txt"
+    assert lines[2] == "180 training, 20 validation and 50 test images"
+    assert [row["epoch"] for row in read_results(tmp_path / "one")] == ["1", "2"]
+
+
+@pytest.mark.parametrize("change", [Path.rename, shutil.copytree])
+def test_a_run_does_not_go_on_with_other_classes(change, digits, tmp_path, capsys):
+    """Labels are positions in the list of classes."""
+    data = shutil.copytree(digits, tmp_path / "data")
+    save = f"--save={tmp_path / 'run'}"
+    assert run_here(*SMALL, f"--data={data}", "--n_epochs=1", save) == 0
+    before = everything_in(tmp_path / "run")
+    for use in ("train", "test"):
+        change(data / use / "3", data / use / "three")
+    capsys.readouterr()
+    assert run_here(save, "--resume", "--n_epochs=2") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "the classes of the data are not those of the run" in error
+    assert "'three'" in error
+    assert everything_in(tmp_path / "run") == before
+
+
+def test_an_interrupted_and_resumed_run_has_the_same_bits(digits, tmp_path, monkeypatch):
+    words = [*SMALL, f"--data={digits}", "--n_epochs=2"]
+    assert run_here(*words, f"--save={tmp_path / 'whole'}") == 0
+    from train import engine
+
+    real = engine.RunFolder.save
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.RunFolder, "save", lambda self, checkpoint: (real(self, checkpoint), 1 / 0))
+        with pytest.raises(ZeroDivisionError):
+            run_here(*words, f"--save={tmp_path / 'parts'}")
+    assert run_here(f"--save={tmp_path / 'parts'}", "--resume") == 0
+    assert (tmp_path / "parts/model.pt").read_bytes() == (tmp_path / "whole/model.pt").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "begins"), [("train/cat/002.png", True), ("test/cat/001.png", False), ("val/ant/000.png", False)]
+)
+def test_a_bad_file_ends_a_run_with_one_line_and_before_it_begins_if_it_is_needed_late(name, begins, tmp_path, capsys):
+    make_folder(tmp_path / "data", {"train": 6, "val": 1, "test": 2})
+    write(tmp_path / "data" / name, b"")
+    save = tmp_path / "save"
+    assert run_here(*SMALL, f"--data={tmp_path / 'data'}", f"--save={save}", "--n_epochs=1") == 2
+    out, error = capsys.readouterr()
+    assert error.count("\n") == 1
+    assert f"{tmp_path / 'data' / name} cannot be read as an image: it is empty" in error
+    assert save.exists() == begins
+    assert ("parameters" in out) == begins
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_first_look_is_at_files_only(in_memory, tmp_path):
+    make_folder(tmp_path, {"train": 2, "test": 2})
+    write(tmp_path / "test/cat/001.png", b"")
+    test = load("folder", folder=tmp_path, download=False).test
+    test = Split(torch.zeros(6, 3, 32, 32, dtype=torch.uint8), test.labels) if in_memory else test
+    loader = Loader(test, batch_size=2, mean=(0.0,) * 3, std=(1.0,) * 3)
+    with nullcontext() if in_memory else pytest.raises(CorruptedData, match=r"cat/001\.png"):
+        look_at_files([loader])
+
+
+@pytest.mark.parametrize(("use", "goes_on"), [("train", False), ("val", False), ("test", True)])
+def test_a_run_does_not_go_on_with_another_number_of_images(use, goes_on, tmp_path, capsys):
+    """Other images would be held out, and the run be validated on some that it was trained on."""
+    data, save = tmp_path / "data", tmp_path / "save"
+    make_folder(data, {"train": 6, "val": 2, "test": 2})
+    assert run_here(*SMALL, f"--data={data}", "--n_epochs=1", f"--save={save}") == 0
+    before = everything_in(save)
+    write(data / use / "cat/more.png", encoded(picture(40, 32), "PNG"))
+    capsys.readouterr()
+    assert run_here(f"--save={save}", "--resume", "--n_epochs=2") == (0 if goes_on else 2)
+    if not goes_on:
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        name, number = {"train": ("train", 18), "val": ("valid", 6)}[use]
+        assert f"began with {number} images for {name} and the data set has {number + 1} now" in error
+        assert everything_in(save) == before
+
+
+@pytest.mark.parametrize("images", ["many", {"train": "6"}, [6]])
+def test_numbers_of_images_that_are_none_are_named(images, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"flags": {}, "images": images}))
+    with pytest.raises(UserError, match=r"cannot be used: images is .*, but must be whole numbers by name"):
+        require_recorded_data(tmp_path, classes=["a"], sizes={"train": 6, "valid": 0})
+
+
+def test_titles_say_which_images(tmp_path, capsys, monkeypatch):
+    make_folder(tmp_path / "pets", {"train": 2, "test": 2})
+    monkeypatch.chdir(tmp_path / "pets")
+    assert run_here(*SMALL, "--data=.", "--n_epochs=1", "--save=../run") == 0
+    assert "DenseNet-BC (L=10, k=2) on folder pets, seed 3: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flag", ["--valid_size=3", "--valid_size=0"])
+def test_a_run_with_val_and_test_uses_both(flag, tmp_path, capsys):
+    make_folder(tmp_path / "data", {"train": 6, "val": 2, "test": 3})
+    words = [*SMALL, f"--data={tmp_path / 'data'}", f"--save={tmp_path / 'save'}", "--n_epochs=1", "--image_size=72"]
+    assert run_here(*words, flag) == 2
+    assert (
+        f"{flag.replace('=', ' is ')}, but the data set has 6 validation images of its own" in capsys.readouterr().err
+    )
+    assert not (tmp_path / "save").exists()
+    assert run_here(*words) == 0
+    assert "18 training, 6 validation and 9 test images" in capsys.readouterr().out
+    assert run_here(f"--save={tmp_path / 'save'}", "--resume", "--n_epochs=2") == 0
+
+
+def test_a_stopped_run_ends_soon_and_stands_at_its_last_epoch(tmp_path):
+    """Threads that decode large files are at work as the signal comes."""
+    make_folder(tmp_path / "data", {"train": 20, "test": 2}, width=320, height=240)
+    words = [*SMALL, f"--data={tmp_path / 'data'}", f"--save={tmp_path / 'save'}", "--image_size=72", "--n_epochs=1000"]
+    process = subprocess.Popen(command(*words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while "epoch" not in process.stdout.readline():
+        assert process.poll() is None
+    process.terminate()
+    start = time.perf_counter()
+    _, error = process.communicate(timeout=30)
+    assert time.perf_counter() - start < 10
+    assert process.returncode == 143
+    assert "to go on: python demo.py" in error
+    assert "Traceback" not in error
