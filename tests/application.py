@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import demo
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["--dataset=digits", "--depth=10", "--growth_rate=2", "--batch_size=128", "--seed=3"]
+EPOCHS = 4
+LONGER = [*SMALL, f"--n_epochs={EPOCHS}", "--drop_rate=0.2", "--augment"]
 TIMING = ("seconds", "images_per_second", "peak_memory_mb")
 
 
@@ -50,6 +53,17 @@ def assert_same_run(one: Path, other: Path) -> None:
     """Both folders hold the same results and the same weights, to the last bit."""
     assert read_results(one, timing=False) == read_results(other, timing=False)
     assert (one / "model.pt").read_bytes() == (other / "model.pt").read_bytes()
+
+
+def assert_refused(*words: str, message: str, folder: Path, capture, code: int = 2) -> None:
+    """A command ends in one line that has the message, prints nothing else, and leaves the folder as it was."""
+    before = everything_in(folder)
+    assert run_here(*words) == code
+    out, error = capture.readouterr()
+    assert out == ""
+    assert re.fullmatch(rf"demo\.py {words[0]}: error: [^\n]+\n", error)
+    assert message in error
+    assert everything_in(folder) == before
 
 
 def everything_in(folder: Path) -> dict[str, object]:

@@ -7,9 +7,13 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import shutil
+import socket
 
 import pytest
 import torch
+
+# What they assert is shown as what tests assert.
+pytest.register_assert_rewrite("tests.application", "tests.data_files", "tests.tensors", "tests.twins")
 
 
 def pytest_addoption(parser):
@@ -29,6 +33,21 @@ def same_global_state():
     yield
     torch.use_deterministic_algorithms(False)
     torch.utils.deterministic.fill_uninitialized_memory = True
+
+
+@pytest.fixture
+def blocks_over_buffers(monkeypatch):
+    """List the blocks that have run over a feature buffer."""
+    from models import buffer
+
+    blocks, read_block = [], buffer.read_block
+
+    def note(maps, block, reader, **settings):
+        blocks.append(block)
+        return read_block(maps, block, reader, **settings)
+
+    monkeypatch.setattr(buffer, "read_block", note)
+    return blocks
 
 
 @pytest.fixture(scope="session")
@@ -56,3 +75,28 @@ def here(finished, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Server(monkeypatch)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def long_run(tmp_path_factory):
+    """A run of four epochs that nothing has disturbed."""
+    from tests.application import LONGER, run_here
+
+    folder = tmp_path_factory.mktemp("long") / "run"
+    assert run_here(*LONGER, f"--save={folder}") == 0
+    return folder
+
+
+@pytest.fixture
+def long_copy(long_run, tmp_path):
+    """The same, to be changed by a test."""
+    return shutil.copytree(long_run, tmp_path / "copy")
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """No network: a server in memory, which knows no address before a test gives it some."""
+    from tests.made_data import Server
+
+    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("a test used the network"))
+    return Server(monkeypatch)

@@ -120,6 +120,15 @@ def norms(network: nn.Module) -> Iterable[nn.BatchNorm2d]:
     return (module for module in network.modules() if isinstance(module, nn.BatchNorm2d))
 
 
+def frozen(network: nn.Module) -> nn.Module:
+    """Let norm layers use their running statistics, whatever mode the network is in."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.train = lambda mode=True, module=module: module
+            module.training = False
+    return network
+
+
 def random_images(side: int = 8, images: int = 4) -> Tensor:
     return torch.randn(images, 3, side, side, generator=torch.Generator().manual_seed(2))
 

@@ -1,6 +1,5 @@
 """Files and folders that cannot be used: one line each, its exit code, and nothing that was there has changed."""
 
-import json
 import os
 import re
 import subprocess
@@ -12,44 +11,7 @@ import torch
 
 from tests.application import ROOT, SMALL, everything_in, run_here
 from tests.made_data import make_cifar10
-
-TERABYTE = 10**12
-
-
-def put(path, content):
-    """Put something in the place of a file: bytes, text, or what a word stands for."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists():
-        path.unlink()
-    match content:
-        case "folder":
-            path.mkdir()
-        case "pipe":
-            os.mkfifo(path)
-        case "terabyte":
-            with path.open("wb") as file:
-                file.truncate(TERABYTE)
-        case str():
-            path.write_text(content)
-        case bytes():
-            path.write_bytes(content)
-
-
-def placed(name, content):
-    """A preparation: something in the place of a file."""
-    return lambda here: put(here / name, content)
-
-
-def recorded(**flags):
-    """A preparation: other values among the flags of config.json."""
-
-    def prepare(here):
-        path = here / "run/config.json"
-        config = json.loads(path.read_text())
-        config["flags"] |= flags
-        path.write_text(json.dumps(config))
-
-    return prepare
+from tests.preparations import lacking, linked, nothing, placed, put, recorded
 
 
 def checkpoint_with(**parts):
@@ -72,25 +34,6 @@ def both(content):
             put(here / "run" / name, content)
 
     return prepare
-
-
-def lacking(*names):
-    """A preparation: some files of the run are gone."""
-
-    def prepare(here):
-        for name in names:
-            (here / "run" / name).unlink()
-
-    return prepare
-
-
-def nothing(here):
-    """No preparation."""
-
-
-def linked(name, target):
-    """A preparation: a symbolic link."""
-    return lambda here: (here / name).symlink_to(target)
 
 
 NEW = [*SMALL, "--n_epochs=1", "--save=new"]

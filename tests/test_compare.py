@@ -10,8 +10,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from matplotlib.figure import Figure
 
-from tests.application import ROOT, everything_in, read_csv, run_here
+from tests.application import ROOT, assert_refused, everything_in, read_csv, run_here
 from tests.made_rows import any_rows, make_rows, make_run, num_shades, read_png
+from tests.preparations import linked, nothing, placed
 from train.folder.history import to_csv
 from train.folder.logbook import Logbook, read_logbook
 from train.pictures.runs_plot import COLOURS, MOST_RUNS, draw_runs
@@ -151,36 +152,12 @@ def test_a_logbook_is_what_the_files_say(here):
 
 def config(content):
     """A preparation: other contents of a config.json, text or what is written as JSON."""
-    text = content if isinstance(content, str) else json.dumps(content)
-    return lambda here: (here / "done/config.json").write_text(text)
+    return placed("done/config.json", content if isinstance(content, str) else json.dumps(content))
 
 
 def results(content):
     """A preparation: other contents of a results.csv."""
-    return lambda here: (here / "done/results.csv").write_bytes(content)
-
-
-def replaced(name, make):
-    """A preparation: something else in place of a file."""
-
-    def prepare(here):
-        (here / name).unlink()
-        make(here / name)
-
-    return prepare
-
-
-def huge(path):
-    with path.open("wb") as file:
-        file.truncate(10**12)
-
-
-def linked(here):
-    (here / "same").symlink_to("done")
-
-
-def nothing(here):
-    """No preparation."""
+    return placed("done/results.csv", content)
 
 
 TABLE = to_csv(make_rows(3)).encode()
@@ -194,16 +171,16 @@ BAD = [
     (nothing, [*TWO, "done"], "RUNS names one run twice: done and done"),
     (nothing, [*TWO, "./going/"], "RUNS names one run twice: going and going"),
     (nothing, [*TWO, "going/../done"], "RUNS names one run twice: done and going/../done"),
-    (linked, [*TWO, "same"], "RUNS names one run twice: done and same"),
+    (linked("same", "done"), [*TWO, "same"], "RUNS names one run twice: done and same"),
     (nothing, [*TWO, "nowhere"], "nowhere holds no run: there is no config.json in it"),
     (nothing, [*TWO, "done/results.csv"], "done/results.csv holds no run"),
     (nothing, [*TWO, "."], ". holds no run"),
     (nothing, [*TWO, "x" * 300], "File name too long"),
     (nothing, [*TWO, "--plot=p.jpg"], "--plot is 'p.jpg', but must be a file name that ends in .png"),
     (nothing, [*TWO, "--plot=no/p.png"], "--plot no/p.png cannot be written"),
-    (lambda here: (here / "t.csv").touch(), [*TWO, "--csv=t.csv"], "--csv t.csv exists already"),
-    (replaced("done/config.json", os.mkfifo), TWO, "done/config.json cannot be read: it is not a file"),
-    (replaced("done/config.json", huge), TWO, "done/config.json cannot be read: it has more than 1,000,000 bytes"),
+    (placed("t.csv", b""), [*TWO, "--csv=t.csv"], "--csv t.csv exists already"),
+    (config("pipe"), TWO, "done/config.json cannot be read: it is not a file"),
+    (config("terabyte"), TWO, "done/config.json cannot be read: it has more than 1,000,000 bytes"),
     (config("{"), TWO, "done/config.json cannot be read: "),
     (config("[" * 100_000), TWO, "done/config.json cannot be read: "),
     (config('{"flags": {"n_epochs": ' + "9" * 5000 + "}}"), TWO, "done/config.json cannot be read: "),
@@ -216,8 +193,8 @@ BAD = [
     (config({"flags": GOOD, "parameters": 1e400}), TWO, "its parameters should be a whole number, 1 or more"),
     (config({"flags": GOOD | {"lr": [0.1]}, "parameters": 1}), TWO, "its flag 'lr' should be text, a number"),
     (config({"flags": GOOD | {"a\nb": {}}, "parameters": 1}), TWO, r"its flag 'a\nb' should be text, a number"),
-    (replaced("done/results.csv", os.mkdir), TWO, "done/results.csv cannot be read: it is not a file"),
-    (replaced("done/results.csv", huge), TWO, "done/results.csv cannot be read: it has more than 50,000,000 bytes"),
+    (results("folder"), TWO, "done/results.csv cannot be read: it is not a file"),
+    (results("terabyte"), TWO, "done/results.csv cannot be read: it has more than 50,000,000 bytes"),
     (results(b""), TWO, "done/results.csv is no table of epochs: line 1 names the column epoch nowhere"),
     (results(b"\xff\xfe"), TWO, "done/results.csv cannot be read: 'utf-8' codec"),
     (results(b"a\0b"), TWO, "done/results.csv is no table of epochs: line 1"),
@@ -231,13 +208,7 @@ BAD = [
 @pytest.mark.parametrize(("prepare", "words", "message"), BAD, ids=range(len(BAD)))
 def test_what_cannot_be_used_is_one_line_and_stays_as_it_was(prepare, words, message, here, capsys):
     prepare(here)
-    before = everything_in(here)
-    assert run_here(*words) == 2
-    out, error = capsys.readouterr()
-    assert out == ""
-    assert re.fullmatch(r"demo\.py compare: error: [^\n]+\n", error)
-    assert message in error
-    assert everything_in(here) == before
+    assert_refused(*words, message=message, folder=here, capture=capsys)
 
 
 def test_more_runs_than_can_be_told_apart_are_a_table_but_no_picture(here, capsys):

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import partial
 from math import sqrt
 
 import pytest
@@ -18,12 +17,10 @@ from models.rows import as_rows
 from models.sizes import sizes_of
 from models.stage import read_block
 from tests.tensors import LiveStorages, OperationCounts, bytes_saved_for_backward, naive_and, random_images
+from tests.twins import BF16, FORMATS
 
 SMALL = {"growth_rate": 4, "block_config": (2, 3), "num_init_features": 8, "num_classes": 5}
-DROPPING = {"drop_rate": 0.2, "drop_where": "convolutions"}
 KINDS = pytest.mark.parametrize("bn_size", [4, None], ids=["bottlenecks", "plain"])
-FORMATS = [torch.contiguous_format, torch.channels_last]
-BF16 = partial(torch.autocast, "cpu", dtype=torch.bfloat16)
 
 
 def network_of(bn_size: int | None, place: str, efficient: str = "naive", **config) -> DenseNet:

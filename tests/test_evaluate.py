@@ -1,15 +1,13 @@
 """`python demo.py evaluate`: a saved run on its test images."""
 
-import json
-import os
-import re
 import signal
 
 import pytest
 import torch
 
-from tests.application import SMALL, everything_in, read_csv, read_results, run_here
+from tests.application import SMALL, assert_refused, everything_in, read_csv, read_results, run_here
 from tests.made_data import make_cifar100
+from tests.preparations import changed, lacking, nothing, placed
 from train.results import tally as tallies
 
 EVALUATE = ["evaluate", "--save=run"]
@@ -121,40 +119,9 @@ def test_ctrl_c_is_one_line_and_nothing_is_written(here, monkeypatch, capsys):
     assert everything_in(here) == before
 
 
-def changed(**values):
-    """A preparation: other values in config.json; those of flags among its flags."""
-
-    def prepare(here):
-        path = here / "run/config.json"
-        config = json.loads(path.read_text())
-        config["flags"] |= values.pop("flags", {})
-        path.write_text(json.dumps(config | values))
-
-    return prepare
-
-
-def written(name, content):
-    """A preparation: other contents of a file."""
-    return lambda here: (here / name).write_bytes(content)
-
-
-def without(name):
-    """A preparation: a file is gone."""
-    return lambda here: (here / name).unlink()
-
-
 def weights(change):
     """A preparation: other weights."""
     return lambda here: torch.save(change, here / "run/model.pt")
-
-
-def pipe(here):
-    (here / "run/config.json").unlink()
-    os.mkfifo(here / "run/config.json")
-
-
-def nothing(here):
-    """No preparation."""
 
 
 BAD = [
@@ -168,19 +135,19 @@ BAD = [
     (nothing, [*EVALUATE, "--plot=t.jpg"], "--plot is 't.jpg', but must be a file name that ends in .png"),
     (nothing, [*EVALUATE, "--plot=run"], "--plot is 'run'"),
     (nothing, [*EVALUATE, "--csv=no/t.csv"], "--csv no/t.csv cannot be written"),
-    (written("t.csv", b"mine"), [*EVALUATE, "--csv=t.csv"], "--csv t.csv exists already"),
-    (written("p.png", b"mine"), [*EVALUATE, "--plot=p.png"], "--plot p.png exists already"),
-    (without("run/model.pt"), EVALUATE, "model.pt"),
-    (written("run/model.pt", b""), EVALUATE, "model.pt is damaged"),
-    (written("run/model.pt", b"text"), EVALUATE, "model.pt is damaged"),
+    (placed("t.csv", b"mine"), [*EVALUATE, "--csv=t.csv"], "--csv t.csv exists already"),
+    (placed("p.png", b"mine"), [*EVALUATE, "--plot=p.png"], "--plot p.png exists already"),
+    (lacking("model.pt"), EVALUATE, "model.pt"),
+    (placed("run/model.pt", b""), EVALUATE, "model.pt is damaged"),
+    (placed("run/model.pt", b"text"), EVALUATE, "model.pt is damaged"),
     (weights({"weight": torch.ones(1)}), EVALUATE, "of another network than its config.json says"),
     (weights([1]), EVALUATE, "model.pt"),
-    (without("run/config.json"), EVALUATE, "run holds no run"),
-    (pipe, EVALUATE, "config.json cannot be read"),
-    (written("run/config.json", b""), EVALUATE, "run/config.json"),
-    (written("run/config.json", b"[" * 100_000), EVALUATE, "run/config.json"),
-    (written("run/config.json", b"\xff"), EVALUATE, "run/config.json"),
-    (written("run/config.json", b'{"flags": 3}'), EVALUATE, "run/config.json"),
+    (lacking("config.json"), EVALUATE, "run holds no run"),
+    (placed("run/config.json", "pipe"), EVALUATE, "config.json cannot be read"),
+    (placed("run/config.json", b""), EVALUATE, "run/config.json"),
+    (placed("run/config.json", b"[" * 100_000), EVALUATE, "run/config.json"),
+    (placed("run/config.json", b"\xff"), EVALUATE, "run/config.json"),
+    (placed("run/config.json", b'{"flags": 3}'), EVALUATE, "run/config.json"),
     (changed(flags={"depth": 10**9}), EVALUATE, "run/config.json"),
     (changed(flags={"depth": 11}), EVALUATE, "run/config.json"),
     (changed(flags={"depth": 16}), EVALUATE, "of another network than its config.json says"),
@@ -191,20 +158,14 @@ BAD = [
     (changed(mean=[1, 2]), EVALUATE, "run/config.json"),
     (changed(std="wide"), EVALUATE, "run/config.json"),
     (changed(flags={"n_epochs": "many"}), EVALUATE, "run/config.json"),
-    (written("run/results.csv", b"epoch\n1\n"), EVALUATE, "run/results.csv is no table of epochs: line 1"),
+    (placed("run/results.csv", b"epoch\n1\n"), EVALUATE, "run/results.csv is no table of epochs: line 1"),
 ]
 
 
 @pytest.mark.parametrize(("prepare", "words", "message"), BAD, ids=range(len(BAD)))
 def test_what_cannot_be_used_is_one_line_and_stays_as_it_was(prepare, words, message, here, capsys):
     prepare(here)
-    before = everything_in(here)
-    assert run_here(*words) == 2
-    out, error = capsys.readouterr()
-    assert out == ""
-    assert re.fullmatch(r"demo\.py evaluate: error: [^\n]+\n", error)
-    assert message in error
-    assert everything_in(here) == before
+    assert_refused(*words, message=message, folder=here, capture=capsys)
 
 
 def test_a_run_that_may_not_be_written_is_one_line_after_the_table(here, capsys):

@@ -1,13 +1,13 @@
 """Weights in the form that torch.save had before archives, as torchvision's files for ImageNet have."""
 
 import hashlib
-import os
 
 import pytest
 import torch
 
 from models import densenet_bc
 from tests.application import SMALL, run_here
+from tests.hostile import Hostile
 from train.folder.foreign import load_foreign
 from train.folder.saving import DamagedFile
 
@@ -50,14 +50,6 @@ def test_a_file_that_is_cut_off_is_one_line(size, weights, tmp_path):
     path.write_bytes(save_old(weights, path).read_bytes()[:size])
     with pytest.raises(DamagedFile, match=r"^[^\n]* is damaged, or is no file of tensors: [^\n]*$"):
         load_foreign(path)
-
-
-class Hostile:
-    def __init__(self, marker):
-        self.marker = marker
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.marker),)
 
 
 def test_a_hostile_pickle_does_not_run(tmp_path):

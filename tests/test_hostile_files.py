@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import os
 import pickle
 import tarfile
 import zipfile
@@ -15,20 +14,11 @@ import pytest
 import torch
 
 from tests.application import SMALL, everything_in, run_here
+from tests.hostile import Hostile
 from tests.made_data import cifar10, cifar100
 from train.folder.saving import DamagedFile, load_tensors, save_tensors
 
 TENSOR_FILES = ["checkpoint.pt", "checkpoint.previous.pt", "model.pt"]
-
-
-class Hostile:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, marker):
-        self.marker = marker
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.marker),)
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """What config.json and model.pt say of a run, whoever wrote them."""
 
 import json
-import os
 import re
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pytest
 import torch
 
 import demo
+from tests.preparations import put
 from train.errors import UserError
 from train.folder.saved_run import read_saved_run
 from train.folder.saving import DamagedFile, save_tensors
@@ -33,21 +33,9 @@ CONFIG = {
 }
 
 
-def put(folder: Path, content: object) -> Path:
-    """Put something in the place of config.json."""
-    path = folder / "config.json"
-    match content:
-        case "folder":
-            path.mkdir()
-        case "pipe":
-            os.mkfifo(path)
-        case "terabyte":
-            with path.open("wb") as file:
-                file.truncate(10**12)
-        case bytes():
-            path.write_bytes(content)
-        case _:
-            path.write_text(json.dumps(content))
+def put_config(folder: Path, content: object) -> Path:
+    """Put something in the place of config.json: what `put` takes, or what is written as JSON."""
+    put(folder / "config.json", content if isinstance(content, str | bytes) else json.dumps(content))
     return folder
 
 
@@ -56,7 +44,7 @@ def read(folder: Path):
 
 
 def test_values_are_typed_and_missing_flags_have_their_defaults(tmp_path):
-    run = read(put(tmp_path, CONFIG))
+    run = read(put_config(tmp_path, CONFIG))
     assert run.path == tmp_path
     assert (run.flags["depth"], run.flags["growth_rate"], run.flags["lr"], run.flags["seed"]) == (16, 3, 0.05, 7)
     assert run.flags["save"] == Path("runs/a")
@@ -68,11 +56,11 @@ def test_values_are_typed_and_missing_flags_have_their_defaults(tmp_path):
 
 
 def test_a_required_flag_may_be_missing(tmp_path):
-    assert "save" not in read(put(tmp_path, CONFIG | {"flags": {}})).flags
+    assert "save" not in read(put_config(tmp_path, CONFIG | {"flags": {}})).flags
 
 
 def test_the_origin_is_plain_and_names_no_folder(tmp_path):
-    origin = read(put(tmp_path, CONFIG)).origin()
+    origin = read(put_config(tmp_path, CONFIG)).origin()
     assert json.loads(json.dumps(origin)) == origin
     assert origin["flags"]["depth"] == 16
     assert {"save", "data", "resume", "debug"} & origin["flags"].keys() == set()
@@ -133,7 +121,7 @@ REFUSED = {
 def test_a_config_that_is_not_a_runs_is_refused_in_one_short_line(case, tmp_path):
     content, message = REFUSED[case]
     with pytest.raises(UserError, match=re.escape(message)) as refusal:
-        read(put(tmp_path, content))
+        read(put_config(tmp_path, content))
     assert str(refusal.value).startswith(str(tmp_path / "config.json"))
     assert "\n" not in str(refusal.value)
     assert len(str(refusal.value)) < 2000
@@ -155,7 +143,7 @@ def test_what_is_no_run_is_refused(tmp_path):
 
 
 def test_weights_are_read_only_when_they_are_asked_for(tmp_path):
-    run = read(put(tmp_path, CONFIG))
+    run = read(put_config(tmp_path, CONFIG))
     with pytest.raises(UserError, match=r"model.pt cannot be read: No such file"):
         run.weights()
     (tmp_path / "model.pt").write_bytes(b"mine")

@@ -8,6 +8,7 @@ import stat
 import pytest
 import torch
 
+from tests.hostile import Hostile
 from train.errors import RunError, UserError
 from train.folder.saving import atomic_write, load_tensors, save_tensors
 
@@ -104,14 +105,6 @@ def test_a_truncated_file_is_refused(saved):
     saved.write_bytes(saved.read_bytes()[:-100])
     with pytest.raises(UserError, match="is damaged"):
         load_tensors(saved)
-
-
-class Hostile:
-    def __init__(self, marker):
-        self.marker = marker
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.marker),)
 
 
 def test_a_hostile_pickle_does_not_run(path, tmp_path):

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from models import densenet_bc
+from tests.tensors import frozen
 from train.metrics import RunningMetrics
 from train.optim import make_optimizer
 from train.replicas import replicate
@@ -26,15 +27,6 @@ def batch(n, seed=0, dtype=torch.float64):
 def network(**settings):
     torch.manual_seed(0)
     return densenet_bc(10, 2, **settings)
-
-
-def frozen(model):
-    """Norm layers that use their running statistics, whatever mode the network is in."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.train = lambda mode=True, module=module: module
-            module.training = False
-    return model
 
 
 def gradients_of_step(model, images, labels, **settings):
