@@ -14,6 +14,7 @@ classes of images, the network as a file for other programs, what it all saves i
     python demo.py --help
 """
 
+import os
 import shlex
 import signal
 import sys
@@ -37,9 +38,9 @@ from train.export.formats import SUFFIXES, require_packages
 from train.folder.claim import claim, recorded_flags, require_recorded_data
 from train.folder.foreign import load_foreign
 from train.folder.logbook import read_logbook, read_logbooks
-from train.folder.output import is_of_output, require_new, write_new
+from train.folder.output import is_of_output, require_new, require_replaceable, write_new
 from train.folder.run import CONFIG, MODEL
-from train.folder.saved_run import SavedRun, read_saved_run
+from train.folder.saved_run import CHOSEN_FLAGS, SavedRun, read_saved_run
 from train.folder.saving import atomic_write
 from train.pictures.events import FOLDER, Events
 from train.provenance import git_revision, versions
@@ -77,7 +78,7 @@ def train(
     depth: AnyDepth = 40,
     growth_rate: GrowthRate = 12,
     efficient: bool | Literal["naive", "checkpoint", "buffer", "buffer_fast"] = True,
-    drop_rate: DropRate = 0,
+    drop_rate: DropRate = 0.0,
     init_weights: Path | None = None,
     n_epochs: Annotated[int, Range(1, 1_000_000)] = 300,
     batch_size: BatchSize = 256,
@@ -87,7 +88,7 @@ def train(
     warmup_epochs: Annotated[int, Range(0, 1_000_000)] = 0,
     momentum: Annotated[float, Range(0, 1, open_high=True)] = 0.9,
     wd: Annotated[float, Range(0)] = 1e-4,
-    label_smoothing: Annotated[float, Range(0, 1)] = 0,
+    label_smoothing: Annotated[float, Range(0, 1)] = 0.0,
     augment: bool | None = None,
     valid_size: Annotated[int, Range(0)] | None = None,
     precision: Literal["fp32", "bf16", "fp16"] = "fp32",
@@ -165,13 +166,13 @@ def train(
     defaults = command_line.defaults_of(train) | {"image_size": flags["image_size"]}
     with claim(save, flags, team, defaults=defaults) as folder, team.watched():
         # From here on the line is known to be good. torch takes seconds to import.
-        from data.datasets import DATASETS, validation_size
+        from data.datasets import DATASETS, load, validation_size
         from data.first_look import look_at_files
         from train import runtime
         from train.engine import Schedule, fit
         from train.memory import explained
         from train.optim import make_optimizer
-        from train.replicas import replicate
+        from train.replicas import replicate, require_devices
         from train.step import Stepper
 
         seed = flags["seed"] = team.first(runtime.draw_seed) if seed is None else seed
@@ -188,17 +189,24 @@ def train(
 
         device = runtime.pick_device(team)
         runtime.be_deterministic()
-        source, loaders = team.first_then_others(lambda: _read(flags, data, device, team))
-        check_last_batch(flags, num_images=loaders.train.num_images, num_processes=team.count)
+        require_devices(device, compile=compile, sync_bn=sync_bn, team=team)
+        first_weights: list[dict[str, Any]] = []  # in the first process
+        if init_weights and not checkpoint.epoch:
+            team.first(lambda: first_weights.append(_first_weights(init_weights, flags)))
+        where = {"folder": data, "download": download, "image_size": flags["image_size"]}
+        source = team.first_then_others(lambda: load(dataset, **where))
+        _require_same_data(source, team)
         if checkpoint.epoch:
             team.first(require_recorded_data, save, classes=source.classes, sizes=source.sizes())
-        else:
+        loaders = team.first_then_others(lambda: _loaders(flags, source, device, team))
+        check_last_batch(flags, num_images=loaders.train.num_images, num_processes=team.count)
+        if not checkpoint.epoch:
             look_at_files([loader for loader in (loaders.valid, loaders.test) if loader])
         flags["valid_size"] = validation_size(source, spec, valid_size)
         runtime.seed_weights(seed)
         model = _build(flags, num_classes=len(source.classes))
         if init_weights and not checkpoint.epoch:
-            _say(team.first(_begin_with, init_weights, model))
+            _say(team.first(lambda: _begin_with(init_weights, first_weights.pop(), model)))
         model = runtime.placed(model, device)
         optimizer = make_optimizer(model.parameters(), lr=lr, momentum=momentum, wd=wd)
         replicas = replicate(model, device, precision=precision, compile=compile, sync_bn=sync_bn, team=team)
@@ -392,6 +400,8 @@ def evaluate(
     from train.results.evaluation import Evaluation
     from train.results.tally import tally
 
+    if not plot:
+        require_replaceable(save / CONFUSION, instead="plot")
     flags = run.flags
     runtime.be_deterministic()
     device = runtime.pick_device()
@@ -498,21 +508,33 @@ def _network_of(run: SavedRun) -> "DenseNet":
 
 
 def _plain(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Flags as config.json holds them."""
-    return {flag: str(value) if isinstance(value, Path) else value for flag, value in flags.items()}
+    """Flags as config.json holds them: what other commands read again is found from any folder."""
+    return {flag: os.path.realpath(value) if isinstance(value, Path) else value for flag, value in flags.items()}
 
 
-def _read(flags: Mapping[str, Any], data: Path | None, device: "torch.device", team: Team) -> "tuple[Source, Loaders]":
-    """The data set of a run, and this process's parts of its batches."""
-    from data.datasets import DATASETS, load
+def _require_same_data(source: "Source", team: Team) -> None:
+    """Make sure that all processes have found the same classes and files.
+
+    Raises:
+        UserError: If not.
+    """
+    if team.count > 1 and not team.agrees_on(source.digest()):
+        raise UserError(
+            "the processes of the run do not find the same classes and files in --data; make its copies on all "
+            "machines the same, or let the machines share one"
+        )
+
+
+def _loaders(flags: Mapping[str, Any], source: "Source", device: "torch.device", team: Team) -> "Loaders":
+    """This process's parts of the batches of a run."""
+    from data.datasets import DATASETS
     from data.loader import make_loaders
     from data.share import Share
     from train.engine import Loaders
 
-    source = load(flags["dataset"], folder=data, download=flags["download"], image_size=flags["image_size"])
     preparation = {name: flags[name] for name in ("batch_size", "valid_size", "augment", "seed")}
     preparation |= {"share": Share(team.rank, team.count), "limit": flags["limit_batches"]}
-    return source, Loaders(*make_loaders(source, DATASETS[flags["dataset"]], device, **preparation))
+    return Loaders(*make_loaders(source, DATASETS[flags["dataset"]], device, **preparation))
 
 
 def _config(flags: Mapping[str, Any], network: "DenseNet", source: "Source", *, devices: str) -> dict[str, Any]:
@@ -552,18 +574,31 @@ def _build(flags: Mapping[str, Any], *, num_classes: int) -> "DenseNet":
     return build(flags["depth"], flags["growth_rate"], small_inputs=small_inputs, **settings)
 
 
-def _begin_with(path: Path, network: "DenseNet") -> str:
-    """Put the weights in a file into a network, and say what was done.
+def _first_weights(path: Path, flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Read the weights that a run begins with; they fit its network, whatever its classes will be.
 
     Raises:
         UserError: If they are of another network, or cannot be read.
     """
-    from models import load_weights
+    import torch
+
+    from models import fitting_weights
 
     try:
-        left = load_weights(network, load_foreign(path), replace_classifier=True)
-    except ValueError as error:
+        weights = load_foreign(path)
+        with torch.device("meta"):  # where a network of any size takes no memory
+            network = _build(flags, num_classes=1)
+        fitting_weights(network, weights, replace_classifier=True)
+    except (ValueError, UserError) as error:
         raise UserError(f"--init_weights {path} cannot be used: {error}") from error
+    return weights
+
+
+def _begin_with(path: Path, weights: Mapping[str, Any], network: "DenseNet") -> str:
+    """Put the weights of a file into a network, and say what was done."""
+    from models import load_weights
+
+    left = load_weights(network, weights, replace_classifier=True)
     replaced = any(name.startswith("classifier") for name in left)
     return f"Beginning with the weights in {path}" + (" and a new classifier" if replaced else "")
 
@@ -604,7 +639,8 @@ def _bind(command: str, words: list[str], name: str) -> dict[str, Any]:
     given = flags_of_network(given.get("network", "")) | given
     if given.get("resume"):
         of_run = _flags_of_run(given["save"])
-        given |= {flag: value for flag, value in of_run.items() if given.get(flag) is None}
+        open_flags = {flag for flag in CHOSEN_FLAGS if given.get(flag) is None}
+        given |= {flag: value for flag, value in of_run.items() if flag not in given or flag in open_flags}
     return (flags_of_recipe(given["recipe"]) if given.get("recipe") else {}) | given
 
 

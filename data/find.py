@@ -22,25 +22,34 @@ class Found:
     skipped: list[str] = field(default_factory=list)
 
 
-def find_images(folder: Path) -> Found:
+def find_images(folder: Path, *, strict: bool = True) -> Found:
     """Look for image files in a folder and in all folders below it, along symbolic links too.
 
+    Args:
+        folder: Where to look.
+        strict: Whether one image file that cannot be read is an error here. If not, it is among the images, and an
+            error when it is read.
+
     Raises:
-        DataError: If a folder or an image file cannot be read.
+        DataError: If a folder cannot be read, or an image file.
     """
     found = Found()
     for entry in _everything(str(folder), above=()):
         if entry.name.startswith(".") or Path(entry.name).suffix.lower() not in suffixes():
             found.skipped.append(entry.path)
-        elif not os.access(entry.path, os.R_OK):
+        elif strict and not _is_readable(entry):
             advice = "mend the link" if entry.is_symlink() else "give it permission"
             raise DataError(f"{entry.path} cannot be read; {advice}, or take it away")
-        elif entry.is_file():
+        elif entry.is_file() or not _is_readable(entry):
             found.images.append(entry.path)
         else:  # a pipe, which would be waited for
             found.skipped.append(entry.path)
     found.images.sort()
     return found
+
+
+def _is_readable(entry: os.DirEntry) -> bool:
+    return os.access(entry.path, os.R_OK)
 
 
 def entries(folder: str | Path) -> list[os.DirEntry]:

@@ -1,5 +1,6 @@
 """Labelled image files, decoded batch by batch in threads and never all in memory."""
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -31,6 +32,11 @@ class ImageFiles:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def names(self) -> Sequence[str]:
+        """Paths below the folder that all of them have in common."""
+        common = os.path.commonpath(self.paths) if self.paths else ""
+        return [path[len(common) :] for path in self.paths]
 
     @property
     def crops_itself(self) -> bool:

@@ -45,7 +45,7 @@ def list_images(words: Iterable[Path]) -> list[str]:
 
 def _images_at(word: Path) -> list[str]:
     if word.is_dir():
-        images = find_images(word).images
+        images = find_images(word, strict=False).images
         if not images:
             raise MissingData(f"there is no image in the folder {word}: no file in it ends in .jpg, .png or the like")
         return images

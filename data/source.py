@@ -1,5 +1,6 @@
 """What is read of a data set: images with labels, names of classes, and which images are held out for validation."""
 
+import hashlib
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,10 @@ class Images(Protocol):
     in_memory: bool
 
     def __len__(self) -> int: ...
+
+    def names(self) -> Sequence[str]:
+        """Of the files, below the folder that they have in common; empty for images in memory."""
+        ...
 
     def take(self, indices: Tensor) -> Self:
         """The images at some indices (M,)."""
@@ -66,6 +71,10 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def names(self) -> Sequence[str]:
+        """None."""
+        return ()
+
     def take(self, indices: Tensor) -> "Split":
         """The images at some indices (M,)."""
         return Split(self.images[indices], self.labels[indices])
@@ -102,6 +111,18 @@ class Source:
     def sizes(self) -> dict[str, int]:
         """How many images there are, by "train", "valid" (0 if none come with it) and "test"."""
         return {"train": len(self.train), "valid": len(self.valid or ()), "test": len(self.test)}
+
+    def digest(self) -> int:
+        """A number of 62 bits that tells data sets apart by their classes, labels and names of files.
+
+        Where the files lie and what is in them does not count.
+        """
+        digest = hashlib.sha256(repr(self.classes).encode())
+        for images in (self.train, self.valid, self.test):
+            if images is not None:
+                digest.update(images.labels.cpu().numpy().tobytes())
+                digest.update("\0".join(images.names()).encode(errors="surrogateescape"))
+        return int.from_bytes(digest.digest()[:8]) >> 2
 
 
 def split_validation(train: Images, *, size: int, seed: int) -> tuple[Images, Images]:

@@ -2,7 +2,7 @@
 
 from .densenet import DROP_PLACES, STRATEGIES, DenseNet, densenet_bc, densenet_plain
 from .imagenet import IMAGENET_NETWORKS, densenet121, densenet161, densenet169, densenet201, densenet264
-from .weights import load_weights, torchvision_names
+from .weights import fitting_weights, load_weights, torchvision_names
 
 __all__ = [
     "DROP_PLACES",
@@ -16,6 +16,7 @@ __all__ = [
     "densenet264",
     "densenet_bc",
     "densenet_plain",
+    "fitting_weights",
     "load_weights",
     "torchvision_names",
 ]

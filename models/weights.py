@@ -46,6 +46,19 @@ def load_weights(network: DenseNet, state_dict: Mapping[str, Any], *, replace_cl
     References:
         torchvision's models/densenet.py, which has both kinds of names.
     """
+    given, left = fitting_weights(network, state_dict, replace_classifier=replace_classifier)
+    network.load_state_dict(network.state_dict() | given)
+    return left
+
+
+def fitting_weights(
+    network: DenseNet, state_dict: Mapping[str, Any], *, replace_classifier: bool = False
+) -> tuple[dict[str, Tensor], list[str]]:
+    """What `load_weights` would load and what it would return, without loading it; the network may be on `meta`.
+
+    Raises:
+        ValueError: As there.
+    """
     if not isinstance(state_dict, Mapping):
         raise ValueError(f"state_dict is of type {type(state_dict).__name__}, but must be a dict of tensors by name")
     given, own = _with_own_names(_unwrapped(state_dict)), network.state_dict()
@@ -54,8 +67,7 @@ def load_weights(network: DenseNet, state_dict: Mapping[str, Any], *, replace_cl
         left.update(CLASSIFIER)
         given = {name: value for name, value in given.items() if name not in CLASSIFIER}
     _require_fit(given, own, left)
-    network.load_state_dict(own | given)
-    return [name for name in own if name in left]
+    return given, [name for name in own if name in left]
 
 
 def torchvision_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 Started by torchrun with what is wrong in front of the command line.
 """
 
+import dataclasses
 import sys
 
 import data.datasets
@@ -20,10 +21,20 @@ def raising(error):
     return fail
 
 
-FAULTS = {"data": MissingData("there is no data on this machine"), "bug": ZeroDivisionError("a mistake")}
+def with_other_classes(*words, read=data.datasets.load, **flags):
+    """The data set, where two classes have each other's name."""
+    source = read(*words, **flags)
+    return dataclasses.replace(source, classes=source.classes[::-1])
+
+
+FAULTS = {
+    "data": raising(MissingData("there is no data on this machine")),
+    "bug": raising(ZeroDivisionError("a mistake")),
+    "other data": with_other_classes,
+}
 
 if __name__ == "__main__":
     _, fault, *words = sys.argv
     if here().rank == 1:
-        data.datasets.load = raising(FAULTS[fault])
+        data.datasets.load = FAULTS[fault]
     demo.start(words)

@@ -50,6 +50,14 @@ def test_table_names_what_differs_and_how_far_each_run_is(here, capsys):
     assert everything_in(here) == before
 
 
+def test_the_same_number_in_another_form_is_no_difference(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path / "a", None, drop_rate=0, momentum=0.9, efficient=True)
+    make_run(tmp_path / "b", None, drop_rate=0.0, momentum=0.8, efficient=1)
+    assert run_here("compare", "a", "b") == 0
+    assert re.findall(r"^--\S+", capsys.readouterr().out, re.MULTILINE) == ["--momentum", "--efficient"]
+
+
 def test_folders_of_own_images_are_told_apart(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for name in ("cats", "dogs"):

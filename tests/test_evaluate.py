@@ -40,6 +40,16 @@ def test_the_picture_of_the_run_is_drawn_anew(here):
     assert (here / "run/confusion.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_a_picture_that_cannot_be_drawn_is_found_before_any_work(here, capsys, monkeypatch):
+    (here / "run/confusion.png").mkdir()
+    monkeypatch.setattr(tallies, "tally", None)
+    assert run_here(*EVALUATE) == 2
+    assert (
+        capsys.readouterr().err
+        == "demo.py evaluate: error: run/confusion.png cannot be written; name another file with --plot\n"
+    )
+
+
 def test_new_files_hold_table_and_picture_and_the_run_stays_as_it_is(here, capsys):
     before = everything_in(here / "run")
     assert run_here(*EVALUATE, "--batch_size=50", "--plot=c.png", "--csv=t.csv") == 0
@@ -168,8 +178,12 @@ def test_what_cannot_be_used_is_one_line_and_stays_as_it_was(prepare, words, mes
     assert_refused(*words, message=message, folder=here, capture=capsys)
 
 
-def test_a_run_that_may_not_be_written_is_one_line_after_the_table(here, capsys):
-    (here / "run/confusion.png").mkdir()
+def test_a_picture_that_cannot_be_drawn_any_more_is_one_line_after_the_table(here, capsys, monkeypatch):
+    def tally(*words, real=tallies.tally, **settings):
+        (here / "run/confusion.png").mkdir()
+        return real(*words, **settings)
+
+    monkeypatch.setattr(tallies, "tally", tally)
     assert run_here(*EVALUATE) == 1
     out, error = capsys.readouterr()
     assert "the run recorded the same test error" in out

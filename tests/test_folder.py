@@ -40,6 +40,17 @@ def test_classes_are_the_folders_below_train_in_order_of_name(tmp_path):
     assert source.notes == ()
 
 
+def test_data_sets_are_told_apart_wherever_they_lie(tmp_path):
+    names = ["train/a/1.png", "train/b/2.png", "test/a/3.png", "test/b/4.png"]
+    digest = read(make(tmp_path / "one", *names)).digest()
+    assert digest == read(make(tmp_path / "deeper/other", *names)).digest()
+    assert 0 <= digest < 2**62
+    others = ([*names, "train/a/5.png"], ["train/a/7.png", *names[1:]], ["train/z/1.png", *names[1:], "train/a/1.png"])
+    others += (["test/b/3.png", *names], [name.replace("/b/", "/c/") for name in names])
+    digests = {read(make(tmp_path / str(i), *other)).digest() for i, other in enumerate(others)}
+    assert len(digests - {digest}) == len(others)
+
+
 @pytest.mark.parametrize("use", ["val", "test"])
 def test_one_other_folder_is_the_test_set_whatever_its_name(use, tmp_path):
     source = read(make_folder(tmp_path, {"train": 2, use: 1}))

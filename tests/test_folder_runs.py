@@ -129,6 +129,24 @@ def test_a_run_does_not_go_on_with_another_number_of_images(use, goes_on, tmp_pa
         assert everything_in(save) == before
 
 
+def test_val_that_comes_later_is_named(tmp_path, capsys):
+    make_folder(tmp_path / "data", {"train": 6, "test": 2})
+    save = f"--save={tmp_path / 'run'}"
+    assert run_here(*SMALL, f"--data={tmp_path / 'data'}", "--n_epochs=1", save) == 0
+    make_folder(tmp_path / "data", {"val": 1})
+    assert run_here(save, "--resume", "--n_epochs=2") == 2
+    assert "began with 0 images for valid and the data set has 3 now" in capsys.readouterr().err
+
+
+def test_a_run_finds_its_images_from_any_folder(tmp_path, monkeypatch):
+    make_folder(tmp_path / "data", {"train": 2, "test": 2})
+    monkeypatch.chdir(tmp_path)
+    assert run_here(*SMALL, "--data=data", "--n_epochs=1", "--save=run") == 0
+    monkeypatch.chdir("data")
+    assert run_here("evaluate", "--save=../run") == 0
+    assert run_here("--save=../run", "--resume", "--n_epochs=2") == 0
+
+
 @pytest.mark.parametrize("images", ["many", {"train": "6"}, [6]])
 def test_numbers_of_images_that_are_none_are_named(images, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"flags": {}, "images": images}))

@@ -1,14 +1,18 @@
 """Weights in the form that torch.save had before archives, as torchvision's files for ImageNet have."""
 
 import hashlib
+import json
+import os
 
 import pytest
 import torch
 
+import demo
 from models import densenet_bc
 from tests.application import SMALL, run_here
 from tests.hostile import Hostile
 from train.folder.foreign import load_foreign
+from train.folder.saved_run import read_saved_run
 from train.folder.saving import DamagedFile
 
 
@@ -83,11 +87,27 @@ def test_a_run_begins_with_them_and_gets_a_new_classifier_for_other_classes(tmp_
         ([1, 2], "holds no dict of tensors, but list"),
     ],
 )
-def test_weights_of_another_network_are_one_line_and_nothing_is_made(content, message, tmp_path, capsys):
+@pytest.mark.parametrize("data", [["--dataset=digits"], ["--dataset=cifar10", "--data=nowhere", "--download=False"]])
+def test_weights_of_another_network_are_one_line_before_data_is_read(content, message, data, tmp_path, capsys):
     torch.save(content, tmp_path / "weights.pt")
-    words = [*SMALL, f"--init_weights={tmp_path / 'weights.pt'}", f"--save={tmp_path / 'run'}"]
+    words = [*SMALL[1:], *data, f"--init_weights={tmp_path / 'weights.pt'}", f"--save={tmp_path / 'run'}"]
     assert run_here(*words) == 2
     error = capsys.readouterr().err
+    assert error.startswith(f"demo.py: error: --init_weights {tmp_path / 'weights.pt'} cannot be used: ")
     assert message in error
     assert error.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_began_with_weights_goes_on_and_says_from_which_file(finished, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = [*SMALL, "--limit_batches=1", "--save=run"]
+    assert run_here(*words, "--n_epochs=1", f"--init_weights={os.path.relpath(finished / 'model.pt')}") == 0
+    assert run_here("--save=run", "--resume", "--n_epochs=2", f"--init_weights={finished / 'model.pt'}") == 0
+    origin = read_saved_run(tmp_path / "run", command=demo.train).origin()
+    assert json.loads(json.dumps(origin))["flags"]["init_weights"] == "model.pt"
+    path = tmp_path / "run/config.json"
+    config = json.loads(path.read_text())
+    config["flags"]["init_weights"] = os.path.relpath(finished / "model.pt")  # as older runs have it
+    path.write_text(json.dumps(config))
+    assert run_here("--save=run", "--resume", "--n_epochs=3") == 0

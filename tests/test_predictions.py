@@ -178,6 +178,7 @@ def test_bad_files_are_reported_and_the_rest_is_predicted(run, tmp_path, capsys)
     write(tmp_path / "a.png", b"")
     write(tmp_path / "b.jpg", encoded(picture(300, 200), "JPEG"))
     write(tmp_path / "c.png", b"text")
+    (tmp_path / "d.png").symlink_to("nowhere.png")
     capsys.readouterr()
     assert run_here("predict", str(tmp_path), f"--save={run.save}", f"--csv={tmp_path / 't.csv'}") == 1
     out, error = capsys.readouterr()
@@ -185,7 +186,8 @@ def test_bad_files_are_reported_and_the_rest_is_predicted(run, tmp_path, capsys)
     assert error.splitlines() == [
         f"error: {tmp_path / 'a.png'} cannot be read as an image: it is empty, damaged or of no known format",
         f"error: {tmp_path / 'c.png'} cannot be read as an image: it is empty, damaged or of no known format",
-        "demo.py predict: error: 2 of 3 files could not be read as images",
+        f"error: {tmp_path / 'd.png'} cannot be read: No such file or directory",
+        "demo.py predict: error: 3 of 4 files could not be read as images",
     ]
     assert len((tmp_path / "t.csv").read_text().splitlines()) == 2
 

@@ -57,6 +57,19 @@ def test_a_flag_that_changes_the_run_is_refused_with_both_values(word, message, 
     assert everything_in(long_copy) == before
 
 
+@pytest.mark.parametrize("flag", ["limit_batches", "init_weights", "recipe"])
+def test_none_is_a_value_where_it_does_not_let_the_program_choose(flag, long_copy, capsys):
+    path = long_copy / "config.json"
+    config = json.loads(path.read_text())
+    value = {"limit_batches": 3, "init_weights": "/w.pt", "recipe": "densenet-40-12-c10+"}[flag]
+    config["flags"][flag] = value
+    path.write_text(json.dumps(config))
+    before = everything_in(long_copy)
+    assert run_here(f"--save={long_copy}", "--resume", f"--{flag}=None", "--n_epochs=5") == 2
+    assert f"--{flag} is None, but the run in {long_copy} has {value!r}" in capsys.readouterr().err
+    assert everything_in(long_copy) == before
+
+
 NEWER_FLAGS = ["network", "image_size", "recipe", "init_weights", "accum_steps", "lr_schedule", "warmup_epochs"]
 NEWER_FLAGS += ["precision", "label_smoothing", "compile", "sync_bn", "limit_batches", "tensorboard"]
 
@@ -77,7 +90,7 @@ def older(long_copy):
         ("--precision=fp16", "--precision is 'fp16', but the run in {} has 'fp32'"),
         ("--accum_steps=2", "--accum_steps is 2, but the run in {} has 1"),
         ("--limit_batches=1", "--limit_batches is 1, but the run in {} has None"),
-        ("--init_weights=weights.pt", "--init_weights is 'weights.pt', but the run in {} has None"),
+        ("--init_weights=weights.pt", "weights.pt', but the run in {} has None"),
         ("--recipe=densenet-40-12-c10+", "--recipe is 'densenet-40-12-c10+', but the run in {} has None"),
     ],
 )

@@ -7,7 +7,7 @@ from torch import nn
 from models import densenet_bc
 from train import runtime
 from train.errors import UserError
-from train.replicas import InPrecision, replicate
+from train.replicas import InPrecision, replicate, require_devices
 from train.team import Team
 
 
@@ -25,13 +25,15 @@ def test_several_gpus_are_used_through_data_parallel_and_one_directly(monkeypatc
 
 
 def test_what_several_gpus_and_none_cannot_do_is_refused(monkeypatch):
-    network, gpu, cpu = nn.Linear(2, 2), torch.device("cuda", 0), torch.device("cpu")
+    gpu, cpu = torch.device("cuda", 0), torch.device("cpu")
     with pytest.raises(UserError, match="--sync_bn True works between processes on GPUs, but there is none"):
-        replicate(network, cpu, sync_bn=True)
+        require_devices(cpu, compile=False, sync_bn=True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     with pytest.raises(UserError, match=r"--compile True works with one GPU for each process, .* sees 3: put torchrun"):
-        replicate(network, gpu, compile=True)
-    replicate(network, cpu, compile=True)
+        require_devices(gpu, compile=True, sync_bn=False)
+    require_devices(gpu, compile=False, sync_bn=True)
+    require_devices(gpu, compile=True, sync_bn=True, team=Team(count=3))
+    require_devices(cpu, compile=True, sync_bn=False)
 
 
 class Among(Team):

@@ -89,8 +89,9 @@ def test_connections_are_closed_together_or_not_at_all(monkeypatch):
 
 @pytest.mark.parametrize("count", COUNTS)
 def test_all_learn_what_the_first_one_did(results, count):
-    for rank, (heard, ended, largest) in enumerate(result["heard"] for result in results[count]):
+    for rank, (heard, ended, largest, agrees) in enumerate(result["heard"] for result in results[count]):
         assert heard["rank"] == 0
+        assert agrees == (True, False)
         assert torch.equal(heard["tensor"], torch.arange(3))
         assert ended == ("ValueError" if rank == 0 else 1)
         assert largest == (count - 1, 0)

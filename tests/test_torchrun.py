@@ -72,6 +72,14 @@ def test_what_all_processes_find_in_the_data_is_said_once(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_processes_with_other_data_do_not_train_together(tmp_path):
+    done = run_team(2, "other data", *WORDS, "--save=run", folder=tmp_path, program=ROOT / "tests" / "team_fault.py")
+    assert done.returncode == 1
+    (line,) = lines_of_the_application(done.stderr)
+    assert line.startswith("demo.py: error: the processes of the run do not find the same classes and files in --data")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("fault", "said"),
     [("data", "demo.py: error: there is no data on this machine"), ("bug", "ZeroDivisionError: a mistake")],

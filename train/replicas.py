@@ -56,6 +56,25 @@ class Replicas:
     evaluation: nn.Module
 
 
+def require_devices(device: torch.device, *, compile: bool, sync_bn: bool, team: Team = ALONE) -> None:
+    """Make sure that `replicate` can do what is asked for.
+
+    Raises:
+        UserError: If the devices of the run cannot do it.
+    """
+    if compile and _in_threads(device, team):
+        raise UserError(
+            f"--compile True works with one GPU for each process, but this one sees {torch.cuda.device_count()}: put "
+            "torchrun --nproc_per_node=N before demo.py, or let CUDA_VISIBLE_DEVICES name one"
+        )
+    if sync_bn and device.type != "cuda":
+        raise UserError("--sync_bn True works between processes on GPUs, but there is none")
+
+
+def _in_threads(device: torch.device, team: Team) -> bool:
+    return team.count == 1 and device.type == "cuda" and torch.cuda.device_count() > 1
+
+
 def replicate(
     network: nn.Module,
     device: torch.device,
@@ -73,21 +92,10 @@ def replicate(
         network: Lies on `device`.
         device: Of this process.
         precision: A key of PRECISIONS.
-        compile: Let torch.compile have the network.
+        compile: Let torch.compile have the network; see `require_devices`.
         sync_bn: Normalise with the statistics of all processes' images together.
         team: The processes of the run.
-
-    Raises:
-        UserError: If the devices of the run cannot do this.
     """
-    in_threads = team.count == 1 and device.type == "cuda" and torch.cuda.device_count() > 1
-    if compile and in_threads:
-        raise UserError(
-            f"--compile True works with one GPU for each process, but this one sees {torch.cuda.device_count()}: put "
-            "torchrun --nproc_per_node=N before demo.py, or let CUDA_VISIBLE_DEVICES name one"
-        )
-    if sync_bn and device.type != "cuda":
-        raise UserError("--sync_bn True works between processes on GPUs, but there is none")
     if sync_bn:
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     model: nn.Module = InPrecision(network, PRECISIONS[precision])
@@ -96,6 +104,6 @@ def replicate(
     if team.count > 1:
         own = [device] if device.type == "cuda" else None
         return Replicas(network, DistributedDataParallel(model, device_ids=own, gradient_as_bucket_view=True), model)
-    if in_threads:
+    if _in_threads(device, team):
         model = nn.DataParallel(model)
     return Replicas(network, model, model)

@@ -76,6 +76,11 @@ class Team:
         """The largest of all processes' values, one by one. GPUs are not waited for."""
         return values if self.count == 1 else self._messages.largest(values)
 
+    def agrees_on(self, value: int) -> bool:
+        """Whether a number of up to 62 bits is the same in all processes."""
+        most, negative_of_least = self.largest(value, -value)
+        return most == -negative_of_least
+
     def add_up(self, tensor: "Tensor") -> None:
         """Replace a tensor by the sum of all processes' tensors, on its device."""
         if self.count > 1:
@@ -130,15 +135,15 @@ def here() -> Team:
 
 
 def launcher() -> list[str]:
-    """What a user types before the program's name to start as many processes."""
+    """What a user types before the program's name to start as many processes.
+
+    Where the machines of a run find each other is not known here; "..." stands for it.
+    """
     if not is_launched():
         return ["python"]
     machines = int(os.environ["GROUP_WORLD_SIZE"])
-    return [
-        "torchrun",
-        *([f"--nnodes={machines}"] if machines > 1 else []),
-        f"--nproc_per_node={os.environ['LOCAL_WORLD_SIZE']}",
-    ]
+    several = [f"--nnodes={machines}", "..."] if machines > 1 else []
+    return ["torchrun", *several, f"--nproc_per_node={os.environ['LOCAL_WORLD_SIZE']}"]
 
 
 def leave(exit_code: int) -> NoReturn:

@@ -1,5 +1,6 @@
 """Who may write into a folder: a new run, or the run that is in it with the same flags."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -9,7 +10,7 @@ from train.errors import UserError
 from train.folder.config import read_config
 from train.folder.lock import locked
 from train.folder.run import CHECKPOINT, CONFIG, FILES, PREVIOUS, RunFolder
-from train.folder.saved_run import FREE_FLAGS, counts, require_classes, texts
+from train.folder.saved_run import CHOSEN_FLAGS, FREE_FLAGS, counts, require_classes, texts
 from train.team import ALONE, Team
 
 
@@ -118,9 +119,17 @@ def _check_unused(folder: Path, *, resume: bool) -> None:
         )
 
 
+def _is_same(flag: str, recorded: Any, value: Any) -> bool:
+    """Whether a flag is as it was; older runs have paths as they were typed."""
+    if flag == "init_weights" and isinstance(recorded, str):
+        recorded = os.path.realpath(recorded)
+    return recorded == value
+
+
 def _check_flags(recorded: dict[str, Any], flags: dict[str, Any], folder: Path) -> None:
     for flag, value in flags.items():
-        if flag not in recorded or flag in FREE_FLAGS or value is None or recorded[flag] == value:
+        is_chosen = value is None and flag in CHOSEN_FLAGS
+        if flag not in recorded or flag in FREE_FLAGS or is_chosen or _is_same(flag, recorded[flag], value):
             continue
         if flag == "n_epochs":
             if isinstance(recorded[flag], int) and value > recorded[flag]:

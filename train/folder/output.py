@@ -1,6 +1,7 @@
 """Files that a command leaves behind, never over a file that is there, and what stops it from printing."""
 
 import errno
+import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -31,6 +32,20 @@ def require_new(path: Path | None, *, flag: str, suffix: str) -> None:
         raise UserError(f"--{flag} {path} exists already; choose another name") from None
     except OSError as error:
         raise UserError(f"--{flag} {path} cannot be written: {error.strerror or error}") from error
+
+
+def require_replaceable(path: Path, *, instead: str) -> None:
+    """Make sure, before any work, that a file can be written, or written anew.
+
+    Args:
+        path: Of the file.
+        instead: The flag that names another one.
+
+    Raises:
+        UserError: If a folder stands there, or the folder around it cannot be written.
+    """
+    if path.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
+        raise UserError(f"{path} cannot be written; name another file with --{instead}")
 
 
 def write_new(path: Path, content: bytes) -> None:

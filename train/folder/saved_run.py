@@ -21,6 +21,9 @@ from train.folder.saving import load_tensors
 # Flags that leave the results of a run as they are. --efficient and --compile change them by rounding, or not at all.
 FREE_FLAGS = ("save", "data", "download", "resume", "efficient", "compile", "tensorboard", "debug")
 
+# Flags whose None lets the program choose. What it chose is in config.json.
+CHOSEN_FLAGS = ("data", "image_size", "augment", "valid_size", "seed")
+
 SMALLEST_STD = 1e-6  # of pixels from 0 to 1; what is divided by it stays finite
 
 
@@ -65,7 +68,11 @@ class SavedRun:
 
     def origin(self) -> dict[str, Any]:
         """All that decides its results, as plain values. Names of folders are not among them."""
-        flags = {flag: value for flag, value in self.flags.items() if flag not in FREE_FLAGS}
+        flags = {
+            flag: value.name if isinstance(value, Path) else value
+            for flag, value in self.flags.items()
+            if flag not in FREE_FLAGS
+        }
         return {"flags": flags, "versions": self.versions, "git_revision": self.git_revision}
 
 

@@ -38,7 +38,7 @@ def differing_flags(runs: list[Logbook]) -> list[str]:
     A run of an older version may lack a flag; that is a difference too.
     """
     names = dict.fromkeys(name for run in runs for name in run.flags if _is_compared(run, name))
-    return [name for name in names if len({_shown(run, name) for run in runs}) > 1]
+    return [name for name in names if len({_compared(run, name) for run in runs}) > 1]
 
 
 def _is_compared(run: Logbook, flag: str) -> bool:
@@ -48,6 +48,12 @@ def _is_compared(run: Logbook, flag: str) -> bool:
 
 def _shown(run: Logbook, flag: str) -> str:
     return plain(run.flags[flag]) if flag in run.flags else UNKNOWN
+
+
+def _compared(run: Logbook, flag: str) -> float | str:
+    """A number as such, since 0 and 0.0 are the same flag; all else as it is shown."""
+    value = run.flags.get(flag)
+    return value if type(value) in (int, float) else _shown(run, flag)
 
 
 def _names(flags: list[str]) -> list[str]:
