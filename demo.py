@@ -30,7 +30,14 @@ from train import stops
 from train.command_line import flags as command_line
 from train.command_line.checks import check_last_batch, check_training
 from train.command_line.flag_types import Names, Range
-from train.command_line.networks import LARGEST_SMALL_IMAGES, check_network, flags_of_network, image_size_of, title_of
+from train.command_line.networks import (
+    LARGEST_SMALL_IMAGES,
+    check_network,
+    depths_of_plot,
+    flags_of_network,
+    image_size_of,
+    title_of,
+)
 from train.command_line.recipes import PAPER, RULE, flags_of_recipe
 from train.compiler import require_compiler
 from train.errors import RunError, UserError
@@ -57,9 +64,8 @@ if TYPE_CHECKING:
 NAME = "demo.py"
 
 Network = Literal["densenet_bc", "densenet", "densenet121", "densenet169", "densenet201", "densenet161", "densenet264"]
-Depth = Annotated[int, Range(10, 10_000, step=6, rule="6m + 4 with m >= 1 (10, 16, 22, 28, 34, 40, ...)")]
 # Of all networks; check_network knows the rest.
-AnyDepth = Annotated[
+Depth = Annotated[
     int, Range(7, 10_000, rule="6m + 4 with m >= 1 (10, 16, 22, 28, 34, 40, ...), or 3m + 4 for densenet")
 ]
 GrowthRate = Annotated[int, Range(1, 10_000)]
@@ -75,7 +81,7 @@ def train(
     image_size: Annotated[int, Range(8, 1024)] | None = None,
     recipe: Annotated[str, Names(tuple(PAPER), rule=RULE)] | None = None,
     network: Network = "densenet_bc",
-    depth: AnyDepth = 40,
+    depth: Depth = 40,
     growth_rate: GrowthRate = 12,
     efficient: bool | Literal["naive", "checkpoint", "buffer", "buffer_fast"] = True,
     drop_rate: DropRate = 0.0,
@@ -282,11 +288,12 @@ def predict(
 
 def benchmark(
     *,
+    network: Network = "densenet_bc",
     depth: Depth = 100,
     growth_rate: GrowthRate = 12,
     batch_size: BatchSize = 64,
-    image_size: Annotated[int, Range(8, 1024)] = 32,
-    drop_rate: DropRate = 0,
+    image_size: Annotated[int, Range(8, 1024)] | None = None,
+    drop_rate: DropRate = 0.0,
     precision: Literal["fp32", "bf16", "fp16"] = "fp32",
     memory_format: Literal["channels_last", "contiguous"] = "channels_last",
     threads: Annotated[int, Range(1, 1024)] | None = None,
@@ -294,23 +301,26 @@ def benchmark(
     compile: bool = False,
     budget_gb: Annotated[float, Range(0, open_low=True)] | None = None,
     plot: Path | None = None,
-    depths: tuple[Depth, ...] = (40, 100, 190, 250),
+    depths: tuple[Depth, ...] | None = None,
     csv: Path | None = None,
     debug: bool = False,
 ) -> None:
     """Measure memory and time of a training step, of our strategies and of other ways to train the same network.
 
     Runs on the first visible GPU, or on the CPU if there is none. A step is forward, loss and backward of a made
-    batch. Our strategies are compared with torchvision's DenseNet (memory_efficient False and True) and
-    with a checkpoint around each dense layer and transition. Before anything is measured, our strategies must agree
-    with naive in loss, gradients and running statistics; otherwise the exit code is 1. The defaults take one to two
-    minutes on two CPU cores.
+    batch of 10 classes. Our strategies are compared with torchvision's DenseNet (memory_efficient False and True),
+    where it can be the same network, and with a checkpoint around each dense layer and transition. Before anything is
+    measured, our strategies must agree with naive in loss, gradients and running statistics; otherwise the exit code is
+    1. The defaults take one to two minutes on two CPU cores. There densenet121 and its like need a smaller
+    --batch_size.
 
     Args:
+        network: As in train.
         depth: Weighted layers L of the network.
         growth_rate: Channels k that each layer adds.
         batch_size: Images in a step.
-        image_size: Height and width of the images.
+        image_size: Height and width of the images. None: 224 for densenet121 and its like, and 32 for others. Above 64,
+            densenet_bc and densenet begin as those for ImageNet do.
         drop_rate: Dropout after each 3x3 convolution of a dense layer.
         precision: bf16 and fp16 are autocast. fp16 needs a GPU.
         memory_format: Of all variants; naive is measured in both, and ratios refer to the faster one.
@@ -319,34 +329,40 @@ def benchmark(
         compile: Also measure torch.compile of the naive network with an activation memory budget of one half.
             Compiling takes minutes, and needs a C++ compiler.
         budget_gb: Measure no table, but answer from small measurements what fits into so many GB of 10^9 bytes: which
-            strategies, the largest batch for the given network, and the deepest network for the given batch.
+            strategies, the largest batch for the given network, and the deepest network for the given batch, or which
+            of densenet121 and its like if the network is one of them.
         plot: Also measure memory and time against depth, and draw memory into this new file, a PNG. At most 16 images
             are in a step.
-        depths: Those in the picture.
+        depths: Those in the picture. None: 40, 100, 190 and 250, or 22, 40, 70 and 100 for densenet.
         csv: Also write the table to this new file.
         debug: Show where in the program an error came from.
     """
+    check_network(network, depth=depth, growth_rate=growth_rate)
+    image_size = image_size_of(network, image_size=image_size)
+    depths = depths_of_plot(network, depths=depths, is_drawn=plot is not None)
     require_new(plot, flag="plot", suffix=".png")
     require_new(csv, flag="csv", suffix=".csv")
     if compile:
         require_compiler()
     # From here on the line is known to be good. torch takes seconds to import.
-    from models import STRATEGIES, densenet_bc
+    from models import STRATEGIES
     from train import runtime
     from train.benchmark.budget import GB, find_what_fits
     from train.benchmark.comparison import compare
     from train.benchmark.depths import measure_by_depth
     from train.benchmark.plot import draw_depths
-    from train.benchmark.step import Case
+    from train.benchmark.step import CLASSES, Case
     from train.benchmark.variants import all_variants
 
     runtime.use_threads(threads)
     runtime.be_deterministic()
     device = runtime.pick_device()
-    case = Case(depth, growth_rate, batch_size, image_size, drop_rate, precision, device)
+    case = Case(network, depth, growth_rate, batch_size, image_size, drop_rate, precision, device)
     variants = all_variants(
-        lambda strategy, **network: densenet_bc(**network, efficient=strategy),
+        # Dropout is where torchvision has it.
+        lambda strategy, **flags: _build({**flags, "efficient": strategy}, num_classes=CLASSES, drop_where="layers"),
         STRATEGIES,
+        network=network,
         memory_format=memory_format,
         with_compile=compile,
     )
@@ -354,9 +370,9 @@ def benchmark(
         result = compare(variants, case, rounds=rounds)
     else:
         result = find_what_fits(variants, case, budget=budget_gb * GB)
-    print(result.as_text())
     if csv:
         write_new(csv, result.as_csv().encode())
+    print(result.as_text())
     if plot:
         by_depth = measure_by_depth(variants, case, depths=depths, rounds=rounds)
         write_new(plot, draw_depths(by_depth))
@@ -561,12 +577,12 @@ def _say(line: str) -> None:
         print(line, flush=True)
 
 
-def _build(flags: Mapping[str, Any], *, num_classes: int) -> "DenseNet":
-    """The network of a run, from its flags, with fresh weights."""
+def _build(flags: Mapping[str, Any], *, num_classes: int, drop_where: str = "convolutions") -> "DenseNet":
+    """The network of a run, from its flags, with fresh weights and dropout as in the paper, unless told otherwise."""
     from models import IMAGENET_NETWORKS, densenet_bc, densenet_plain
 
     settings = {"num_classes": num_classes, "drop_rate": flags["drop_rate"], "efficient": flags["efficient"]}
-    settings["drop_where"] = "convolutions"  # as in the paper
+    settings["drop_where"] = drop_where
     if flags["network"] in IMAGENET_NETWORKS:
         return IMAGENET_NETWORKS[flags["network"]].build(**settings)
     build = {"densenet_bc": densenet_bc, "densenet": densenet_plain}[flags["network"]]
@@ -632,11 +648,11 @@ def main(argv: list[str]) -> None:
 def _bind(command: str, words: list[str], name: str) -> dict[str, Any]:
     """The flags of a command line, with those that other flags stand for."""
     given = command_line.bind(COMMANDS[command], words, name=name, commands=COMMANDS)
+    given = flags_of_network(given.get("network", "")) | given
     if command != "train":
         if is_launched():
             raise UserError(f"torchrun is for training; start {command} with python")
         return given
-    given = flags_of_network(given.get("network", "")) | given
     if given.get("resume"):
         of_run = _flags_of_run(given["save"])
         open_flags = {flag for flag in CHOSEN_FLAGS if given.get(flag) is None}

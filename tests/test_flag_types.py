@@ -96,6 +96,7 @@ def test_refused_list_names_the_part_that_is_wrong(text):
 
 def test_a_list_is_described_by_its_parts():
     assert describe(DEPTHS) == "a whole number, 6m + 4; several with commas between them"
+    assert describe(DEPTHS | None) == "a whole number, 6m + 4; several with commas between them, or None"
 
 
 def test_refused_choice_names_the_nearest_one():

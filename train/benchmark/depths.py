@@ -16,7 +16,7 @@ from train.benchmark.variants import Variant, without_second_naive
 from train.results.tables import aligned
 
 MEANING_OF_GFLOP = "where ms/GFLOP does not grow, time grows as the work of the convolutions does"
-LARGEST_BATCH = 16  # 3 GB for the naive network at L=250 k=12, and seconds for a step
+LARGEST_BATCH = 16  # 3 GB for the naive DenseNet-BC at L=250 k=12, and seconds for a step
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from train.memory import is_out_of_memory
 
 @contextmanager
 def one_line(variant: str, case: Case) -> Iterator[None]:
-    """Turn a lack of memory into a RunError that names the variant, the depth and the batch."""
+    """Turn a lack of memory into a RunError that names the variant, the network and the batch."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
-            what = f"{variant} at L={case.depth} with batches of {case.batch_size}"
+            what = f"{variant} at {case.size} with batches of {case.batch_size}"
             raise RunError(f"{what} does not fit into memory; try a smaller --batch_size") from error
         raise

@@ -9,6 +9,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 
 from train.benchmark.depths import ByDepth
 from train.benchmark.table import MB
+from train.command_line.networks import name_of
 
 # Ours stand out, rivals are grey.
 COLOURS = {"naive": "#e4572e", "checkpoint": "#4c78a8", "buffer": "#2a9d5c", "buffer_fast": "#7bbf3f"}
@@ -38,7 +39,9 @@ def draw_depths(measured: ByDepth) -> bytes:
     _label_axes(panel, measured)
     _label_lines(panel, measured, colours)
     case = measured.case
-    panel.set_title(f"DenseNet-BC, k={case.growth_rate}, {case.images}, {case.precision}", loc="left", fontsize=12)
+    panel.set_title(
+        f"{name_of(case.network)}, k={case.growth_rate}, {case.images}, {case.precision}", loc="left", fontsize=12
+    )
     figure.supxlabel(measured.note(), fontsize=7, color=NOTE_COLOUR)
     file = io.BytesIO()
     figure.savefig(file, format="png", metadata={"Software": None})

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from train.benchmark.agreement import Agreement
 from train.benchmark.measure import Memory
+from train.benchmark.rivals import is_in_torchvision
 from train.benchmark.step import Case
 from train.benchmark.table import MB, conditions, record_of
 from train.benchmark.variants import Variant
@@ -91,6 +92,8 @@ class Comparison:
             lines.append(f"s/step and ratio: medians over the rounds; a ratio is taken within a round, to {naive}")
         for updates in sorted({row.updates for row in self.rows if row.updates > 1}):
             lines.append(f"*: updates running statistics {updates} times in a step")
+        if not is_in_torchvision(self.case.network):
+            lines.append("torchvision has no row: its DenseNet always has bottlenecks and halves the channels")
         lines.append("relative difference to naive in loss, gradients, running statistics (fp64: the largest of all):")
         lines += [f"  {agreement.describe()}" for agreement in self.agreements]
         return [*lines, conditions(self.case, rounds=len(self.baseline.seconds))]

@@ -1,11 +1,13 @@
 """What is measured: a training step on a made batch, without the optimizer."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from train.command_line.networks import FIXED, network_title
 from train.errors import UserError
 
 CLASSES = 10
@@ -60,6 +62,7 @@ class Case:
     """A network, a batch, and where and how a step with them runs.
 
     Attributes:
+        network: Name of the network, as --network takes it.
         depth: Weighted layers L.
         growth_rate: Channels k that each layer adds.
         batch_size: Images N.
@@ -69,6 +72,7 @@ class Case:
         device: The first GPU or the CPU.
     """
 
+    network: str
     depth: int
     growth_rate: int
     batch_size: int
@@ -82,15 +86,26 @@ class Case:
             raise UserError("--precision is 'fp16', but that needs a GPU; on a CPU it must be fp32 | bf16")
 
     @property
-    def network(self) -> dict[str, float]:
-        """What to build a network from."""
-        return {"depth": self.depth, "growth_rate": self.growth_rate, "drop_rate": self.drop_rate}
+    def settings(self) -> dict[str, Any]:
+        """What to build a network from: flags by their names."""
+        names = ("network", "depth", "growth_rate", "drop_rate", "image_size")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def title(self) -> str:
         """The network and the batch in words."""
         dropout = f", dropout {self.drop_rate:g}" if self.drop_rate else ""
-        return f"DenseNet-BC L={self.depth} k={self.growth_rate}{dropout}, batch {self.batch_size} of {self.images}"
+        return f"{network_title(self.settings)}{dropout}, batch {self.batch_size} of {self.images}"
+
+    @property
+    def has_depth(self) -> bool:
+        """Whether the network's depth can be chosen."""
+        return self.network not in FIXED
+
+    @property
+    def size(self) -> str:
+        """The network in a word: its depth, or its name if that decides the depth."""
+        return f"L={self.depth}" if self.has_depth else self.network
 
     @property
     def images(self) -> str:

@@ -13,10 +13,9 @@ MB = 1e6
 
 def record_of(case: Case) -> dict[str, object]:
     """The case and the machine as columns of a CSV file."""
-    network = {"depth": case.depth, "growth_rate": case.growth_rate, "drop_rate": case.drop_rate}
-    batch = {"batch_size": case.batch_size, "image_size": case.image_size, "precision": case.precision}
+    batch = {"batch_size": case.batch_size, "precision": case.precision}
     machine = {"processor": runtime.describe_processor(case.device), "cpu_threads": torch.get_num_threads()}
-    return network | batch | machine | {"torch": version("torch"), "torchvision": version("torchvision")}
+    return case.settings | batch | machine | {"torch": version("torch"), "torchvision": version("torchvision")}
 
 
 def conditions(case: Case, *, rounds: int = 0) -> str:

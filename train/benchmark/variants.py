@@ -12,7 +12,7 @@ from train.benchmark import rivals
 from train.benchmark.step import MEMORY_FORMATS, SEED, Case, Step
 
 NAIVE = "naive"
-Build = Callable[..., nn.Module]  # takes depth, growth_rate and drop_rate as keywords
+Build = Callable[..., nn.Module]  # takes the settings of a Case as keywords
 
 
 @dataclass(frozen=True)
@@ -35,20 +35,21 @@ class Variant:
 
     def step(self, case: Case, weights: dict[str, Tensor] | None = None) -> Step:
         """Build a network, with the given weights or any, and return its step."""
-        network = self.build(**case.network)
+        network = self.build(**case.settings)
         if weights is not None:
             network.load_state_dict(weights)
         return case.step(network, self.memory_format)
 
 
 def all_variants(
-    build: Callable[..., nn.Module], strategies: Sequence[str], *, memory_format: str, with_compile: bool
+    build: Callable[..., nn.Module], strategies: Sequence[str], *, network: str, memory_format: str, with_compile: bool
 ) -> list[Variant]:
     """Naive in both memory formats, first the given one, then our other strategies, then rivals.
 
     Args:
         build: Makes our network from one of the strategies and the keywords of Build.
         strategies: Ours, naive among them.
+        network: Its name; torchvision is a rival where it can be the same network.
         memory_format: Of all but the second.
         with_compile: Whether torch.compile is one of the rivals.
     """
@@ -56,16 +57,16 @@ def all_variants(
     naive = partial(build, NAIVE)
 
     def changed(change: Callable[[nn.Module], nn.Module]) -> Build:
-        return lambda **network: change(naive(**network))
+        return lambda **settings: change(naive(**settings))
 
     ours = [Variant(NAIVE, memory_format, naive, is_ours=True), Variant(NAIVE, other_format, naive, is_ours=True)]
     others = (strategy for strategy in strategies if strategy != NAIVE)
     ours += [Variant(strategy, memory_format, partial(build, strategy), is_ours=True) for strategy in others]
-    found = {
-        "torchvision": partial(rivals.torchvision_densenet, memory_efficient=False),
-        "torchvision memory_efficient": partial(rivals.torchvision_densenet, memory_efficient=True),
-        "whole layers checkpointed": changed(rivals.checkpoint_whole_layers),
-    }
+    found: dict[str, Build] = {}
+    if rivals.is_in_torchvision(network):
+        found["torchvision"] = partial(rivals.torchvision_densenet, memory_efficient=False)
+        found["torchvision memory_efficient"] = partial(rivals.torchvision_densenet, memory_efficient=True)
+    found["whole layers checkpointed"] = changed(rivals.checkpoint_whole_layers)
     theirs = [Variant(name, memory_format, build) for name, build in found.items()]
     if with_compile:
         name = f"torch.compile, budget {rivals.MEMORY_BUDGET}"
@@ -85,7 +86,7 @@ def draw_weights(naive: Variant, case: Case) -> dict[str, Tensor]:
     and still be right.
     """
     runtime.seed_weights(SEED)
-    network = naive.build(**case.network)
+    network = naive.build(**case.settings)
     with torch.no_grad():
         for norm in network.modules():
             if isinstance(norm, nn.BatchNorm2d):

@@ -79,10 +79,11 @@ class Names:
 def describe(annotation: Any) -> str:
     """Say what values a flag with this annotation takes, for example "a whole number, 1 or more, or None"."""
     kinds, limits, optional = _take_apart(annotation)
+    end = ", or None" if optional else ""
     if typing.get_origin(kinds[0]) is tuple:
-        return f"{describe(typing.get_args(kinds[0])[0])}; several with commas between them"
+        return f"{describe(typing.get_args(kinds[0])[0])}; several with commas between them{end}"
     text = " or ".join(_NAMES[kind] if kind in _NAMES else " | ".join(typing.get_args(kind)) for kind in kinds)
-    return text + (f", {limits}" if limits else "") + (", or None" if optional else "")
+    return text + (f", {limits}" if limits else "") + end
 
 
 def parse(flag: str, annotation: Any, text: str) -> Any:

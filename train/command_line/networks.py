@@ -1,6 +1,6 @@
 """The networks that the command line builds, and what their depth and growth rate can be."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ DEPTHS = {
     "densenet_bc": Range(10, 10_000, step=6, rule="6m + 4 with m >= 1 (10, 16, 22, 28, 34, 40, ...)"),
     "densenet": Range(7, 10_000, step=3, rule="3m + 4 with m >= 1 (7, 10, 13, ..., 40, ...)"),
 }
+# Depths in the picture of the benchmark, unless others are asked for. The naive network takes 2 to 3 GB at the last.
+PLOTTED_DEPTHS = {"densenet_bc": (40, 100, 190, 250), "densenet": (22, 40, 70, 100)}
 LARGEST_SMALL_IMAGES = 64  # pixels; above, networks begin as those for ImageNet do
 SMALLEST_IMAGENET_IMAGES = 64  # pixels; the last maps are a 32nd of it, and batch norm needs several values
 
@@ -52,13 +54,45 @@ def check_network(network: str, *, depth: int, growth_rate: int) -> None:
         given = {"depth": depth, "growth_rate": growth_rate}[flag]
         if given != value:
             raise UserError(f"--{flag} is {given}, but must be {value} for --network {network}; leave it out")
-    limits = DEPTHS.get(network)
-    if limits and depth not in limits:
-        raise UserError(f"--depth is '{depth}', but must be a whole number, {limits}{limits.nearest(depth)}")
+    if network in DEPTHS:
+        _require_depth("depth", depth, DEPTHS[network])
 
 
-def image_size_of(network: str, *, dataset: str, image_size: int | None) -> int:
+def depths_of_plot(network: str, *, depths: Sequence[int] | None, is_drawn: bool) -> Sequence[int]:
+    """The depths in the picture of the benchmark; None: what is usual for the network.
+
+    Args:
+        network: Its name.
+        depths: Those that were asked for.
+        is_drawn: Whether a picture was asked for.
+
+    Raises:
+        UserError: If there is no picture, or no such network.
+    """
+    if network in FIXED and (is_drawn or depths):
+        flag = "plot" if is_drawn else "depths"
+        raise UserError(
+            f"--{flag} is of memory against depth, but {network} has one depth; it is for densenet_bc and densenet"
+        )
+    if depths and not is_drawn:
+        raise UserError("--depths are those in the picture; it needs --plot, the file to draw it into")
+    for depth in depths or ():
+        _require_depth("depths", depth, DEPTHS[network])
+    return depths or PLOTTED_DEPTHS.get(network, ())
+
+
+def _require_depth(flag: str, depth: int, limits: Range) -> None:
+    if depth not in limits:
+        raise UserError(f"--{flag} is '{depth}', but must be a whole number, {limits}{limits.nearest(depth)}")
+
+
+def image_size_of(network: str, *, dataset: str = "folder", image_size: int | None) -> int:
     """Height and width of the images that a network reads; None: what is usual for it.
+
+    Args:
+        network: Its name.
+        dataset: Where they come from; only a "folder" has images of any size.
+        image_size: What was asked for.
 
     Raises:
         UserError: If the data set has no images of that size, or the network needs larger ones.
@@ -67,9 +101,10 @@ def image_size_of(network: str, *, dataset: str, image_size: int | None) -> int:
     if dataset != "folder" and size != 32:
         raise UserError(f"--image_size is {size}, but images of --dataset {dataset} are 32; only those of folder vary")
     if network in FIXED and size < SMALLEST_IMAGENET_IMAGES:
+        given = f"--image_size is {size}" if dataset == "folder" else f"those of --dataset {dataset} are {size}"
         raise UserError(
-            f"--network {network} needs images of {SMALLEST_IMAGENET_IMAGES} pixels or more, but those of "
-            f"--dataset {dataset} are {size}; densenet_bc and densenet read smaller ones"
+            f"--network {network} needs images of {SMALLEST_IMAGENET_IMAGES} pixels or more, but {given}; "
+            "densenet_bc and densenet read smaller ones"
         )
     return size
 
@@ -78,7 +113,16 @@ def title_of(flags: Mapping[str, Any]) -> str:
     """The network of a run and what it is trained on, in words, for people."""
     of_folder = flags["dataset"] == "folder" and flags["data"]
     images = f"folder {Path(flags['data']).absolute().name}" if of_folder else flags["dataset"]
-    if flags["network"] in FIXED:
-        return f"{flags['network'].replace('densenet', 'DenseNet-')} on {images}"
-    name = {"densenet_bc": "DenseNet-BC", "densenet": "DenseNet"}[flags["network"]]
-    return f"{name} (L={flags['depth']}, k={flags['growth_rate']}) on {images}"
+    return f"{network_title(flags)} on {images}"
+
+
+def network_title(flags: Mapping[str, Any]) -> str:
+    """A network in words, for people."""
+    name = name_of(flags["network"])
+    return name if flags["network"] in FIXED else f"{name} (L={flags['depth']}, k={flags['growth_rate']})"
+
+
+def name_of(network: str) -> str:
+    """A network's name as papers write it: DenseNet-BC, DenseNet, DenseNet-121."""
+    names = {"densenet_bc": "DenseNet-BC", "densenet": "DenseNet"}
+    return names.get(network) or network.replace("densenet", "DenseNet-")
