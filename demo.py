@@ -481,7 +481,8 @@ def export(
     rounding, the exit code is 1 and there is no file.
 
     The file also holds texts, each of them JSON: "classes" (names in the order of the logits), "mean", "std",
-    "image_size", and "origin" (flags that decide results, versions of packages, git revision; no folders). In an ONNX
+    "image_size", "preprocessing" (how a picture of any size becomes such an image: the steps of the command predict in
+    their order), and "origin" (flags that decide results, versions of packages, git revision; no folders). In an ONNX
     file they are metadata_props; torch.export.load returns them as extra_files, and its result has module() to call.
 
     Args:
@@ -496,9 +497,13 @@ def export(
     output = output or save / f"model{SUFFIXES[format]}"
     require_new(output, flag="output", suffix=SUFFIXES[format])
     # From here on the line is known to be good. torch takes seconds to import.
+    from data.datasets import DATASETS
+    from data.images import describe_preparation
     from train.export.network import export_network
 
-    print(export_network(_network_of(run), run, output, format=format).describe())
+    flags = run.flags
+    steps = describe_preparation(image_size=flags["image_size"], grey=DATASETS[flags["dataset"]].grey)
+    print(export_network(_network_of(run), run, output, format=format, preprocessing=steps).describe())
 
 
 def _network_of(run: SavedRun) -> "DenseNet":

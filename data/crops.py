@@ -11,6 +11,7 @@ SMALL = 64  # largest S whose training images are cropped and flipped as those o
 AREAS = (0.08, 1.0)  # of a random crop, as a fraction of the picture
 RATIOS = (3 / 4, 4 / 3)  # of width to height of a random crop
 TRIES = 10  # to find a random crop that lies within the picture
+WIDER = 256 / 224  # the shorter side for evaluation as a multiple of S, above SMALL; as is usual for ImageNet
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,14 @@ class Crop:
     flip: bool = False
 
 
-def middle_crop(width: int, height: int, *, size: int) -> Crop:
-    """The part for evaluation: the middle of the picture, once its shorter side is resized.
+def shorter_side(size: int) -> int:
+    """What the shorter side of a picture becomes for evaluation: S up to 64, and 256/224 of S above."""
+    return size if size <= SMALL else round(size * WIDER)
 
-    Up to S = 64 the shorter side becomes S. Above, it becomes 256/224 of S, as is usual for ImageNet.
-    """
-    shorter = size if size <= SMALL else round(size * 256 / 224)
+
+def middle_crop(width: int, height: int, *, size: int) -> Crop:
+    """The part for evaluation: the middle of the picture, once its shorter side is resized; see `shorter_side`."""
+    shorter = shorter_side(size)
     longer = int(shorter * max(width, height) / min(width, height))
     new_width, new_height = (shorter, longer) if width <= height else (longer, shorter)
     left, top = round((new_width - size) / 2), round((new_height - size) / 2)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from data.augment import normalise
-from data.crops import middle_crop
+from data.crops import middle_crop, shorter_side
 from data.decode import decode, prepare
 from data.errors import DataError, MissingData
 from data.find import find_images
@@ -56,22 +56,21 @@ def _images_at(word: Path) -> list[str]:
     return [str(word)]
 
 
-def read_image(path: str | Path, *, image_size: int, grey: bool = False) -> Tensor:
-    """Decode a file into uint8 (3, S, S), prepared as a data set's images are for evaluation.
-
-    The shorter side is resized, and the middle is cut out; see `data.crops.middle_crop`.
+def describe_preparation(*, image_size: int, grey: bool) -> dict[str, str | int]:
+    """Say in the order of the steps what `read_images` does with a picture, but for the normalisation.
 
     Args:
-        path: Of the file.
-        image_size: Height and width S.
-        grey: Whether the data set's images are grey, so that colours are taken away.
-
-    Raises:
-        DataError: If the file cannot be read as an image.
+        image_size: Height and width S of the images.
+        grey: Whether colours are taken away.
     """
-    prepare()
-    pixels = _decode(str(path), image_size=image_size, grey=grey)
-    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+    return {
+        "turn": "as EXIF says",
+        "transparency": "on white",
+        "shorter_side": shorter_side(image_size),
+        "resize": "bilinear, antialiased",
+        "middle_crop": image_size,
+        "colours": "grey (0.299 R + 0.587 G + 0.114 B), three times" if grey else "RGB",
+    }
 
 
 def read_images(
@@ -111,12 +110,8 @@ def read_images(
             yield ImageBatch([path for path, _ in good], normalise(images, mean, std), errors)
 
 
-def _decode(path: str, *, image_size: int, grey: bool) -> np.ndarray:
-    return decode(path, partial(middle_crop, size=image_size), size=image_size, grey=grey)
-
-
 def _try_to_decode(path: str, *, image_size: int, grey: bool) -> np.ndarray | DataError:
     try:
-        return _decode(path, image_size=image_size, grey=grey)
+        return decode(path, partial(middle_crop, size=image_size), size=image_size, grey=grey)
     except DataError as error:
         return error

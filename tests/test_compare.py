@@ -15,7 +15,7 @@ from tests.made_rows import any_rows, make_rows, make_run, num_shades, read_png
 from tests.preparations import linked, nothing, placed
 from train.folder.history import to_csv
 from train.folder.logbook import Logbook, read_logbook
-from train.pictures.runs_plot import COLOURS, MOST_RUNS, draw_runs
+from train.pictures.runs_plot import COLOURS, MOST_RUNS, _label, draw_runs
 from train.results.runs_table import RunsTable, differing_flags
 
 
@@ -136,6 +136,13 @@ def test_each_run_has_its_own_look_and_a_dot_at_its_best_epoch(monkeypatch):
     ]
     labels = [text.get_text() for text in figures[0].legends[0].get_texts()]
     assert labels[1] == "_$1: best epoch 2, 45.00%"
+
+
+def test_the_legend_says_whose_loss_is_of_smoothed_labels():
+    rows, flags = make_rows(2), {"label_smoothing": 0.1}
+    assert _label(book("a", rows)) == _label(book("a", rows, label_smoothing=0)) == "a: best epoch 2, 45.00%"
+    assert _label(book("a", rows, **flags)) == "a: best epoch 2, 45.00%, smoothed labels"
+    assert _label(book("a", make_rows(2, valid=False), **flags)) == "a: epoch 2, smoothed labels"
 
 
 def test_equal_runs_give_equal_bytes():

@@ -53,10 +53,10 @@ def test_a_title_is_text_and_no_mathematics(title):
     assert drawn(make_rows(2), title)
 
 
-def panels(monkeypatch, rows):
+def panels(monkeypatch, rows, **settings):
     figures = []
     monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kwargs: figures.append(self))
-    draw_curves(rows, io.BytesIO(), title="a run")
+    draw_curves(rows, io.BytesIO(), title="a run", **settings)
     return figures[0].axes
 
 
@@ -71,15 +71,30 @@ def test_lines_are_the_numbers_of_the_rows_with_errors_in_percent(monkeypatch):
     assert curves_of(loss, 5) == [[row.train_loss for row in rows], [row.valid_loss for row in rows]]
     assert curves_of(error, 5) == [[row.train_error * 100 for row in rows], [row.valid_error * 100 for row in rows]]
     assert curves_of(rate, 5) == [[0.1, 0.1, 0.01, 0.01, 0.01]]
-    labels = {text.get_text() for text in error.get_legend().get_texts()}
-    assert labels == {"training", "validation", "chosen: epoch 5, 21.00%", "test error of the chosen: 10.00%"}
+    assert {*names_in(error)} == {
+        "training",
+        "validation",
+        "chosen: epoch 5, 21.00%",
+        "test error of the chosen: 10.00%",
+    }
     for panel in (loss, rate, error):
         assert any(list(line.get_xdata()) == [5, 5] for line in panel.get_lines())  # through the chosen epoch
 
 
+def names_in(panel):
+    return [text.get_text() for text in panel.get_legend().get_texts()]
+
+
+def test_losses_of_other_labels_are_told_apart_by_a_legend(monkeypatch):
+    loss, _, error = panels(monkeypatch, make_rows(5), label_smoothing=0.1)
+    assert names_in(loss) == ["training (smoothed labels)", "validation"]
+    assert names_in(error)[:2] == ["training", "validation"]
+    assert panels(monkeypatch, make_rows(5))[0].get_legend() is None
+
+
 def test_without_validation_only_what_was_measured_is_drawn(monkeypatch):
     loss, rate, error = panels(monkeypatch, make_rows(3, valid=False))
-    assert [text.get_text() for text in error.get_legend().get_texts()] == ["training"]
+    assert names_in(error) == ["training"]
     assert [len(panel.get_lines()) for panel in (loss, rate, error)] == [1, 1, 1]
 
 

@@ -8,6 +8,7 @@ import torch
 from tests.application import SMALL, assert_refused, everything_in, read_csv, read_results, run_here
 from tests.made_data import make_cifar100
 from tests.preparations import changed, lacking, nothing, placed
+from train.replicas import InPrecision
 from train.results import tally as tallies
 
 EVALUATE = ["evaluate", "--save=run"]
@@ -113,6 +114,19 @@ def test_a_hundred_classes_from_another_folder(tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "the run recorded the same test error" in out
     assert "largest confusions:" in out
+
+
+def test_a_run_is_measured_in_its_own_precision(here, monkeypatch):
+    changed(flags={"precision": "bf16"})(here)
+    forward, dtypes = InPrecision.forward, set()
+
+    def noted(self, images):
+        dtypes.add(self.dtype)
+        return forward(self, images)
+
+    monkeypatch.setattr(InPrecision, "forward", noted)
+    assert run_here(*EVALUATE) == 0
+    assert dtypes == {torch.bfloat16}
 
 
 def test_ctrl_c_is_one_line_and_nothing_is_written(here, monkeypatch, capsys):

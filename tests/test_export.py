@@ -17,6 +17,7 @@ from torch import Tensor
 import demo
 from data.augment import normalise
 from data.datasets import DATASETS, read_digits
+from data.images import describe_preparation
 from models import densenet_bc
 from tests.application import ROOT, everything_in, run_here
 from train.export.exporters import EXPORTERS
@@ -116,7 +117,7 @@ def test_what_a_user_reads(name, exported):
 def metadata_of(folder, name: str) -> dict[str, str]:
     if name == "onnx":
         return {entry.key: entry.value for entry in onnx.load(folder / FILES[name]).metadata_props}
-    texts = dict.fromkeys(("classes", "mean", "std", "image_size", "origin"), "")
+    texts = dict.fromkeys(("classes", "mean", "std", "image_size", "preprocessing", "origin"), "")
     torch.export.load(folder / FILES[name], extra_files=texts)
     return texts
 
@@ -126,6 +127,7 @@ def test_classes_normalisation_and_origin_are_in_the_file(name, exported):
     folder, _ = exported
     told = {key: json.loads(text) for key, text in metadata_of(folder, name).items()}
     origin = told.pop("origin")
+    assert told.pop("preprocessing") == describe_preparation(image_size=32, grey=True)
     assert told == {"classes": [*"0123456789"], "mean": [0.30511] * 3, "std": [0.32382] * 3, "image_size": 32}
     config = json.loads((folder / "config.json").read_text())
     assert (origin["versions"], origin["git_revision"]) == (config["versions"], config["git_revision"])

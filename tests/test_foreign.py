@@ -79,6 +79,18 @@ def test_a_run_begins_with_them_and_gets_a_new_classifier_for_other_classes(tmp_
             torch.testing.assert_close(ours[name], parameter.detach(), rtol=0, atol=1e-12)
 
 
+def test_a_run_that_goes_on_needs_them_no_more(weights, tmp_path, capsys):
+    torch.save(weights, tmp_path / "weights.pt")
+    words = [*SMALL, "--limit_batches=1", f"--init_weights={tmp_path / 'weights.pt'}", f"--save={tmp_path / 'run'}"]
+    assert run_here(*words, "--n_epochs=1") == 0
+    assert "Beginning with the weights in " in capsys.readouterr().out
+    (tmp_path / "weights.pt").unlink()
+    assert run_here(*words, "--n_epochs=2", "--resume") == 0
+    out = capsys.readouterr().out
+    assert "Resuming after epoch 1." in out
+    assert "Beginning with" not in out
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

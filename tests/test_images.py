@@ -5,11 +5,12 @@ import os
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
+from torchvision import transforms
 
 from data.datasets import DATASETS, load
 from data.errors import DataError, MissingData
-from data.images import list_images, read_image, read_images
+from data.images import describe_preparation, list_images, read_images
 from data.loader import make_test_loader
 from tests.made_images import bad_files, data_threads, encoded, make_folder, picture, write
 
@@ -58,21 +59,40 @@ def test_digits_of_8x8_grey_pixels_are_enlarged_as_the_training_images_were(tmp_
     first = load_digits().images[0] * 255 / 16
     path = write(tmp_path / "0.png", encoded(Image.fromarray(first.round().astype(np.uint8)), "PNG"))
     expected = load("digits", folder=None, download=False).train.images[0]
-    ours = read_image(path, image_size=32, grey=True)
-    assert ours.dtype == torch.uint8
-    assert (ours.int() - expected.int()).abs().max() <= 1  # both round, one of them twice
+    (batch,) = read([str(path)], grey=True)
+    assert (batch.images[0].round() - expected).abs().max() <= 1  # both round, one of them twice
 
 
-def test_one_image_is_uint8_and_grey_if_the_data_set_is(tmp_path):
-    path = write(tmp_path / "a.png", encoded(picture(50, 40), "PNG"))
-    colour, grey = (read_image(path, image_size=32, grey=grey) for grey in (False, True))
+def test_images_are_grey_if_the_data_set_is(tmp_path):
+    path = str(write(tmp_path / "a.png", encoded(picture(50, 40), "PNG")))
+    colour, grey = (next(read([path], grey=grey)).images[0] for grey in (False, True))
     assert colour.shape == grey.shape == (3, 32, 32)
     assert torch.equal(grey[0], grey[2])
     assert not torch.equal(colour[0], colour[2])
-    (batch,) = read([str(path)], grey=True)
-    assert torch.equal(batch.images[0].round().byte(), grey)
-    with pytest.raises(DataError, match=r"nothing\.png cannot be read: No such file"):
-        read_image(tmp_path / "nothing.png", image_size=32)
+
+
+@pytest.mark.parametrize("grey", [False, True])
+@pytest.mark.parametrize(("image_size", "shorter"), [(32, 32), (64, 64), (65, 74), (224, 256)])
+def test_who_follows_the_description_has_the_same_images(image_size, shorter, grey, tmp_path):
+    """As with torchvision, on a picture that is turned and transparent in places."""
+    mask = picture(300, 400, seed=1).convert("L")
+    shown = picture(300, 400)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # to be turned by 90 degrees, clockwise
+    stored = Image.merge("RGBA", (*shown.split(), mask)).transpose(Image.Transpose.ROTATE_90)
+    path = str(write(tmp_path / "a.png", encoded(stored, "PNG", exif=exif)))
+    steps = describe_preparation(image_size=image_size, grey=grey)
+    assert list(steps) == ["turn", "transparency", "shorter_side", "resize", "middle_crop", "colours"]
+    assert (steps["shorter_side"], steps["middle_crop"]) == (shorter, image_size)
+    page = Image.composite(shown, Image.new("RGB", shown.size, "white"), mask)
+    small = transforms.CenterCrop(steps["middle_crop"])(transforms.Resize(steps["shorter_side"])(page))
+    pixels = np.asarray(small, np.float32)
+    if grey:
+        assert steps["colours"] == "grey (0.299 R + 0.587 G + 0.114 B), three times"
+        pixels = (pixels @ np.float32([0.299, 0.587, 0.114]))[..., None].repeat(3, 2)
+    expected = torch.from_numpy(pixels).permute(2, 0, 1)
+    ours = next(read([path], image_size=image_size, grey=grey)).images[0]
+    assert (ours - expected).abs().max() <= 2
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
@@ -90,6 +110,7 @@ def test_bad_files_leave_errors_and_the_others_are_read(batch_size, tmp_path):
                 assert np.array_equal(image.round().byte().permute(1, 2, 0).numpy(), np.asarray(file))
     errors = [str(error) for batch in batches for error in batch.errors]
     assert [error.partition(" cannot be read")[0] for error in errors] == sorted([*bad, gone])
+    assert f"{gone} cannot be read: No such file or directory" in errors
     assert not any("\n" in error for error in errors)
 
 

@@ -73,6 +73,19 @@ def test_each_option_changes_the_run_as_it_says(tmp_path):
     assert len(set(losses.values())) == len(losses)
 
 
+def test_the_curves_are_told_of_smoothed_labels(tmp_path, monkeypatch):
+    told = []
+
+    def draw_curves(rows, file, *, label_smoothing, **_):
+        told.append((len(rows), label_smoothing))
+
+    monkeypatch.setattr("train.pictures.curves.draw_curves", draw_curves)
+    results_of(tmp_path / "smooth", "--n_epochs=1", "--label_smoothing=0.1")
+    assert run_here(f"--save={tmp_path / 'smooth'}", "--resume") == 0  # which draws them anew
+    assert set(told) == {(1, 0.1)}
+    assert len(told) == 3
+
+
 def test_options_are_in_the_configuration(tmp_path):
     results_of(tmp_path / "run", "--n_epochs=1", "--recipe=densenet-bc-100-12-c10+", "--lr=0.05", "--wd=0")
     flags = json.loads((tmp_path / "run" / "config.json").read_text())["flags"]
@@ -101,6 +114,8 @@ def test_options_are_in_the_configuration(tmp_path):
         (["--image_size=64"], "--image_size is 64, but images of --dataset cifar10 are 32"),
         (["--recipe=densenet-bc-190-40-c10"], "--recipe is 'densenet-bc-190-40-c10', but must be a name, a network"),
         (["--recipe=densenet-bc-100-12-C10+"], "did you mean densenet-bc-100-12-c10+?"),
+        (["--recipe=densenet-bc-100-12-c10plus"], "did you mean densenet-bc-100-12-c10+?"),
+        (["--recipe=densenet-bc-190-40-C100-plus"], "did you mean densenet-bc-190-40-c100+?"),
         (["--recipe=densenet-40-12-svhn", "--depth=44"], "--depth is '44'"),
         (["--precision=fp64"], "--precision is 'fp64', but must be fp32 | bf16 | fp16; did you mean fp16?"),
         (["--label_smoothing=1.5"], "--label_smoothing is '1.5', but must be a number, 0 or more and at most 1"),

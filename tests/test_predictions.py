@@ -162,6 +162,16 @@ def test_predicting_the_test_images_gives_the_test_error_of_the_run(run, tmp_pat
         assert 0 < sum(probabilities) <= 1 + 1e-5
 
 
+def test_a_run_on_grey_images_sees_no_colours(run, tmp_path, capsys):
+    coloured = picture(32, 32)
+    write(tmp_path / "coloured.png", encoded(coloured, "PNG"))
+    write(tmp_path / "grey.png", encoded(coloured.convert("L"), "PNG"))
+    capsys.readouterr()
+    assert run_here("predict", f"--save={run.save}", str(tmp_path), "--top=10") == 0
+    of_coloured, of_grey = predicted(capsys.readouterr().out)
+    assert of_coloured[1:] == of_grey[1:]
+
+
 @pytest.mark.parametrize("batch_size", ["--batch_size=1", "--batch_size=7"])
 def test_the_batch_size_changes_nothing_that_is_printed(batch_size, run, capsys):
     words = ["predict", f"--save={run.save}", *(str(run.images / f"{i:03}.png") for i in range(15))]

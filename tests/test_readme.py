@@ -1,8 +1,10 @@
 """What the README tells a user to type, and what it says of the flags."""
 
 import inspect
+import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +12,12 @@ from pathlib import Path
 import pytest
 
 import demo
-from tests.application import ROOT, read_results
-from train.command_line.flags import bind, choose
+from tests.application import ROOT, read_results, run_here
+from tests.made_data import make_cifar10
+from tests.made_images import encoded, make_folder, picture, write
+from train.command_line.checks import check_training
+from train.command_line.flags import choose, defaults_of
+from train.command_line.networks import check_network, image_size_of
 from train.command_line.recipes import PAPER
 
 README = (ROOT / "README.md").read_text()
@@ -54,14 +60,67 @@ def test_the_first_command_trains_as_it_stands(tmp_path):
     assert result.stdout.splitlines()[-1] == last
 
 
+LINES = [line for language in ("bash", "") for line in commands(language) if " demo.py" in line]
+# Appended where a line does not say otherwise.
+SMALL = {"depth": 10, "growth_rate": 2, "n_epochs": 1, "limit_batches": 1, "batch_size": 16, "valid_size": 6}
+
+
+def words_of(line):
+    return line.partition(" demo.py")[2].split()
+
+
+def command_of(line):
+    return choose(demo.COMMANDS, words_of(line), name="demo.py")[0]
+
+
+def given_by(line):
+    return demo._bind(*choose(demo.COMMANDS, words_of(line), name="demo.py"), "demo.py")
+
+
 def test_every_command_line_in_it_is_accepted():
-    lines = [line for language in ("bash", "") for line in commands(language) if "demo.py" in line]
-    assert len(lines) >= 19
-    for line in lines:
-        words = line.replace("<folder>", "folder").partition("demo.py")[2].split()
-        name, words = choose(demo.COMMANDS, words, name="demo.py")
-        given = bind(demo.COMMANDS[name], words, name="demo.py")
-        assert name in ("benchmark", "compare") or "save" in given
+    assert len(LINES) >= 27
+    for line in LINES:
+        given = given_by(line.replace("<folder>", "folder"))
+        assert command_of(line) in ("benchmark", "compare") or "save" in given
+
+
+@pytest.mark.parametrize("line", [line for line in LINES if command_of(line) == "train"])
+def test_the_flags_of_each_training_line_go_together(line, monkeypatch):
+    for installed in ("require_compiler", "require_tensorboard"):  # of the machine, not of the line
+        monkeypatch.setattr(f"train.command_line.checks.{installed}", lambda *_: None)
+    flags = defaults_of(demo.train) | given_by(line.replace("<folder>", "folder"))
+    check_network(flags["network"], depth=flags["depth"], growth_rate=flags["growth_rate"])
+    image_size_of(flags["network"], dataset=flags["dataset"], image_size=flags["image_size"])
+    processes = math.prod(map(int, re.findall(r"--n\w+=(\d+)", line.partition(" demo.py")[0])))
+    check_training(flags, num_processes=processes, is_launched=line.startswith("torchrun"))
+
+
+def runs_here(line):
+    """Whether it trains, in one process, from no file that must be downloaded, and without a compiler's minutes."""
+    is_ours = command_of(line) == "train" and not line.startswith("torchrun") and line not in commands("bash")
+    return is_ours and "--compile" not in line and "--init_weights" not in line
+
+
+@pytest.mark.parametrize("line", [line for line in LINES if runs_here(line)])
+def test_training_lines_train(line, tmp_path, server, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if "--dataset folder" in line:
+        make_folder(tmp_path / "data", {"train": 10, "test": 6})
+    else:
+        make_cifar10(tmp_path / "data", 100, 50, monkeypatch=monkeypatch)
+    words = words_of(line.replace("--data <folder>", "--data data").replace("--save <folder>", "--save run"))
+    n_epochs = given_by(line).get("warmup_epochs", 0) + 1
+    more = {flag: value for flag, value in (SMALL | {"n_epochs": n_epochs}).items() if f"--{flag}" not in words}
+    assert run_here(*words, *(f"--{flag}={value}" for flag, value in more.items())) == 0
+    assert read_results(tmp_path / "run")[-1]["test_error"] != ""
+
+
+@pytest.mark.parametrize("line", [line for line in LINES if command_of(line) not in ("train", "benchmark")])
+def test_lines_about_runs_work_as_they_stand(line, here):
+    shutil.copytree(here / "run", here / "other")
+    write(here / "picture.jpg", encoded(picture(60, 50), "JPEG"))
+    write(here / "more_pictures/a.png", encoded(picture(32, 32), "PNG"))
+    assert run_here(*words_of(line.replace("<folder>", "run", 1).replace("<folder>", "other"))) == 0
 
 
 def test_its_table_of_recipes_is_the_paper_s():

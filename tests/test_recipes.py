@@ -3,8 +3,10 @@
 import inspect
 
 import pytest
+from torch import nn
 
 import demo
+from models.densenet import Transition
 from train.command_line.networks import FIXED, check_network
 from train.command_line.recipes import COLUMNS, NETWORKS, PAPER, flags_of_recipe
 
@@ -78,6 +80,27 @@ def test_dropout_is_where_the_paper_has_it(recipe, rate):
     network = demo._build({**bound(recipe), "image_size": 32}, num_classes=10)
     layers = [module for module in network.modules() if hasattr(module, "drop_rate")]
     assert {layer.drop_rate for layer in layers} == {rate}
+
+
+@pytest.mark.parametrize("recipe", ["densenet-bc-100-12-c10", "densenet-bc-100-12-c10+", "densenet-40-12-svhn"])
+def test_every_convolution_but_the_first_has_its_dropout(recipe):
+    flags = {**bound(recipe), "image_size": 32}
+    network = demo._build(flags, num_classes=10)
+    assert set(dropout_rates(network)) == {flags["drop_rate"]}
+    convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+    assert len(dropout_rates(network)) == len(convolutions) - 1
+
+
+def dropout_rates(network):
+    """Of the 1x1 and 3x3 convolutions of all dense layers, and of the transitions."""
+    rates = [
+        getattr(module, name)
+        for module in network.modules()
+        for name in ("drop_rate", "bottleneck_drop_rate")
+        if hasattr(module, name)
+    ]
+    transitions = [module for module in network.modules() if isinstance(module, Transition)]
+    return rates + [module.drop.p if hasattr(module, "drop") else 0 for module in transitions]
 
 
 def test_flags_beside_a_recipe_win():

@@ -7,7 +7,9 @@ import signal
 import pytest
 
 from tests.application import EPOCHS, LONGER, SMALL, assert_same_run, everything_in, read_results, run_here
+from tests.made_rows import make_rows
 from train import engine
+from train.folder.run import Checkpoint, RunFolder
 
 
 class Killed(BaseException):
@@ -89,6 +91,13 @@ def test_more_epochs_go_on_with_the_rates_of_the_longer_run(long_copy, capsys):
         assert {**old, "test_error": ""} == new
     assert [row["test_error"] != "" for row in rows] == [False] * 7 + [True]
     assert json.loads((long_copy / "config.json").read_text())["flags"]["n_epochs"] == 8
+
+
+def test_one_epoch_is_not_several(tmp_path, capsys):
+    folder = RunFolder(tmp_path)
+    folder.save(Checkpoint(make_rows(1, test_error=0.25)))
+    assert folder.load(n_epochs=2).test_error is None
+    assert capsys.readouterr().out == "The run had ended after 1 epoch with test error 25.00%.\n"
 
 
 def test_resume_starts_a_run_where_there_is_none(long_run, tmp_path):

@@ -6,10 +6,16 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 
+from data.datasets import DATASETS, load
+from data.loader import make_loaders
+from models import densenet_bc
 from tests.application import ROOT, SMALL, assert_same_run, read_results, run_apart
 from tests.made_images import make_folder
 from tests.torchrun import lines_of_the_application, run_team, start_team
+from train import engine
+from train.folder.run import read_checkpoint
 
 EPOCHS = 3
 WORDS = [*SMALL, f"--n_epochs={EPOCHS}", "--drop_rate=0.2", "--augment"]
@@ -40,6 +46,19 @@ def test_a_run_in_two_processes_can_be_read_and_made_longer_by_one(team_run, tmp
     assert longer.returncode == 0, longer.stderr
     assert [row["epoch"] for row in read_results(copy)] == ["1", "2", "3", "4"]
     assert read_results(copy, timing=False)[0] == read_results(team_run[1], timing=False)[0]
+
+
+def test_both_validate_with_the_statistics_that_are_saved(team_run):
+    """One process, with the weights of the last epoch, finds the loss that two have found together."""
+    checkpoint, spec = read_checkpoint(team_run[1] / "checkpoint.pt"), DATASETS["digits"]
+    network = densenet_bc(10, 2)
+    network.load_state_dict(checkpoint.network)
+    source = load("digits", folder=None, download=False)
+    split = {"batch_size": 128, "valid_size": None, "augment": True, "seed": 3}
+    _, valid, _ = make_loaders(source, spec, torch.device("cpu"), **split)
+    alone, together = engine.evaluate(network, valid), checkpoint.rows[-1]
+    assert together.valid_loss == pytest.approx(alone.loss, rel=1e-5)
+    assert together.valid_error == alone.error
 
 
 @pytest.mark.parametrize(

@@ -165,4 +165,4 @@ def did_you_mean(word: str, names: Iterable[str], prefix: str = "") -> str:
 
 
 def _look(word: str) -> str:
-    return word.replace("-", "_").lower()
+    return word.lower().replace("-", "_").replace("plus", "+")  # as in densenet-bc-100-12-c10+

@@ -4,11 +4,11 @@ A file is read back and compared with the network before it gets its name.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +76,9 @@ class Exported:
         )
 
 
-def export_network(network: nn.Module, run: SavedRun, path: Path, *, format: str) -> Exported:
+def export_network(
+    network: nn.Module, run: SavedRun, path: Path, *, format: str, preprocessing: Mapping[str, Any]
+) -> Exported:
     """Write the network of a run, on the CPU and in 32 bits, as a file of its own.
 
     Args:
@@ -84,6 +86,7 @@ def export_network(network: nn.Module, run: SavedRun, path: Path, *, format: str
         run: Tells the normalisation, and what the file says of its origin.
         path: The file, which does not exist.
         format: A key of `EXPORTERS`.
+        preprocessing: Plain values that say how a picture becomes the pixels that the file takes.
 
     Raises:
         RunError: If an exporter fails, the file computes something else than the network, or it cannot be written. No
@@ -91,7 +94,7 @@ def export_network(network: nn.Module, run: SavedRun, path: Path, *, format: str
     """
     exporter, on_pixels, image_size = EXPORTERS[format], OnPixels(network, run.mean, run.std), run.flags["image_size"]
     with _in_one_line(f"--format {format} failed, and {path} is not written"):
-        content = exporter.write(on_pixels, _pixels(TRACED, image_size), metadata_of(run))
+        content = exporter.write(on_pixels, _pixels(TRACED, image_size), metadata_of(run, preprocessing))
     difference = float("nan")
 
     def write_and_compare(file: BinaryIO) -> None:
@@ -108,13 +111,14 @@ def export_network(network: nn.Module, run: SavedRun, path: Path, *, format: str
     return Exported(path, exporter.kind(), len(content), difference, len(run.classes), image_size)
 
 
-def metadata_of(run: SavedRun) -> dict[str, str]:
-    """What a file says besides the network, each value as JSON: classes, mean, std, image_size and origin."""
+def metadata_of(run: SavedRun, preprocessing: Mapping[str, Any]) -> dict[str, str]:
+    """What a file says besides the network, each value as JSON."""
     values = {
         "classes": run.classes,
         "mean": run.mean,
         "std": run.std,
         "image_size": run.flags["image_size"],
+        "preprocessing": dict(preprocessing),
         "origin": run.origin(),
     }
     return {name: json.dumps(value) for name, value in values.items()}

@@ -73,7 +73,7 @@ def claim(
     """
     with ExitStack() as stack:
         team.first(stack.enter_context, _held(folder, flags, defaults))
-        yield RunFolder(folder, team)
+        yield RunFolder(folder, team, label_smoothing=flags["label_smoothing"])
 
 
 @contextmanager

@@ -63,11 +63,13 @@ class RunFolder:
     Args:
         path: The folder.
         team: The processes of the run.
+        label_smoothing: Of the training, for curves.png to say.
     """
 
-    def __init__(self, path: Path, team: Team = ALONE):
+    def __init__(self, path: Path, team: Team = ALONE, *, label_smoothing: float = 0):
         self.path = path
         self.team = team
+        self.label_smoothing = label_smoothing
         self.title = ""  # of curves.png
         self.writers: list[Callable[[Sequence[Row]], None]] = []  # of what else is made from all rows
 
@@ -110,7 +112,8 @@ class RunFolder:
         text = to_csv(checkpoint.rows)
         atomic_write(self.path / RESULTS, lambda file: file.write(text.encode()))
         save_tensors(self.path / MODEL, checkpoint.chosen)
-        atomic_write(self.path / CURVES, lambda file: draw_curves(checkpoint.rows, file, title=self.title))
+        words = {"title": self.title, "label_smoothing": self.label_smoothing}
+        atomic_write(self.path / CURVES, lambda file: draw_curves(checkpoint.rows, file, **words))
         for write in self.writers:
             write(checkpoint.rows)
 
@@ -146,7 +149,8 @@ class RunFolder:
             raise UserError(f"--n_epochs is {n_epochs}, but the run in {self.path} has done {checkpoint.epoch} epochs")
         if checkpoint.epoch < n_epochs and checkpoint.test_error is not None:
             if self.team.is_first:
-                print(f"The run had ended after {checkpoint.epoch} epochs with test error {checkpoint.test_error:.2%}.")
+                epochs = f"{checkpoint.epoch} epoch{'s' if checkpoint.epoch > 1 else ''}"
+                print(f"The run had ended after {epochs} with test error {checkpoint.test_error:.2%}.")
             checkpoint.rows[-1].test_error = None
         return checkpoint
 

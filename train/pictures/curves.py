@@ -7,13 +7,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from train.folder.history import Row, best_row
-from train.pictures.panels import NOTE_COLOUR, draw_rates, make_panels, scale_rates, top_of
+from train.pictures.panels import NOTE_COLOUR, SMOOTHED, draw_rates, make_panels, scale_rates, top_of
 from train.pictures.png import png
 
 TRAIN_COLOUR, VALID_COLOUR, TEST_COLOUR = "#4c78a8", "#e4572e", "#2a9d5c"
 
 
-def draw_curves(rows: Sequence[Row], file: BinaryIO, *, title: str) -> None:
+def draw_curves(rows: Sequence[Row], file: BinaryIO, *, title: str, label_smoothing: float = 0) -> None:
     """Draw loss, learning rate and error as a PNG of 1600 x 800 pixels.
 
     The axes of loss and error begin at 0 and have no logarithm. Where a few early epochs dwarf all others, the lines
@@ -23,12 +23,14 @@ def draw_curves(rows: Sequence[Row], file: BinaryIO, *, title: str) -> None:
         rows: One an epoch, at least one.
         file: Open for writing.
         title: A line above all panels.
+        label_smoothing: Of the training loss. That of validation is without, which a legend of the losses then says.
     """
     figure = Figure(figsize=(10, 5), dpi=160, layout="constrained")
     loss_panel, rate_panel, error_panel = make_panels(figure, last_epoch=len(rows))
     for panel in figure.axes:
         _mark_epoch(panel, rows)
-    _draw_lines(loss_panel, rows, "loss", scale=1)
+    training = f"training ({SMOOTHED})" if label_smoothing else "training"
+    _draw_lines(loss_panel, rows, "loss", scale=1, training=training)
     _draw_lines(error_panel, rows, "error", scale=100)
     draw_rates(rate_panel, rows, color=NOTE_COLOUR, linewidth=1.4)
     scale_rates(rate_panel, {row.learning_rate for row in rows})
@@ -36,18 +38,19 @@ def draw_curves(rows: Sequence[Row], file: BinaryIO, *, title: str) -> None:
     _mark_test(error_panel, rows)
     loss_panel.set_ylabel("loss (cross entropy)")
     error_panel.set_ylabel("error (%)")
-    # Above the panel, where it covers no line.
-    error_panel.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, fontsize=9, borderaxespad=0.2)
+    for panel in (loss_panel, error_panel) if label_smoothing else (error_panel,):
+        # Above the panel, where it covers no line.
+        panel.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, fontsize=9, borderaxespad=0.2)
     figure.suptitle(title, fontsize=11, parse_math=False)
     file.write(png(figure))
 
 
-def _draw_lines(panel: Axes, rows: Sequence[Row], quantity: str, *, scale: float) -> None:
-    """Draw a quantity of the training images and, if there are any, of the validation images."""
+def _draw_lines(panel: Axes, rows: Sequence[Row], quantity: str, *, scale: float, training: str = "training") -> None:
+    """Draw a quantity of the training images, by this name, and of the validation images if there are any."""
     epochs = [row.epoch for row in rows]
     marker = "o" if len(rows) == 1 else None  # a line through one point is invisible
     drawn = []
-    for part, colour, name in (("train", TRAIN_COLOUR, "training"), ("valid", VALID_COLOUR, "validation")):
+    for part, colour, name in (("train", TRAIN_COLOUR, training), ("valid", VALID_COLOUR, "validation")):
         values = [getattr(row, f"{part}_{quantity}") for row in rows]
         if values[-1] is not None:
             scaled = [value * scale for value in values]

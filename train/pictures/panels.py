@@ -9,6 +9,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from train.folder.history import Row
 
 NOTE_COLOUR = "#666666"
+SMOOTHED = "smoothed labels"  # what a training loss with label smoothing is of
 FEW_EPOCHS = 10  # fewer are all drawn, however high
 DWARFED = 5  # times the largest value of the last third: higher ones would press that third to the bottom
 NOTHING = 1e-30  # too little to draw: rounding would spoil the axis

@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 from train.errors import UserError
 from train.folder.history import best_row
 from train.folder.logbook import Logbook
-from train.pictures.panels import draw_rates, make_panels, scale_rates, top_of
+from train.pictures.panels import SMOOTHED, draw_rates, make_panels, scale_rates, top_of
 from train.pictures.png import png
 from train.results.tables import plain
 
@@ -23,7 +23,8 @@ def draw_runs(runs: Sequence[Logbook]) -> bytes:
     """Draw training loss, error and learning rate of all runs; return a PNG that is 1600 pixels wide.
 
     The error is that of the validation images, or of the training images for a run that has none. A dot is at the
-    epoch whose weights are chosen. A run without an epoch has a place in the legend only.
+    epoch whose weights are chosen. A run without an epoch has a place in the legend only. The legend also says which
+    runs smooth the labels of their training loss.
 
     Raises:
         UserError: If there are more runs than can be told apart.
@@ -87,6 +88,7 @@ def _label(run: Logbook) -> str:
     best = best_row(run.rows)
     if best is None:
         return f"{plain(run.path)}: no epoch done"
+    smoothed = f", {SMOOTHED}" if run.flags.get("label_smoothing") else ""
     if best.valid_error is None:
-        return f"{plain(run.path)}: epoch {best.epoch}"
-    return f"{plain(run.path)}: best epoch {best.epoch}, {best.valid_error:.2%}"
+        return f"{plain(run.path)}: epoch {best.epoch}{smoothed}"
+    return f"{plain(run.path)}: best epoch {best.epoch}, {best.valid_error:.2%}{smoothed}"

@@ -28,7 +28,7 @@ class Images(Protocol):
 
 @dataclass
 class Tally:
-    """Sums over images. Those of several processes are added, field by field, to have the sums over all of them.
+    """Sums over the images that a network has answered on.
 
     Attributes:
         loss: float64 (), of the cross entropies.
