@@ -49,6 +49,7 @@ from train.folder.output import is_of_output, require_new, require_replaceable, 
 from train.folder.run import CONFIG, MODEL
 from train.folder.saved_run import CHOSEN_FLAGS, SavedRun, read_saved_run
 from train.folder.saving import atomic_write
+from train.memory import explained
 from train.pictures.events import FOLDER, Events
 from train.provenance import git_revision, versions
 from train.results.runs_table import RunsTable
@@ -170,13 +171,12 @@ def train(
     check_training(flags, num_processes=team.count, is_launched=is_launched())
     # Of an older run, what it did not record was as by default; its images had the one size of their data set.
     defaults = command_line.defaults_of(train) | {"image_size": flags["image_size"]}
-    with claim(save, flags, team, defaults=defaults) as folder, team.watched():
+    with claim(save, flags, team, defaults=defaults) as folder, team.watched(), explained(flags, save):
         # From here on the line is known to be good. torch takes seconds to import.
         from data.datasets import DATASETS, load, validation_size
         from data.first_look import look_at_files
         from train import runtime
         from train.engine import Schedule, fit
-        from train.memory import explained
         from train.optim import make_optimizer
         from train.replicas import replicate, require_devices
         from train.step import Stepper
@@ -231,8 +231,7 @@ def train(
         if checkpoint.epoch:
             _say(f"Resuming after epoch {checkpoint.epoch}.")
         schedule = Schedule(n_epochs, lr, lr_schedule, warmup_epochs)
-        with explained(save, strategy=model.strategy, flags=flags, device=device):
-            test_error = fit(replicas, stepper, loaders, folder, checkpoint, schedule=schedule, seed=seed)
+        test_error = fit(replicas, stepper, loaders, folder, checkpoint, schedule=schedule, seed=seed)
         _say(f"Test error {test_error:.2%} (accuracy {1 - test_error:.2%}); everything is in {save}")
 
 
@@ -274,12 +273,13 @@ def predict(
     flags = run.flags
     runtime.be_deterministic()
     device = runtime.pick_device()
-    network = runtime.placed(_network_of(run), device)
-    model = replicate(network, device, precision=flags["precision"]).evaluation
     of_run = {"image_size": flags["image_size"], "mean": run.mean, "std": run.std}
     grey = DATASETS[flags["dataset"]].grey
-    batches = read_images(paths, grey=grey, batch_size=batch_size, device=device, **of_run)
-    predictions, unreadable = predict_files(model, batches, classes=run.classes, top=top, paths=paths)
+    with explained({"batch_size": batch_size}):
+        network = runtime.placed(_network_of(run), device)
+        model = replicate(network, device, precision=flags["precision"]).evaluation
+        batches = read_images(paths, grey=grey, batch_size=batch_size, device=device, **of_run)
+        predictions, unreadable = predict_files(model, batches, classes=run.classes, top=top, paths=paths)
     if csv:
         write_new(csv, as_csv(predictions, top=top).encode(errors="surrogateescape"))
     if unreadable:
@@ -421,13 +421,14 @@ def evaluate(
     flags = run.flags
     runtime.be_deterministic()
     device = runtime.pick_device()
-    network = runtime.placed(_network_of(run), device)
-    model = replicate(network, device, precision=flags["precision"]).evaluation
     where = {"folder": data or flags["data"], "download": download, "image_size": flags["image_size"]}
-    source = load(flags["dataset"], **where)
-    run.require_classes(source.classes)
-    test = make_test_loader(source, DATASETS[flags["dataset"]], device, batch_size=batch_size)
-    evaluation = Evaluation.of(tally(model, test, num_classes=len(source.classes)), source.classes)
+    with explained({"batch_size": batch_size}):
+        network = runtime.placed(_network_of(run), device)
+        model = replicate(network, device, precision=flags["precision"]).evaluation
+        source = load(flags["dataset"], **where)
+        run.require_classes(source.classes)
+        test = make_test_loader(source, DATASETS[flags["dataset"]], device, batch_size=batch_size)
+        evaluation = Evaluation.of(tally(model, test, num_classes=len(source.classes)), source.classes)
 
     title = f"{title_of(flags)}, {book.progress()}"
     if csv:

@@ -1,7 +1,7 @@
 """Batches of prepared images on the device where they are wanted."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -115,15 +115,15 @@ class Loader:
         """Batches in an epoch."""
         return -(-self.num_images // self.batch_size)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Generator[Batch]:
         return self._batches(torch.arange(len(self.split)), None)
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
+    def epoch(self, epoch: int) -> Generator[Batch]:
         """Yield the batches of an epoch, whose number counts from 1."""
         plan = plan_epoch(len(self.split), seed=self.seed, epoch=epoch)
         return self._batches(plan.order, plan if self.augment else None)
 
-    def _batches(self, order: Tensor, plan: Plan | None) -> Iterator[Batch]:
+    def _batches(self, order: Tensor, plan: Plan | None) -> Generator[Batch]:
         """Yield the batches of an order, augmented as planned."""
         parts = list(self._parts())
         by_file, by_batch = (plan, None) if self.split.crops_itself else (None, plan)

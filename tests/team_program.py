@@ -3,6 +3,7 @@
 Started by torchrun. Writes to the folder that it is given, one file for each process.
 """
 
+import signal
 import sys
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from train.metrics import NonFiniteLoss
 from train.optim import make_optimizer
 from train.replicas import replicate
 from train.step import Stepper
-from train.stops import Stop
+from train.stops import Stop, Stopped, after_the_step
 from train.team import Team, connected, here, leave
 
 CPU = torch.device("cpu")
@@ -31,6 +32,7 @@ class Bar:
     """A bar that wants to show something after each step."""
 
     epoch = 1
+    name = "validation"
 
     def advance(self, num_images):
         """Count nothing."""
@@ -80,7 +82,7 @@ def train(team, *, epochs=3, accum_steps=1, is_frozen=True):
     for epoch in range(1, epochs + 1):
         seen.append(train_one_epoch(stepper, Doubled(loader).epoch(epoch), Bar(), Stop(team)))
         team.share_first(network.buffers())
-        seen.append(evaluate(replicas.evaluation, Doubled(loader), team))
+        seen.append(evaluate(replicas.evaluation, Doubled(loader), Bar(), Stop(team), team))
     return [number for metrics in seen for number in (metrics.loss, metrics.error)], network.state_dict()
 
 
@@ -103,6 +105,26 @@ def fail(team):
         train_one_epoch(stepper, batches(), Bar(), Stop(team))
     except NonFiniteLoss as failure:
         return failure.batch, taken, network.state_dict()
+    return None
+
+
+def stop(team):
+    """Evaluate four batches where the last process gets a signal at the second one; return where all stop."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    taken = 0
+
+    def batches():
+        nonlocal taken
+        for taken in range(1, 5):
+            if taken == 2 and team.rank == team.count - 1:
+                signal.raise_signal(signal.SIGTERM)
+            yield torch.ones(1, 1, 2, 2), torch.zeros(1, dtype=torch.long), team.count
+
+    try:
+        with after_the_step(team) as stop:
+            evaluate(network, batches(), Bar(), stop, team)
+    except Stopped as stopped:
+        return str(stopped), stopped.exit_code, taken
     return None
 
 
@@ -139,6 +161,7 @@ def main(folder):
             "parts": train(team, accum_steps=2),
             "moving": train(team, epochs=1, is_frozen=False),
             "failed": fail(team),
+            "stopped": stop(team),
             "heard": hear(team),
             "seen": see(team, folder / f"seen-{team.count}"),
         }

@@ -1,6 +1,8 @@
-"""The loop: its averages, its steps, what it does with numbers that are none, and that it never waits."""
+"""The loop: its averages, its steps, what it does with numbers that are none and with signals; it never waits."""
 
 import math
+import re
+import signal
 
 import pytest
 import torch
@@ -12,13 +14,16 @@ from models import densenet_bc
 from train.engine import evaluate, train_one_epoch
 from train.metrics import NonFiniteLoss, RunningMetrics
 from train.optim import make_optimizer
-from train.report import EpochBar
+from train.report import Bar, EpochBar
 from train.step import Stepper
-from train.stops import Stop
+from train.stops import Stop, Stopped, after_the_step
 
 
 class Batches(list):
     """Batches (images, labels, size), as a loader of validation images gives them."""
+
+    def __iter__(self):
+        yield from super().__iter__()
 
 
 def stream(batches):
@@ -61,7 +66,7 @@ def test_averages_are_over_images_not_batches():
     with torch.no_grad():
         logits = network(torch.cat([images for images, *_ in batches])).double()
     labels = torch.cat([labels for _, labels, _ in batches])
-    metrics = evaluate(network, batches)
+    metrics = evaluate(network, batches, Bar("test", 16), Stop())
     assert metrics.loss == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-6)
     assert metrics.error == pytest.approx((logits.argmax(1) != labels).sum().item() / 16, rel=1e-12)
 
@@ -69,8 +74,8 @@ def test_averages_are_over_images_not_batches():
 def test_evaluation_changes_nothing_and_uses_running_statistics():
     network = make_network()
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    alone = evaluate(network, make_batches([1] * 16))
-    together = evaluate(network, make_batches([1] * 16))
+    alone = evaluate(network, make_batches([1] * 16), Bar("test", 16), Stop())
+    together = evaluate(network, make_batches([1] * 16), Bar("test", 16), Stop())
     assert alone == together
     assert not network.training
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
@@ -153,6 +158,38 @@ def test_steps_use_no_operation_that_waits_for_the_device(monkeypatch):
     assert [name for name in recorder.names if name.startswith(WAITING)] == []
 
 
+def test_evaluation_uses_no_operation_that_waits_for_the_device(monkeypatch, capsys):
+    """Nor does its bar."""
+    monkeypatch.setattr(RunningMetrics, "read", lambda self: None)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    with Recorder() as recorder, Bar("validation 2/30", 8) as bar:
+        evaluate(make_network(), make_batches([4, 4]), bar, Stop())
+        bar.bar.refresh()
+    assert "aten::convolution" in recorder.names
+    assert [name for name in recorder.names if name.startswith(WAITING)] == []
+    assert re.search(r"validation 2/30: 100%.* 8/8 .*images/s", capsys.readouterr().err)
+
+
+def test_a_signal_ends_an_evaluation_after_the_batch_in_hand_and_closes_the_batches():
+    taken = []
+
+    class Signalled(Batches):
+        def __iter__(self):
+            try:
+                for i, batch in enumerate(super().__iter__()):
+                    taken.append(i)
+                    if i == 1:
+                        signal.raise_signal(signal.SIGTERM)
+                    yield batch
+            finally:
+                taken.append("closed")
+
+    with pytest.raises(Stopped) as stopped, after_the_step() as stop:
+        evaluate(make_network(), Signalled(make_batches([4] * 4)), Bar("validation 2/30", 16), stop)
+    assert taken == [0, 1, "closed"]  # though the exception still holds the frame with the iterator
+    assert str(stopped.value) == "stopped by SIGTERM in validation 2/30, batch 2"
+
+
 @pytest.mark.gpu
 def test_a_gpu_is_not_waited_for():
     device = torch.device("cuda")
@@ -188,7 +225,8 @@ def test_bar_on_a_terminal_shows_loss_error_speed_and_rate(monkeypatch, capsys):
         assert part in shown
 
 
-def test_bar_writes_nothing_where_there_is_no_terminal(capsys):
-    with EpochBar(1, 1, 32, 0.1) as bar:
-        bar.advance(16)
+def test_bars_write_nothing_where_there_is_no_terminal(capsys):
+    for bar in (EpochBar(1, 1, 32, 0.1), Bar("final test", 32)):
+        with bar:
+            bar.advance(16)
     assert capsys.readouterr().err == ""

@@ -1,11 +1,13 @@
 """A run that goes on ends with the bits of one that nothing has disturbed."""
 
 import json
+import re
 import shutil
 import signal
 
 import pytest
 
+from data.loader import Loader
 from tests.application import EPOCHS, LONGER, SMALL, assert_same_run, everything_in, read_results, run_here
 from tests.made_rows import make_rows
 from train import engine
@@ -124,3 +126,47 @@ def test_interrupt_is_one_line_and_the_folder_can_go_on(tmp_path, monkeypatch, c
     assert error.endswith(f"to go on: python demo.py --save={tmp_path} --resume=True\n")
     assert len(read_results(tmp_path)) == 1
     assert run_here(*SMALL, "--n_epochs=1", f"--save={tmp_path}", "--resume") == 0
+
+
+@pytest.fixture(scope="module")
+def short_run(tmp_path_factory):
+    """A run of one epoch that nothing has disturbed."""
+    folder = tmp_path_factory.mktemp("short") / "run"
+    assert run_here(*SMALL, "--n_epochs=1", f"--save={folder}") == 0
+    return folder
+
+
+# The images of digits are in memory: the first pass over them in their own order is validation, the second the test.
+@pytest.mark.parametrize(("number", "where", "epochs"), [(1, "validation 1/1", 0), (2, "final test", 1)])
+def test_a_signal_in_an_evaluation_ends_it_after_the_batch_in_hand(
+    number, where, epochs, short_run, tmp_path, monkeypatch, capsys
+):
+    save = tmp_path / "run"
+    passes, in_order = [], Loader.__iter__
+
+    def signalled(self):
+        passes.append(0)
+        for batch in in_order(self):
+            passes[-1] += 1
+            if len(passes) == number:
+                signal.raise_signal(signal.SIGTERM)
+            yield batch
+
+    with monkeypatch.context() as context:
+        context.setattr(Loader, "__iter__", signalled)
+        assert run_here(*SMALL, "--n_epochs=1", f"--save={save}") == 143
+    assert (len(passes), passes[-1]) == (number, 1)
+    out, error = capsys.readouterr()
+    assert error.startswith(f"demo.py: stopped by SIGTERM in {where}, batch 1; ")
+    assert error.endswith(f"to go on: python demo.py --save={save} --resume=True\n")
+    assert len(re.findall("^epoch ", out, re.MULTILINE)) == epochs
+    assert run_here(f"--save={save}", "--resume") == 0
+    assert_same_run(save, short_run)
+
+
+def test_validation_and_test_have_a_bar_on_a_terminal(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    assert run_here(*SMALL, "--n_epochs=1", f"--save={tmp_path}") == 0
+    error = capsys.readouterr().err
+    assert re.search(r"\rvalidation 1/1: .*/140 ", error)
+    assert re.search(r"\rfinal test: .*/355 ", error)

@@ -78,8 +78,8 @@ def test_the_best_validation_error_is_kept_even_if_a_later_epoch_is_worse(tmp_pa
     errors = iter([0.5, 0.3, 0.4, 0.9])
     seen = []
 
-    def evaluate(model, batches, team):
-        metrics = real(model, batches, team)
+    def evaluate(model, *arguments):
+        metrics = real(model, *arguments)
         error = next(errors)
         seen.append({name: value.clone() for name, value in model.network.state_dict().items()})
         return type(metrics)(metrics.loss, error)

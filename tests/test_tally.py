@@ -107,22 +107,6 @@ def test_a_bar_is_shown_on_a_terminal_only(monkeypatch, capsys):
     assert "test images" in capsys.readouterr().err
 
 
-class Failing(nn.Linear):
-    def forward(self, images):
-        raise RuntimeError(self.message)
-
-
-def test_memory_that_runs_out_is_one_line_and_other_failures_stay_what_they_are():
-    network = Failing(1, 1)
-    batches = Images([(torch.rand(20, 1), torch.zeros(20, dtype=torch.int64), 20)])
-    network.message = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"
-    with pytest.raises(RunError, match="memory ran out in a batch of 20; try a smaller --batch_size"):
-        tally(network, batches, num_classes=2)
-    network.message = "shapes differ"
-    with pytest.raises(RuntimeError, match="shapes differ"):
-        tally(network, batches, num_classes=2)
-
-
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_no_number_is_an_error(value):
     sums = sums_of(torch.tensor([[0.0, value], [0.0, 0.0]]), torch.tensor([0, 0]))

@@ -63,6 +63,12 @@ def test_a_bad_loss_in_one_process_stops_all_before_that_step(results, count):
         assert_close(weights, first)
 
 
+@pytest.mark.parametrize("count", COUNTS)
+def test_a_signal_to_one_process_ends_the_evaluation_of_all_after_the_same_batch(results, count):
+    stopped = {result["stopped"] for result in results[count]}
+    assert stopped == {("stopped by SIGTERM in validation, batch 2", 143, 2)}
+
+
 def test_one_process_of_each_machine_does_work_before_the_others_there(results):
     assert [result["seen"] for result in results[3]] == [[], ["0"], ["0", "1"]]
 

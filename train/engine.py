@@ -1,7 +1,7 @@
 """The training loop."""
 
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Protocol
@@ -17,7 +17,7 @@ from train.folder.run import CONFIG, Checkpoint, RunFolder
 from train.metrics import NonFiniteLoss, RunningMetrics
 from train.optim import learning_rate, set_learning_rate
 from train.replicas import Replicas
-from train.report import EpochBar, epoch_line
+from train.report import Bar, EpochBar, epoch_line
 from train.step import EndlessOverflow, Stepper
 from train.stops import Stop, after_the_step
 from train.team import ALONE, Team
@@ -33,7 +33,7 @@ class BatchSource(Protocol):
 
     num_images: int  # in all processes
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Generator[Batch]:
         """All images once, in a fixed order, not augmented."""
         ...
 
@@ -106,20 +106,31 @@ def train_one_epoch(stepper: Stepper, batches: Generator[Batch], bar: EpochBar, 
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Iterable[Batch], team: Team = ALONE) -> Metrics:
-    """Return loss and error of all processes' images in eval mode. Each process has at least one batch.
+def evaluate(model: nn.Module, source: BatchSource, bar: Bar, stop: Stop, team: Team = ALONE) -> Metrics:
+    """Return loss and error of all processes' images in eval mode. The device is waited for once, at the end.
+
+    Args:
+        model: Maps images (n, 3, H, W) to logits (n, classes).
+        source: At least one batch, and the same number in each process.
+        bar: What the user sees.
+        stop: Checked after each batch.
+        team: The processes of the run.
 
     Raises:
         NonFiniteLoss: If a loss is NaN or infinite.
+        Stopped: If a signal has come.
     """
     model.eval()
     metrics = None
-    for images, labels, _ in batches:
-        metrics = metrics or RunningMetrics(labels.device)
-        metrics.begin_batch()
-        if len(images):
-            logits = model(images)
-            metrics.add(F.cross_entropy(logits, labels, reduction="sum"), logits, labels)
+    with closing(iter(source)) as batches:
+        for images, labels, size in batches:
+            metrics = metrics or RunningMetrics(labels.device)
+            metrics.begin_batch()
+            if len(images):
+                logits = model(images)
+                metrics.add(F.cross_entropy(logits, labels, reduction="sum"), logits, labels)
+            bar.advance(size)
+            stop.check(f"in {bar.name}, batch {metrics.batches}")
     metrics.gather(team)
     return metrics.read()
 
@@ -151,8 +162,8 @@ def fit(
         UserError: If the checkpoint is of another network.
         RunError: If a loss is NaN or infinite, or the folder cannot be written. The folder stands at the last epoch
             that was finished.
-        Stopped: If a signal has come. The training step in hand is finished, or validation with what is written after
-            it; the folder stands at the last epoch that was finished.
+        Stopped: If a signal has come. The batch in hand is finished, of training, validation or test, or what is
+            written after an epoch. The folder stands at the last epoch that was written.
     """
     team, n_epochs = stepper.team, schedule.n_epochs
     _restore(replicas.network, stepper, checkpoint, folder)
@@ -170,7 +181,7 @@ def fit(
             if team.is_first:
                 print(epoch_line(row, n_epochs=n_epochs, is_chosen=is_chosen), flush=True)
             stop.check(f"after epoch {epoch}")
-        return _finish(replicas, loaders.test, folder, checkpoint, team)
+        return _finish(replicas, loaders.test, folder, checkpoint, stop, team)
 
 
 def _note_state(checkpoint: Checkpoint, network: nn.Module, stepper: Stepper) -> None:
@@ -223,7 +234,8 @@ def _run_epoch(replicas: Replicas, stepper: Stepper, loaders: Loaders, epoch: in
         train_seconds = time.perf_counter() - start
         stepper.team.share_first(replicas.network.buffers())
         part = "validation"
-        valid = evaluate(replicas.evaluation, loaders.valid, stepper.team) if loaders.valid else None
+        name = f"validation {epoch}/{n_epochs}"
+        valid = _measure(replicas, loaders.valid, name, stop, stepper.team) if loaders.valid else None
     except NonFiniteLoss as error:
         raise _failure(f"the {part} loss became NaN or infinite", epoch, rate, error.batch) from error
     except EndlessOverflow as error:
@@ -243,6 +255,12 @@ def _run_epoch(replicas: Replicas, stepper: Stepper, loaders: Loaders, epoch: in
     )
 
 
+def _measure(replicas: Replicas, source: BatchSource, name: str, stop: Stop, team: Team) -> Metrics:
+    """Evaluate behind a bar of this name."""
+    with Bar(name, source.num_images, is_shown=team.is_first) as bar:
+        return evaluate(replicas.evaluation, source, bar, stop, team)
+
+
 def _failure(what: str, epoch: int, rate: float, batch: int | None = None) -> RunError:
     where = f"epoch {epoch}, batch {batch}" if batch else f"epoch {epoch}"
     return RunError(
@@ -252,15 +270,18 @@ def _failure(what: str, epoch: int, rate: float, batch: int | None = None) -> Ru
     )
 
 
-def _finish(replicas: Replicas, test: BatchSource, folder: RunFolder, checkpoint: Checkpoint, team: Team) -> float:
+def _finish(
+    replicas: Replicas, test: BatchSource, folder: RunFolder, checkpoint: Checkpoint, stop: Stop, team: Team
+) -> float:
     """Measure the test error of the chosen weights, once, and write it down.
 
-    The checkpoint keeps the weights of the last epoch, so that a run can be made longer.
+    The checkpoint keeps the weights of the last epoch, so that a run can be made longer. If a signal stops it, nothing
+    is written, and a run that goes on measures again.
     """
     checkpoint.network = runtime.copy_to_cpu(replicas.network.state_dict())
     replicas.network.load_state_dict(checkpoint.chosen)
     try:
-        error = evaluate(replicas.evaluation, test, team).error
+        error = _measure(replicas, test, "final test", stop, team).error
     except NonFiniteLoss as failure:
         raise RunError(
             f"the test loss is NaN or infinite in batch {failure.batch}; see {folder.path}", in_all_processes=True

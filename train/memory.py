@@ -6,12 +6,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from train.command_line.networks import LARGEST_SMALL_IMAGES
 from train.errors import RunError
+from train.folder.run import CONFIG
 
 GB = 1e9
+# In the message of a RuntimeError: of PyTorch on the CPU, of CUDA (as for pinned memory), of cuDNN or cuBLAS, of C++.
+SIGNS = ("allocate memory", "out of memory", "STATUS_ALLOC_FAILED", "bad_alloc")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -19,29 +19,31 @@ def is_out_of_memory(error: BaseException) -> bool:
 
     Linux mostly does not refuse host memory but kills the process later; then there is no error.
     """
+    import torch  # takes seconds, which a program whose work has not begun does not spend
+
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
 
 
-def memory_of_device(device: torch.device) -> float | None:
-    """All memory of a GPU, or of the host for the CPU, in GB of 10^9 bytes; None where the system does not tell."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory / GB
+def memory_of_device() -> float | None:
+    """All memory of this process's GPU, or of the host, in GB of 10^9 bytes; None where the system does not tell."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory / GB
     with suppress(AttributeError, ValueError, OSError):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GB
     return None
 
 
 @contextmanager
-def explained(folder: Path, *, strategy: str, flags: Mapping[str, Any], device: torch.device) -> Iterator[None]:
+def explained(flags: Mapping[str, Any], folder: Path | None = None) -> Iterator[None]:
     """Turn memory that runs out into one line that says what to try.
 
     Args:
-        folder: Of the run.
-        strategy: Of the network.
-        flags: Of the run.
-        device: Where the network is.
+        flags: "batch_size" of a command that trains nothing, or all flags of a run. Read when memory has run out.
+        folder: Of the run that is trained; None where none is.
 
     Raises:
         RunError: If memory runs out.
@@ -51,19 +53,22 @@ def explained(folder: Path, *, strategy: str, flags: Mapping[str, Any], device: 
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise RunError(
-            f"memory ran out with --efficient {strategy} and --batch_size {flags['batch_size']}; {folder} stands at "
-            f"the last finished epoch; {what_to_try(strategy=strategy, flags=flags, device=device)}"
-        ) from error
+        raise RunError(f"memory ran out with {_what_happened(folder, flags)}") from error
 
 
-def what_to_try(*, strategy: str, flags: Mapping[str, Any], device: torch.device) -> str:
-    """Advise a run that did not fit into memory; arguments as in `explained`."""
-    smaller = "" if strategy == "buffer" else "--efficient buffer, which takes the least memory, "
+def _what_happened(folder: Path | None, flags: Mapping[str, Any]) -> str:
+    if folder is None:
+        return f"--batch_size {flags['batch_size']}; try a smaller --batch_size"
+    stands = f"{folder} stands at the last finished epoch; " if (folder / CONFIG).exists() else ""
+    return f"--efficient {flags['efficient']} and --batch_size {flags['batch_size']}; {stands}{what_to_try(flags)}"
+
+
+def what_to_try(flags: Mapping[str, Any]) -> str:
+    """Advise a run of these flags that did not fit into memory."""
+    smaller = "" if flags["efficient"] in (True, "buffer") else "--efficient buffer, which takes the least memory, "
     advice = f"try {smaller}--accum_steps above {flags['accum_steps']} or a smaller --batch_size"
-    if flags["network"] != "densenet_bc" or flags["image_size"] > LARGEST_SMALL_IMAGES:
-        return advice  # the benchmark knows no such network
-    network = " ".join(f"--{flag} {flags[flag]}" for flag in ("depth", "growth_rate", "batch_size", "image_size"))
-    available = memory_of_device(device)
+    names = ("network", "depth", "growth_rate", "batch_size", "image_size")
+    network = " ".join(f"--{flag} {flags[flag]}" for flag in names)
+    available = memory_of_device()
     budget = f" --budget_gb {available:.1f}" if available else ""
     return f"{advice}; what fits is printed by: python demo.py benchmark {network}{budget}"

@@ -1,7 +1,8 @@
-"""What a person sees while a run goes on: a bar inside an epoch, a line after it."""
+"""What a person sees while a run goes on: a bar inside an epoch and an evaluation, a line after an epoch."""
 
 import sys
 import time
+from typing import Self
 
 from tqdm import tqdm
 
@@ -10,8 +11,39 @@ from train.folder.history import Metrics, Row
 REFRESH_SECONDS = 1.0
 
 
-class EpochBar:
-    """A progress bar of an epoch on stderr if that is a terminal; otherwise nothing is shown.
+class Bar:
+    """A progress bar over images on stderr if that is a terminal; otherwise nothing is shown.
+
+    Args:
+        name: Stands before the bar.
+        num_images: Of all of it.
+        is_shown: Whether this is the process that speaks to the user.
+    """
+
+    def __init__(self, name: str, num_images: int, *, is_shown: bool = True):
+        self.name = name
+        self.bar = tqdm(
+            desc=name,
+            total=num_images,
+            unit=" images",
+            leave=False,
+            dynamic_ncols=True,
+            disable=not (is_shown and sys.stderr.isatty()),
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.bar.close()
+
+    def advance(self, num_images: int) -> None:
+        """Count images that were handed to the device, which is not waited for."""
+        self.bar.update(num_images)
+
+
+class EpochBar(Bar):
+    """A bar of an epoch of training, with averages that are read from the device once a second.
 
     Args:
         epoch: From 1.
@@ -22,31 +54,14 @@ class EpochBar:
     """
 
     def __init__(self, epoch: int, n_epochs: int, num_images: int, learning_rate: float, *, is_shown: bool = True):
+        super().__init__(f"epoch {epoch}/{n_epochs}", num_images, is_shown=is_shown)
         self.epoch = epoch
         self.learning_rate = learning_rate
-        self.bar = tqdm(
-            desc=f"epoch {epoch}/{n_epochs}",
-            total=num_images,
-            unit=" images",
-            leave=False,
-            dynamic_ncols=True,
-            disable=not (is_shown and sys.stderr.isatty()),
-        )
         self.next_read = time.monotonic() + REFRESH_SECONDS
-
-    def __enter__(self) -> "EpochBar":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.bar.close()
 
     def is_due(self) -> bool:
         """Whether it is time to read the metrics from the device again, once a second."""
         return time.monotonic() >= self.next_read
-
-    def advance(self, num_images: int) -> None:
-        """Count images that were handed to the device."""
-        self.bar.update(num_images)
 
     def show(self, metrics: Metrics) -> None:
         """Show the averages of the epoch so far."""

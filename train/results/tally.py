@@ -1,6 +1,5 @@
 """What a network answers on a test set, summed on the device without waiting for it."""
 
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -8,10 +7,8 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from train.errors import RunError
-from train.memory import is_out_of_memory
+from train.report import Bar
 
 GUESSES = 5
 
@@ -64,21 +61,11 @@ class Tally:
 
 @torch.no_grad()
 def tally(model: nn.Module, images: Images, *, num_classes: int) -> Tally:
-    """Let a network answer on all images, in eval mode. A bar is shown on stderr if that is a terminal.
-
-    Raises:
-        RunError: If memory runs out.
-    """
+    """Let a network answer on all images, in eval mode. A bar is shown on stderr if that is a terminal."""
     model.eval()
     sums = Tally.empty(num_classes, next(model.parameters()).device)
-    options = {"unit": " images", "leave": False, "dynamic_ncols": True, "disable": not sys.stderr.isatty()}
-    with tqdm(desc="test images", total=images.num_images, **options) as bar:
+    with Bar("test images", images.num_images) as bar:
         for batch, labels, _ in images:
-            try:
-                sums.add(model(batch), labels)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                raise RunError(f"memory ran out in a batch of {len(labels)}; try a smaller --batch_size") from error
-            bar.update(len(labels))
+            sums.add(model(batch), labels)
+            bar.advance(len(labels))
     return sums
