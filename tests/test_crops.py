@@ -12,13 +12,12 @@ from data.crops import AREAS, RATIOS, SMALL, middle_crop, random_crop
 from tests.made_images import picture
 from train.command_line.networks import LARGEST_SMALL_IMAGES
 
+generated = settings(deadline=None, derandomize=True, max_examples=150)
+sides = st.integers(1, 3000)
+
 
 def test_networks_for_small_images_get_those_that_are_padded():
     assert SMALL == LARGEST_SMALL_IMAGES
-
-
-generated = settings(deadline=None, derandomize=True, max_examples=150)
-sides = st.integers(1, 3000)
 
 
 @generated
