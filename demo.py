@@ -173,8 +173,7 @@ def train(
     defaults = command_line.defaults_of(train) | {"image_size": flags["image_size"]}
     with claim(save, flags, team, defaults=defaults) as folder, team.watched(), explained(flags, save):
         # From here on the line is known to be good. torch takes seconds to import.
-        from data.datasets import DATASETS, load, validation_size
-        from data.first_look import look_at_files
+        from data.datasets import DATASETS, validation_size
         from train import runtime
         from train.engine import Schedule, fit
         from train.optim import make_optimizer
@@ -190,29 +189,21 @@ def train(
         checkpoint = folder.load(n_epochs=n_epochs)
         if checkpoint.is_finished(n_epochs):
             folder.write_products(checkpoint)
-            _say(f"The run in {save} is finished: {n_epochs} epochs, test error {checkpoint.test_error:.2%}.")
+            _say(f"The run in {save} is finished after epoch {n_epochs}; test error {checkpoint.test_error:.2%}.")
             return
 
         device = runtime.pick_device(team)
         runtime.be_deterministic()
         require_devices(device, compile=compile, sync_bn=sync_bn, team=team)
-        first_weights: list[dict[str, Any]] = []  # in the first process
-        if init_weights and not checkpoint.epoch:
-            team.first(lambda: first_weights.append(_first_weights(init_weights, flags)))
-        where = {"folder": data, "download": download, "image_size": flags["image_size"]}
-        source = team.first_then_others(lambda: load(dataset, **where))
-        _require_same_data(source, team)
-        if checkpoint.epoch:
-            team.first(require_recorded_data, save, classes=source.classes, sizes=source.sizes())
-        loaders = team.first_then_others(lambda: _loaders(flags, source, device, team))
-        check_last_batch(flags, num_images=loaders.train.num_images, num_processes=team.count)
-        if not checkpoint.epoch:
-            look_at_files([loader for loader in (loaders.valid, loaders.test) if loader])
+        is_new = not checkpoint.epoch
+        weights = team.first_keeps(_first_weights, init_weights, flags) if init_weights and is_new else None
+        source, loaders = _read(flags, data, device, team, goes_on=None if is_new else save)
         flags["valid_size"] = validation_size(source, spec, valid_size)
         runtime.seed_weights(seed)
         model = _build(flags, num_classes=len(source.classes))
-        if init_weights and not checkpoint.epoch:
-            _say(team.first(lambda: _begin_with(init_weights, first_weights.pop(), model)))
+        if init_weights and is_new:
+            _say(team.first(_begin_with, init_weights, weights, model))
+            del weights
         model = runtime.placed(model, device)
         optimizer = make_optimizer(model.parameters(), lr=lr, momentum=momentum, wd=wd)
         replicas = replicate(model, device, precision=precision, compile=compile, sync_bn=sync_bn, team=team)
@@ -228,7 +219,7 @@ def train(
         folder.write_config(config)
         _say(f"{folder.title}: {config['parameters']:,} parameters, {config['device']}")
         _say("\n".join([*source.notes, loaders.describe(limit=limit_batches)]))
-        if checkpoint.epoch:
+        if not is_new:
             _say(f"Resuming after epoch {checkpoint.epoch}.")
         schedule = Schedule(n_epochs, lr, lr_schedule, warmup_epochs)
         test_error = fit(replicas, stepper, loaders, folder, checkpoint, schedule=schedule, seed=seed)
@@ -534,17 +525,39 @@ def _plain(flags: Mapping[str, Any]) -> dict[str, Any]:
     return {flag: os.path.realpath(value) if isinstance(value, Path) else value for flag, value in flags.items()}
 
 
-def _require_same_data(source: "Source", team: Team) -> None:
-    """Make sure that all processes have found the same classes and files.
+def _read(
+    flags: Mapping[str, Any], data: Path | None, device: "torch.device", team: Team, *, goes_on: Path | None
+) -> "tuple[Source, Loaders]":
+    """The data set of a run, and this process's parts of its batches.
+
+    Args:
+        flags: Of the run.
+        data: Folder of the data set.
+        device: Where batches are wanted.
+        team: The processes of the run.
+        goes_on: Folder of the run if it is not a new one.
 
     Raises:
-        UserError: If not.
+        DataError: If it cannot be read.
+        UserError: If it is not the same in all processes, or not the one that the run began with.
     """
+    from data.datasets import load
+    from data.first_look import look_at_files
+
+    where = {"folder": data, "download": flags["download"], "image_size": flags["image_size"]}
+    source = team.first_then_others(lambda: load(flags["dataset"], **where))
     if team.count > 1 and not team.agrees_on(source.digest()):
         raise UserError(
             "the processes of the run do not find the same classes and files in --data; make its copies on all "
             "machines the same, or let the machines share one"
         )
+    if goes_on:
+        team.first(require_recorded_data, goes_on, classes=source.classes, sizes=source.sizes())
+    loaders = team.first_then_others(lambda: _loaders(flags, source, device, team))
+    check_last_batch(flags, num_images=loaders.train.num_images, num_processes=team.count)
+    if not goes_on:
+        look_at_files([loader for loader in (loaders.valid, loaders.test) if loader])
+    return source, loaders
 
 
 def _loaders(flags: Mapping[str, Any], source: "Source", device: "torch.device", team: Team) -> "Loaders":

@@ -69,7 +69,7 @@ def test_another_strategy_may_go_on(tmp_path, monkeypatch):
 def test_finished_run_says_so_and_is_left_alone(long_copy, capsys):
     before = everything_in(long_copy)
     assert run_here(f"--save={long_copy}", "--resume") == 0
-    assert f"The run in {long_copy} is finished: {EPOCHS} epochs, test error" in capsys.readouterr().out
+    assert f"The run in {long_copy} is finished after epoch {EPOCHS}; test error" in capsys.readouterr().out
     assert everything_in(long_copy) == before
 
 

@@ -16,6 +16,8 @@ from tests.made_images import make_folder
 from tests.torchrun import lines_of_the_application, run_team, start_team
 from train import engine
 from train.folder.run import read_checkpoint
+from train.report import Bar
+from train.stops import Stop
 
 EPOCHS = 3
 WORDS = [*SMALL, f"--n_epochs={EPOCHS}", "--drop_rate=0.2", "--augment"]
@@ -56,7 +58,8 @@ def test_both_validate_with_the_statistics_that_are_saved(team_run):
     source = load("digits", folder=None, download=False)
     split = {"batch_size": 128, "valid_size": None, "augment": True, "seed": 3}
     _, valid, _ = make_loaders(source, spec, torch.device("cpu"), **split)
-    alone, together = engine.evaluate(network, valid), checkpoint.rows[-1]
+    alone = engine.evaluate(network, valid, Bar("validation", valid.num_images), Stop())
+    together = checkpoint.rows[-1]
     assert together.valid_loss == pytest.approx(alone.loss, rel=1e-5)
     assert together.valid_error == alone.error
 

@@ -59,6 +59,12 @@ class Team:
         self._tell(result, None)
         return result
 
+    def first_keeps(self, work: Callable[..., Result], *arguments: Any) -> Result | None:
+        """Let the first process do something and keep what it returns; the others get None."""
+        results: list[Result] = []
+        self.first(lambda: results.append(work(*arguments)))
+        return results[0] if results else None
+
     def first_then_others(self, work: Callable[[], Result]) -> Result:
         """Let all processes do something, and return to each its own result.
 
