@@ -421,7 +421,7 @@ def evaluate(
         test = make_test_loader(source, DATASETS[flags["dataset"]], device, batch_size=batch_size)
         evaluation = Evaluation.of(tally(model, test, num_classes=len(source.classes)), source.classes)
 
-    title = f"{title_of(flags)}, {book.progress()}"
+    title = f"{title_of(flags | {'data': where['folder']})}, {book.progress()}"
     if csv:
         write_new(csv, evaluation.as_csv().encode())
     print(f"{title}\n{evaluation.summary()}\n{book.verdict(evaluation.error)}\n\n{evaluation.as_text()}\n")
@@ -448,12 +448,15 @@ def compare(*runs: Path, plot: Path | None = None, csv: Path | None = None, debu
     require_new(plot, flag="plot", suffix=".png")
     require_new(csv, flag="csv", suffix=".csv")
     table = RunsTable(read_logbooks(runs))
-    if csv:
-        write_new(csv, table.as_csv().encode(errors="backslashreplace"))
+    picture = None
     if plot:
         from train.pictures.runs_plot import draw_runs  # matplotlib takes a second to import
 
-        write_new(plot, draw_runs(table.runs))
+        picture = draw_runs(table.runs)
+    if csv:
+        write_new(csv, table.as_csv().encode(errors="backslashreplace"))
+    if picture:
+        write_new(plot, picture)
     print(table.as_text())
 
 
@@ -522,7 +525,9 @@ def _network_of(run: SavedRun) -> "DenseNet":
 
 def _plain(flags: Mapping[str, Any]) -> dict[str, Any]:
     """Flags as config.json holds them: what other commands read again is found from any folder."""
-    return {flag: os.path.realpath(value) if isinstance(value, Path) else value for flag, value in flags.items()}
+    return {
+        flag: os.path.normpath(value.absolute()) if isinstance(value, Path) else value for flag, value in flags.items()
+    }
 
 
 def _read(

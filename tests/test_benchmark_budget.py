@@ -125,8 +125,8 @@ def test_an_answer_whose_fit_misses_its_check_says_no_more_than_is_known():
     text = told(naive=(line(1e7), 1000, line(1e6), 1000), buffer=(line(1e6, -0.36), 2000, line(1e5, 0.2), 4000))
     assert "The largest batch for L=10 is at least 2,000, with buffer." in text
     assert "The deepest network with batches of 4 has depth about 4,000, with buffer." in text
-    assert "buffer: at batch 8 the fit is 36% above what was measured, so that more may fit." in text
-    assert "buffer: at depth 8 the fit is 20% below what was measured, so that less may fit." in text
+    assert "buffer: at batch 8, 36% less was measured than the fit says, so that more may fit." in text
+    assert "buffer: at depth 8, 20% more was measured than the fit says, so that less may fit." in text
     assert "naive: at" not in text
     sure = told(naive=(line(1e7, 0.1), 1000, line(1e6, -0.1), 1000))
     assert "is 1,000, with naive." in sure

@@ -232,7 +232,8 @@ def test_more_runs_than_can_be_told_apart_are_a_table_but_no_picture(here, capsy
         make_run(here / name, make_rows(1))
     assert run_here("compare", *names) == 0
     capsys.readouterr()
-    assert run_here("compare", *names, "--plot=p.png") == 2
+    assert run_here("compare", *names, "--plot=p.png", "--csv=t.csv") == 2
+    assert not (here / "t.csv").exists()
     message = f"demo.py compare: error: --plot cannot tell {MOST_RUNS + 1} runs apart; name at most {MOST_RUNS}\n"
     assert capsys.readouterr() == ("", message)
     assert not (here / "p.png").exists()

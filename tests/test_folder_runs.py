@@ -159,6 +159,28 @@ def test_titles_say_which_images(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path / "pets")
     assert run_here(*SMALL, "--data=.", "--n_epochs=1", "--save=../run") == 0
     assert "DenseNet-BC (L=10, k=2) on folder pets, seed 3: " in capsys.readouterr().out
+    (tmp_path / "others").symlink_to("pets")
+    assert run_here("evaluate", "--save=../run", "--data=../others") == 0
+    assert capsys.readouterr().out.startswith("DenseNet-BC (L=10, k=2) on folder others, ")
+
+
+def test_a_folder_whose_name_is_no_text_is_drawn_too(tmp_path, capsys):
+    data = make_folder(tmp_path / "b\udcffad\n", {"train": 2, "test": 2})
+    assert run_here(*SMALL, f"--data={data}", "--n_epochs=1", f"--save={tmp_path / 'run'}") == 0
+    assert capsys.readouterr().out.startswith("DenseNet-BC (L=10, k=2) on folder b?ad?, seed 3: ")
+    assert (tmp_path / "run/curves.png").exists()
+
+
+def test_a_link_stays_a_link(tmp_path, monkeypatch):
+    """What it leads to may get another name."""
+    make_folder(tmp_path / "v1", {"train": 2, "test": 2})
+    (tmp_path / "current").symlink_to("v1")
+    monkeypatch.chdir(tmp_path)
+    assert run_here(*SMALL, "--data=current", "--n_epochs=1", "--save=run") == 0
+    (tmp_path / "v1").rename("v2")
+    (tmp_path / "current").unlink()
+    (tmp_path / "current").symlink_to("v2")
+    assert run_here("evaluate", "--save=run") == 0
 
 
 @pytest.mark.parametrize("flag", ["--valid_size=3", "--valid_size=0"])

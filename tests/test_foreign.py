@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 
 import pytest
 import torch
@@ -116,6 +117,12 @@ def test_a_run_that_began_with_weights_goes_on_and_says_from_which_file(finished
     words = [*SMALL, "--limit_batches=1", "--save=run"]
     assert run_here(*words, "--n_epochs=1", f"--init_weights={os.path.relpath(finished / 'model.pt')}") == 0
     assert run_here("--save=run", "--resume", "--n_epochs=2", f"--init_weights={finished / 'model.pt'}") == 0
+    shutil.copytree(tmp_path / "run", tmp_path / "moved/run")
+    shutil.copy(finished / "model.pt", tmp_path / "moved")
+    monkeypatch.chdir(tmp_path / "moved")
+    assert run_here("--save=run", "--resume", "--init_weights=model.pt") == 0
+    assert run_here("--save=run", "--resume", "--init_weights=other.pt") == 2
+    monkeypatch.chdir(tmp_path)
     origin = read_saved_run(tmp_path / "run", command=demo.train).origin()
     assert json.loads(json.dumps(origin))["flags"]["init_weights"] == "model.pt"
     path = tmp_path / "run/config.json"

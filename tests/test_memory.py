@@ -89,8 +89,10 @@ def test_a_run_that_does_not_begin_says_what_to_try_and_leaves_nothing(owner, na
 
 
 def test_a_run_that_has_begun_says_where_it_stands_too(tmp_path, monkeypatch, capsys):
+    assert run_here(*SMALL, f"--save={tmp_path}", "--n_epochs=1") == 0
     monkeypatch.setattr(engine, "evaluate", take_all)
-    assert run_here(*SMALL, f"--save={tmp_path}") == 1
+    capsys.readouterr()
+    assert run_here(f"--save={tmp_path}", "--resume", "--n_epochs=2") == 1
     error = capsys.readouterr().err
     assert error.startswith(f"{OF_RUN}{tmp_path} stands at the last finished epoch; {TRY}")
     assert error.count("\n") == 1

@@ -51,7 +51,7 @@ def test_the_first_signal_waits_for_the_check(number, capfd):
     assert done == ["the step"]
     assert str(stopped.value) == f"stopped by {number.name} in epoch 3"
     assert stopped.value.exit_code == 128 + number
-    notice = f"\n{number.name}: stopping after the step in hand; a second signal stops at once\n"
+    notice = f"\n{number.name}: stopping after the batch in hand; a second signal stops at once\n"
     assert capfd.readouterr() == ("", notice)
 
 

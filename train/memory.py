@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from train.errors import RunError
-from train.folder.run import CONFIG
+from train.folder.run import CHECKPOINT
 
 GB = 1e9
 # In the message of a RuntimeError: of PyTorch on the CPU, of CUDA (as for pinned memory), of cuDNN or cuBLAS, of C++.
@@ -59,7 +59,7 @@ def explained(flags: Mapping[str, Any], folder: Path | None = None) -> Iterator[
 def _what_happened(folder: Path | None, flags: Mapping[str, Any]) -> str:
     if folder is None:
         return f"--batch_size {flags['batch_size']}; try a smaller --batch_size"
-    stands = f"{folder} stands at the last finished epoch; " if (folder / CONFIG).exists() else ""
+    stands = f"{folder} stands at the last finished epoch; " if (folder / CHECKPOINT).exists() else ""
     return f"--efficient {flags['efficient']} and --batch_size {flags['batch_size']}; {stands}{what_to_try(flags)}"
 
 

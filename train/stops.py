@@ -60,7 +60,7 @@ class Stop:
             _say(f"{name} again: stopped at once")
             os._exit(128 + number)
         self._number, self._time = number, time.monotonic()
-        _say(f"{name}: stopping after the step in hand; a second signal stops at once")
+        _say(f"{name}: stopping after the batch in hand; a second signal stops at once")
 
 
 @contextmanager

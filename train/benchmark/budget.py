@@ -42,7 +42,7 @@ class Answer:
     def cells(self) -> list[str]:
         """The row as it is printed."""
         fixed, per_image = self.by_batch.bytes_at.coef
-        cells = [self.strategy, f"{fixed / MB:,.1f}", f"{per_image / MB:,.2f}"]
+        cells = [self.strategy, "-" if fixed < 0 else f"{fixed / MB:,.1f}", f"{per_image / MB:,.2f}"]
         cells += [f"{self.by_batch.error:+.2%}", _size(self.largest_batch, self.by_batch)]
         if not self.by_depth:
             numbers = [name.removeprefix("densenet") for name in self.networks]
@@ -54,9 +54,9 @@ class Answer:
         lines = []
         for what, growth in (("batch", self.by_batch), ("depth", self.by_depth)):
             if growth and growth.is_uncertain:
-                side, rest = ("above", "more") if growth.error < 0 else ("below", "less")
-                misses = f"at {what} {growth.checked_size} the fit is {abs(growth.error):.0%} {side} what was measured"
-                lines.append(f"{self.strategy}: {misses}, so that {rest} may fit.")
+                measured, rest = ("less", "more") if growth.error < 0 else ("more", "less")
+                misses = f"{abs(growth.error):.0%} {measured} was measured than the fit says"
+                lines.append(f"{self.strategy}: at {what} {growth.checked_size}, {misses}, so that {rest} may fit.")
         return lines
 
     def record(self) -> dict[str, object]:
@@ -127,7 +127,8 @@ class Fitting:
     def _legend(self) -> list[str]:
         on_gpu = self.case.device.type == "cuda"
         lines = [
-            "fixed: weights, their gradients and momentum, buffers, and what a step takes whatever the batch",
+            "fixed: weights, their gradients and momentum, buffers, and what a step takes whatever the batch;",
+            "  - where the line through the last points begins below 0",
             "error: how much more was measured than a fit says, at a point that it does not know. A fit that says too",
             f"  little is made again with that point. Above {LARGEST_ERROR:.0%}, answers say at least or about.",
             f"  largest batch: line through two batches, at batch {self._checks(lambda answer: answer.by_batch)}",

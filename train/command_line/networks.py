@@ -7,6 +7,7 @@ from typing import Any
 
 from train.command_line.flag_types import Range
 from train.errors import UserError
+from train.results.tables import plain
 
 # Weighted layers of the networks whose depth can be chosen. Three equal blocks of m layers; a bottleneck layer has two
 # convolutions, a plain one has one. First convolution, two transitions and the classifier make 4.
@@ -112,7 +113,7 @@ def image_size_of(network: str, *, dataset: str = "folder", image_size: int | No
 def title_of(flags: Mapping[str, Any]) -> str:
     """The network of a run and what it is trained on, in words, for people."""
     of_folder = flags["dataset"] == "folder" and flags["data"]
-    images = f"folder {Path(flags['data']).absolute().name}" if of_folder else flags["dataset"]
+    images = f"folder {plain(Path(flags['data']).absolute().name)}" if of_folder else flags["dataset"]
     return f"{network_title(flags)} on {images}"
 
 

@@ -1,6 +1,5 @@
 """Who may write into a folder: a new run, or the run that is in it with the same flags."""
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -48,8 +47,8 @@ def require_recorded_data(folder: Path, *, classes: Sequence[str], sizes: Mappin
         before, now = recorded_sizes.get(use, sizes[use]), sizes[use]
         if now != before:
             raise UserError(
-                f"the run in {folder} began with {before:,} images for {use} and the data set has {now:,} now, so that "
-                "others would be held out; make it as it was, or begin another run"
+                f"the run in {folder} began with {before:,} images for {use} and the data set has {now:,} now; make it "
+                "as it was, or begin another run"
             )
 
 
@@ -120,9 +119,9 @@ def _check_unused(folder: Path, *, resume: bool) -> None:
 
 
 def _is_same(flag: str, recorded: Any, value: Any) -> bool:
-    """Whether a flag is as it was; older runs have paths as they were typed."""
-    if flag == "init_weights" and isinstance(recorded, str):
-        recorded = os.path.realpath(recorded)
+    """Whether a flag is as it was. The file of first weights, which were read long ago, may have been moved."""
+    if flag == "init_weights" and isinstance(recorded, str) and isinstance(value, str):
+        return Path(recorded).name == Path(value).name
     return recorded == value
 
 
