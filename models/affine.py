@@ -25,7 +25,12 @@ class Affine(NamedTuple):
 
 def activate(rows: Tensor, affine: Affine, scratch: Scratch) -> Tensor:
     """Norm and ReLU of rows (r, c), with gaps or without. Both passes call it, so that signs agree."""
-    return torch.addcmul(affine.shift, rows, affine.scale, out=scratch.shaped(*rows.shape)).relu_()
+    return apply_affine(rows, affine, out=scratch.shaped(*rows.shape)).relu_()
+
+
+def apply_affine(rows: Tensor, affine: Affine, *, out: Tensor) -> Tensor:
+    """Compute scale * x + shift of rows (r, c) and write it to `out` (r, c), in its type."""
+    return torch.addcmul(affine.shift, rows, affine.scale, out=out)
 
 
 class NormGradient(NamedTuple):

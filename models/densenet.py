@@ -10,146 +10,17 @@ from math import sqrt
 from numbers import Integral
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .buffer import are_modules_wanted, average, averages_over_buffers
-from .recompute import recompute_in_backward
+from .buffer import BUFFER_STRATEGIES
+from .features import Features, averages_of
+from .layers import DenseBlock, Transition
 
 # How a network finds in the backward pass what it computed in the forward pass; see DenseNet.
-BUFFER_STRATEGIES = ("buffer", "buffer_fast")
 STRATEGIES = ("naive", "checkpoint", *BUFFER_STRATEGIES)
 
 # Where dropout acts; see DenseNet.
 DROP_PLACES = ("layers", "convolutions")
-
-
-class PlainLayer(nn.Module):
-    """Make k new feature maps from all the maps that a block has so far: norm, ReLU, 3x3.
-
-    Args:
-        num_input_features: Channels C of all inputs together.
-        growth_rate: Channels k that the layer makes.
-        drop_rate: Probability of zeroing an output value in training.
-        checkpoint: Recompute what leads to the convolution instead of keeping it for the backward pass.
-    """
-
-    def __init__(self, num_input_features: int, growth_rate: int, drop_rate: float, checkpoint: bool):
-        super().__init__()
-        self.norm1 = nn.BatchNorm2d(num_input_features)
-        self.relu1 = nn.ReLU(inplace=True)
-        self.conv1 = nn.Conv2d(num_input_features, growth_rate, kernel_size=3, padding=1, bias=False)
-        self.drop_rate = drop_rate
-        self.checkpoint = checkpoint
-
-    def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Map features [(N, C_i, H, W)], sum of C_i = C, to new features (N, k, H, W)."""
-        return _drop(_first_convolution(self, features), self.drop_rate, self.training)
-
-
-class DenseLayer(nn.Module):
-    """Make k new feature maps from all the maps that a block has so far: norm, ReLU, 1x1, norm, ReLU, 3x3.
-
-    Args:
-        num_input_features: Channels C of all inputs together.
-        growth_rate: Channels k that the layer makes.
-        bn_size: The 1x1 convolution makes bn_size * k channels (the bottleneck).
-        drop_rate: Probability of zeroing an output value in training.
-        checkpoint: Recompute what leads to the 1x1 convolution instead of keeping it for the backward pass.
-        bottleneck_drop_rate: Probability of zeroing a value that the 1x1 convolution makes in training.
-    """
-
-    def __init__(
-        self,
-        num_input_features: int,
-        growth_rate: int,
-        bn_size: int,
-        drop_rate: float,
-        checkpoint: bool,
-        bottleneck_drop_rate: float = 0,
-    ):
-        super().__init__()
-        bottleneck_features = bn_size * growth_rate
-        self.norm1 = nn.BatchNorm2d(num_input_features)
-        self.relu1 = nn.ReLU(inplace=True)
-        self.conv1 = nn.Conv2d(num_input_features, bottleneck_features, kernel_size=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(bottleneck_features)
-        self.relu2 = nn.ReLU(inplace=True)
-        self.conv2 = nn.Conv2d(bottleneck_features, growth_rate, kernel_size=3, padding=1, bias=False)
-        self.drop_rate = drop_rate
-        self.bottleneck_drop_rate = bottleneck_drop_rate
-        self.checkpoint = checkpoint
-
-    def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Map features [(N, C_i, H, W)], sum of C_i = C, to new features (N, k, H, W)."""
-        z = _drop(_first_convolution(self, features), self.bottleneck_drop_rate, self.training)
-        return _drop(self.conv2(self.relu2(self.norm2(z))), self.drop_rate, self.training)
-
-
-def _first_convolution(layer: PlainLayer | DenseLayer, features: Sequence[Tensor]) -> Tensor:
-    """Concatenate features [(N, C_i, H, W)] and convolve them for the first time: (N, C', H, W)."""
-
-    def compute(*inputs: Tensor) -> Tensor:
-        return layer.conv1(layer.relu1(layer.norm1(torch.cat(inputs, 1))))
-
-    if layer.checkpoint and layer.training and torch.is_grad_enabled():
-        return recompute_in_backward(compute, *features, norm=layer.norm1)
-    return compute(*features)
-
-
-def _drop(maps: Tensor, drop_rate: float, is_training: bool) -> Tensor:
-    return F.dropout(maps, drop_rate, is_training) if drop_rate else maps
-
-
-class DenseBlock(nn.Module):
-    """A chain of dense layers `denselayer1`, `denselayer2`, ..., each reading all that came before it."""
-
-    def __init__(
-        self,
-        num_layers: int,
-        num_input_features: int,
-        growth_rate: int,
-        bn_size: int | None,
-        drop_rate: float,
-        checkpoint: bool,
-        bottleneck_drop_rate: float = 0,
-    ):
-        super().__init__()
-        for i in range(num_layers):
-            num_features = num_input_features + i * growth_rate
-            if bn_size is None:
-                layer = PlainLayer(num_features, growth_rate, drop_rate, checkpoint)
-            else:
-                layer = DenseLayer(num_features, growth_rate, bn_size, drop_rate, checkpoint, bottleneck_drop_rate)
-            self.add_module(f"denselayer{i + 1}", layer)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (N, C, H, W) to (N, C + m * k, H, W): the input, then the maps of each layer."""
-        features = [x]
-        for layer in self.children():
-            features.append(layer(features))
-        return torch.cat(features, 1)
-
-
-class Transition(nn.Sequential):
-    """Fewer channels and a quarter of the pixels between two blocks: (N, C, H, W) to (N, C', H // 2, W // 2).
-
-    Values that the convolution makes are dropped with probability `drop_rate` in training.
-    """
-
-    def __init__(self, num_input_features: int, num_output_features: int, drop_rate: float = 0):
-        super().__init__()
-        self.norm = nn.BatchNorm2d(num_input_features)
-        self.relu = nn.ReLU(inplace=True)
-        self.conv = nn.Conv2d(num_input_features, num_output_features, kernel_size=1, bias=False)
-        if drop_rate:
-            self.drop = nn.Dropout(drop_rate)
-        self.pool = nn.AvgPool2d(kernel_size=2, stride=2)
-
-
-# All that a network is made of. Over a feature buffer they are read, not called.
-OF_TORCH = {nn.Sequential, nn.BatchNorm2d, nn.Conv2d, nn.Dropout, nn.ReLU, nn.AvgPool2d, nn.MaxPool2d}
-KNOWN_CLASSES = frozenset({DenseBlock, DenseLayer, PlainLayer, Transition} | OF_TORCH)
 
 
 class DenseNet(nn.Module):
@@ -175,10 +46,11 @@ class DenseNet(nn.Module):
             its 1x1 convolutions make; this is the fastest, in about twice the memory. "checkpoint": concatenation, norm
             and ReLU are computed again, and all results are those of the naive network to the last bit; gradients and
             running statistics of the other strategies are those up to rounding. The strategy changes neither names
-            nor shapes of parameters. It acts in training: in eval mode and without gradients plain modules run, and
-            under torch.compile or an exporter only "checkpoint" acts.
-        drop_where: Where values are dropped. "layers": behind the last convolution of each dense layer. "convolutions":
-            behind all convolutions but the first one of the network, as in the paper. The buffer strategies keep a byte
+            nor shapes of parameters. It acts in training, for `features` alone too: in eval mode and without gradients
+            plain modules run. Under torch.compile and exporters only "checkpoint" acts, under other tracers and the
+            transforms of torch.func none, which a warning says.
+        drop_where: Where values are dropped. "layers": after the last convolution of each dense layer. "convolutions":
+            after all convolutions but the first one of the network, as in the paper. The buffer strategies keep a byte
             for each value that may be dropped. For bottlenecks, which have 4k channels, that is about as much in a
             block as its feature buffer in 32 bits.
 
@@ -222,12 +94,11 @@ class DenseNet(nn.Module):
         _require(drop_where in DROP_PLACES, "drop_where", drop_where, f"one of {', '.join(DROP_PLACES)}")
         self.strategy = {True: "buffer", False: "naive"}.get(efficient, efficient)
 
-        self.features = nn.Sequential(_stem(num_init_features, small_inputs))
-        is_checkpointed = self.strategy == "checkpoint"
-        inner_rate = drop_rate if drop_where == "convolutions" else 0  # behind 1x1 convolutions
+        self.features = Features(_stem(num_init_features, small_inputs), strategy=self.strategy)
+        inner_rate = drop_rate if drop_where == "convolutions" else 0  # after 1x1 convolutions
         num_features = num_init_features
         for i, num_layers in enumerate(block_config, start=1):
-            block = DenseBlock(num_layers, num_features, growth_rate, bn_size, drop_rate, is_checkpointed, inner_rate)
+            block = DenseBlock(num_layers, num_features, growth_rate, bn_size, drop_rate, self.strategy, inner_rate)
             self.features.add_module(f"denseblock{i}", block)
             num_features += num_layers * growth_rate
             if i < len(block_config):
@@ -241,13 +112,7 @@ class DenseNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images (N, 3, H, W) to logits (N, num_classes)."""
-        if self.strategy in BUFFER_STRATEGIES and self.training and not are_modules_wanted():
-            keeps_bottlenecks = self.strategy == "buffer_fast"
-            averages = averages_over_buffers(
-                self.features, images, known=KNOWN_CLASSES, keeps_bottlenecks=keeps_bottlenecks
-            )
-            return self.classifier(averages)
-        return self.classifier(average(self.features(images)))
+        return self.classifier(averages_of(self.features, images, strategy=self.strategy, training=self.training))
 
     @torch.no_grad()
     def _initialise(self) -> None:
@@ -282,7 +147,7 @@ def densenet_bc(
         drop_rate: Probability of dropping a value in training, at least 0 and below 1.
         efficient: Compute intermediate maps again in the backward pass instead of keeping them; see `DenseNet`.
         small_inputs: False: for larger images, start as for ImageNet, with a quarter of the height and width.
-        drop_where: "layers": drop behind each 3x3 convolution of a dense layer. "convolutions": behind all
+        drop_where: "layers": drop after each 3x3 convolution of a dense layer. "convolutions": after all
             convolutions but the first, as in the paper.
 
     Raises:
@@ -326,7 +191,7 @@ def densenet_plain(
         drop_rate: Probability of dropping a value in training, at least 0 and below 1.
         efficient: Compute intermediate maps again in the backward pass instead of keeping them; see `DenseNet`.
         small_inputs: False: for larger images, start as for ImageNet, with a quarter of the height and width.
-        drop_where: "layers": drop behind each 3x3 convolution of a dense layer. "convolutions": behind all
+        drop_where: "layers": drop after each 3x3 convolution of a dense layer. "convolutions": after all
             convolutions but the first, those of transitions too, as in the paper.
 
     Raises:
@@ -357,7 +222,7 @@ def _stem(num_init_features: int, small_inputs: bool) -> OrderedDict[str, nn.Mod
     return OrderedDict(
         conv0=nn.Conv2d(3, num_init_features, kernel_size=7, stride=2, padding=3, bias=False),
         norm0=nn.BatchNorm2d(num_init_features),
-        relu0=nn.ReLU(inplace=True),
+        relu0=nn.ReLU(),
         pool0=nn.MaxPool2d(kernel_size=3, stride=2, padding=1),
     )
 

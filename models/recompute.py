@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .tracing import tracer_of, warn
+
 
 class FrozenRunningStatistics:
     """Normalise as usual inside the block, but leave the running statistics of `norm` alone.
@@ -30,6 +32,17 @@ class FrozenRunningStatistics:
     def __exit__(self, *exception: object) -> None:
         for name, buffer in self.buffers.items():
             setattr(self.norm, name, buffer)
+
+
+def may_recompute(maps: Tensor) -> bool:
+    """Whether a function of maps can be computed again in the backward pass; if not, a warning says why.
+
+    Compilers and exporters know recomputation. Other tracers and transforms do not.
+    """
+    tracer = "" if torch.compiler.is_compiling() else tracer_of(maps)
+    if tracer:
+        warn(f"{tracer} can only follow plain modules")
+    return not tracer
 
 
 def recompute_in_backward(function: Callable[..., Tensor], *features: Tensor, norm: nn.Module) -> Tensor:

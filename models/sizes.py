@@ -5,31 +5,30 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor, nn
 
 from .plan import NOTHING, StageSize
-from .reader import norm_of_reader
 from .stage import computing_dtype, has_bottleneck, last_convolution, layers_of
 
+Stage = tuple[nn.Module, nn.Module | None]  # a dense block, and what reads it
 
-def sizes_of(
-    maps: Tensor, stages: Sequence[tuple[nn.Module, nn.Module]], reasons: Sequence[str]
-) -> Iterator[StageSize]:
+
+def sizes_of(maps: Tensor, stages: Sequence[Stage], over_buffer: Sequence[bool]) -> Iterator[StageSize]:
     """Sizes of all stages.
 
     Args:
-        maps: What the first block starts with, (N, C0, H, W).
+        maps: The first block starts with them, (N, C0, H, W).
         stages: Each block with what reads it.
-        reasons: Why the modules of a stage are called; empty if they are not.
+        over_buffer: Which of them run over a buffer; the modules of others are called.
     """
     num_images, _, height, width = maps.shape
     itemsize = computing_dtype(maps).itemsize
-    for i, ((block, reader), reason) in enumerate(zip(stages, reasons, strict=True)):
-        if reason:
+    for i, ((block, reader), is_over_buffer) in enumerate(zip(stages, over_buffer, strict=True)):
+        if not is_over_buffer:
             yield NOTHING
             continue
         layers = layers_of(block)
         widths = [layer.conv1.out_channels for layer in layers if has_bottleneck(layer)]
         yield StageSize(
             num_rows=num_images * (height >> i) * (width >> i),
-            num_features=norm_of_reader(reader).num_features,
+            num_features=layers[0].norm1.num_features + sum(last_convolution(layer).out_channels for layer in layers),
             num_layers=len(layers),
             num_inner=max(widths, default=0),
             num_masked=sum(_columns_of_masks(block, reader)),
@@ -37,8 +36,8 @@ def sizes_of(
         )
 
 
-def _columns_of_masks(block: nn.Module, reader: nn.Module) -> Iterator[int]:
-    """Channels of all convolutions behind which values are dropped now."""
+def _columns_of_masks(block: nn.Module, reader: nn.Module | None) -> Iterator[int]:
+    """Channels of all convolutions whose results have values dropped now."""
     for layer in layers_of(block):
         if layer.training and layer.drop_rate:
             yield last_convolution(layer).out_channels

@@ -6,12 +6,12 @@ from the buffer, layer by layer. `feature_buffer` has the mathematics.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import islice, repeat
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from .dense_layer import DenseLayerPass
 from .feature_buffer import FeatureBuffer, GradientBuffer, Statistics
@@ -19,6 +19,7 @@ from .norms import RunningStatistics
 from .plain_layer import PlainLayerPass
 from .reader import Reader, parameters_of_reader, read, read_backward
 from .rows import as_maps
+from .second_derivatives import refuse_derivatives
 from .stage_forward import StageForward
 from .workspace import Workspace
 
@@ -46,22 +47,27 @@ class LayerPass(Protocol):
         """Take the gradient of the new maps, add to that of what was read; return those of all parameters."""
 
 
-def read_block(maps: Tensor, block: nn.Module, reader: nn.Module, *, num_bottlenecks: int = 0) -> Tensor:
+def read_block(
+    maps: Tensor, block: nn.Module, reader: nn.Module | None, *, num_bottlenecks: int = 0, averages: bool = True
+) -> Tensor:
     """Compute a dense block of (N, C0, H, W) and what reads it, in training mode, with little kept.
 
     Args:
         maps: What the block starts with, in any memory format.
         block: A `DenseBlock`.
-        reader: A `Transition`, or the last norm layer of a network.
-        num_bottlenecks: So many of the last layers keep what their 1x1 convolution makes for the backward pass.
+        reader: A `Transition`, the last norm layer of a network, or None for the block alone.
+        num_bottlenecks: How many of the last layers keep what their 1x1 convolution makes for the backward pass.
+        averages: Whether ReLU and the average over all pixels follow a norm layer.
 
     Returns:
-        What the transition makes, (N, C', H // 2, W // 2), in the memory format of `maps`. For a norm layer: norm,
-        ReLU and the average over all pixels, (N, C).
+        What the transition makes, (N, C', H // 2, W // 2). For a norm layer: norm, ReLU and the average, (N, C), or
+        without `averages` what the norm makes, (N, C, H, W). For None: all maps of the block, (N, C, H, W). What has
+        four dimensions is in the memory format of `maps`.
     """
     layers = layers_of(block)
     parameters = [tensor for layer in layers for tensor in _kind_of(layer).parameters_of(layer)]
-    return DenseStage.apply(maps, layers, reader, num_bottlenecks, *parameters, *parameters_of_reader(reader))
+    settings = (num_bottlenecks, averages)
+    return DenseStage.apply(maps, layers, reader, settings, *parameters, *parameters_of_reader(reader))
 
 
 def layers_of(block: nn.Module) -> tuple[nn.Module, ...]:
@@ -91,16 +97,18 @@ class DenseStage(torch.autograd.Function):
         ctx: Any,
         maps: Tensor,
         modules: tuple[nn.Module, ...],
-        reading_module: nn.Module,
-        num_bottlenecks: int,
+        reading_module: nn.Module | None,
+        settings: tuple[int, bool],
         *parameters: Tensor,
     ) -> Tensor:
         """Fill the buffer layer by layer, and let the reader read it."""
         *of_layers, of_reader = _grouped(parameters, modules)
+        num_bottlenecks, averages = settings
         dtype, memory_format = computing_dtype(maps), _memory_format(maps)
         keeps = [i >= len(modules) - num_bottlenecks for i in range(len(modules))]
-        with torch.autocast(maps.device.type, enabled=False):
-            buffer = FeatureBuffer(maps, of_reader[0].shape[0], dtype)
+        num_features = maps.shape[1] + sum(own[-1].shape[0] for own in of_layers)
+        with _without_autocast(maps):
+            buffer = FeatureBuffer(maps, num_features, dtype)
             work = Workspace(buffer.rows, buffer.shape)
             running = RunningStatistics()
             forward = StageForward(buffer, work, running, memory_format)
@@ -108,7 +116,7 @@ class DenseStage(torch.autograd.Function):
                 _kind_of(module).run(module, own, forward, keeps_bottleneck=keep)
                 for module, own, keep in zip(modules, of_layers, keeps, strict=True)
             ]
-            reader, result = read(reading_module, of_reader, forward)
+            reader, result = read(reading_module, of_reader, forward, averages=averages)
             running.move()
             result = result.contiguous(memory_format=memory_format) if result.dim() == 4 else result
         ctx.shape, ctx.num_inputs = buffer.shape, maps.shape[1]
@@ -116,12 +124,18 @@ class DenseStage(torch.autograd.Function):
         return result
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of all inputs; they cannot be differentiated again."""
+        with torch.no_grad():
+            gradients = DenseStage._backward(ctx, grad)
+        return refuse_derivatives(gradients) if torch.is_grad_enabled() else gradients
+
+    @staticmethod
+    def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Go back through the reader and the layers, adding up in one buffer of gradients."""
         (rows, *statistics), layers, reader = _restore(ctx)
         statistics = Statistics(*statistics)
-        with torch.autocast(grad.device.type, enabled=False):
+        with _without_autocast(grad):
             gradients = GradientBuffer(rows, statistics)
             work = Workspace(rows, ctx.shape)
             of_parameters = [read_backward(reader, grad, gradients, statistics, work)]
@@ -140,9 +154,18 @@ def _grouped(parameters: tuple[Tensor, ...], modules: Sequence[nn.Module]) -> li
 
 def computing_dtype(maps: Tensor) -> torch.dtype:
     """The type in which autocast, if it is on, would run convolutions of maps."""
+    return torch.get_autocast_dtype(maps.device.type) if is_autocast(maps) else maps.dtype
+
+
+def is_autocast(maps: Tensor) -> bool:
+    """Whether autocast would run convolutions of maps in another type. Not every device has it: `meta` has not."""
     device = maps.device.type
-    autocast = torch.is_autocast_enabled(device) and maps.dtype != torch.float64
-    return torch.get_autocast_dtype(device) if autocast else maps.dtype
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and maps.dtype != torch.float64
+
+
+def _without_autocast(maps: Tensor) -> AbstractContextManager[object]:
+    device = maps.device.type
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def _memory_format(maps: Tensor) -> torch.memory_format:

@@ -34,12 +34,15 @@ class StageForward:
     running: RunningStatistics
     memory_format: torch.memory_format
 
+    def note(self, module: nn.BatchNorm2d) -> Norm:
+        """Note that a norm layer reads the first channels, so that its running statistics move."""
+        self.running.note(module, self.buffer.statistics.mean, self.buffer.statistics.unbiased)
+        return Norm.of(module)
+
     def read(self, module: nn.BatchNorm2d, gamma: Tensor, beta: Tensor) -> tuple[Norm, Affine]:
         """Let a norm layer with parameters gamma and beta (c,) read the first c channels; return what it does."""
-        statistics = self.buffer.statistics
-        self.running.note(module, statistics.mean, statistics.unbiased)
-        norm = Norm.of(module)
-        return norm, norm.reading(gamma, beta, statistics, self.buffer.num_rows).affine
+        norm = self.note(module)
+        return norm, norm.reading(gamma, beta, self.buffer.statistics, self.buffer.num_rows).affine
 
     def draw_dropout(self, drop_rate: float, num_columns: int, *, training: bool) -> Dropout:
         """Draw what the plain network keeps of its next maps, those that dropout reaches first; (R, num_columns)."""

@@ -38,15 +38,17 @@ def same_global_state():
 @pytest.fixture
 def blocks_over_buffers(monkeypatch):
     """List the blocks that have run over a feature buffer."""
-    from models import buffer
+    from models import buffer, features
+    from models.stage import read_block
 
-    blocks, read_block = [], buffer.read_block
+    blocks = []
 
     def note(maps, block, reader, **settings):
         blocks.append(block)
         return read_block(maps, block, reader, **settings)
 
-    monkeypatch.setattr(buffer, "read_block", note)
+    for module in (buffer, features):
+        monkeypatch.setattr(module, "read_block", note)
     return blocks
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.buffer import average
-from models.densenet import DenseBlock, Transition
+from models.features import average
+from models.layers import DenseBlock, Transition
 from tests.tensors import norms, record
 
 # Letters: m layers, k = GROWTH new channels of each, C_i = START + i * k channels read by layer i = 0 ... m - 1,
@@ -38,7 +38,7 @@ def stage(
     """Build a block and what reads it, with norms that are not the identity."""
     torch.manual_seed(0)
     inner_rate = drop_rate if drop_where == "convolutions" else 0
-    block = DenseBlock(num_layers, start, growth, bn_size, drop_rate, False, inner_rate)
+    block = DenseBlock(num_layers, start, growth, bn_size, drop_rate, bottleneck_drop_rate=inner_rate)
     num_features = start + num_layers * growth
     last = Transition(num_features, kept, inner_rate) if reader == "transition" else nn.BatchNorm2d(num_features)
     for norm in (*norms(block), *norms(last)):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.densenet import DenseBlock
+from models.layers import DenseBlock
 from tests.benchmarked import CPU, SMALL, variant
 from train.benchmark import measure
 from train.benchmark.agreement import observe
@@ -83,7 +83,7 @@ def test_memory_of_a_step_is_that_of_a_hand_count():
 def test_kept_bytes_of_a_naive_block_are_those_of_the_closed_form(num_layers):
     start, growth, bottleneck, pixels = 6, 8, 32, 2 * 5 * 4
     torch.manual_seed(0)
-    block = DenseBlock(num_layers, start, growth, bn_size=4, drop_rate=0, checkpoint=False)
+    block = DenseBlock(num_layers, start, growth, bn_size=4, drop_rate=0)
     x = torch.randn(2, start, 5, 4, requires_grad=True)
     y, memory = memory_of(lambda: block(x), CPU)
     # Each norm keeps its input and two statistics of each channel, each convolution its input; y is not needed.

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from models import STRATEGIES, DenseNet, densenet_bc, densenet_plain
-from models.densenet import DenseLayer
+from models.layers import DenseLayer
 
 
 def test_constructor_takes_the_arguments_of_earlier_code_in_their_order():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from models import DenseNet, densenet_bc, densenet_plain
-from models.densenet import DenseLayer, PlainLayer
+from models.layers import DenseLayer, PlainLayer
 
 
 @pytest.mark.parametrize(("build", "depth"), [(densenet_plain, 7), (densenet_bc, 10)])

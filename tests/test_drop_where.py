@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import DROP_PLACES, STRATEGIES, DenseNet, densenet_bc, densenet_plain
-from models.densenet import DenseLayer, PlainLayer
 from models.dropout import NO_DROPOUT, Dropout
+from models.layers import DenseLayer, PlainLayer
 from models.plan import NOTHING, StageSize
 from models.rows import as_rows
 from models.sizes import sizes_of
@@ -162,8 +162,8 @@ def test_sizes_of_stages_count_all_masks(bn_size, precision, itemsize):
     first, second = (4 * 64, 16, 2, b), (4 * 16, 8 + 12, 3, b)
     masks = 2 * (4 + b) + 8, 3 * (4 + b)
     with precision():
-        sizes = list(sizes_of(torch.zeros(4, 8, 8, 8), stages, ["", ""]))
-        others = list(sizes_of(torch.zeros(4, 8, 8, 8), stages, ["hooks", ""]))
+        sizes = list(sizes_of(torch.zeros(4, 8, 8, 8), stages, [True, True]))
+        others = list(sizes_of(torch.zeros(4, 8, 8, 8), stages, [False, True]))
     assert sizes == [StageSize(*first, masks[0], itemsize), StageSize(*second, masks[1], itemsize)]
     assert others == [NOTHING, sizes[1]]
 
@@ -172,9 +172,9 @@ def test_sizes_of_stages_count_all_masks(bn_size, precision, itemsize):
 def test_sizes_of_stages_count_no_mask_where_nothing_is_dropped(bn_size):
     networks = network_of(bn_size, "layers", drop_rate=0), network_of(bn_size, "convolutions").eval()
     for network in networks:
-        sizes = sizes_of(torch.zeros(4, 8, 8, 8), stages_of(network), ["", ""])
+        sizes = sizes_of(torch.zeros(4, 8, 8, 8), stages_of(network), [True, True])
         assert [size.num_masked for size in sizes] == [0, 0]
-    only_layers = sizes_of(torch.zeros(4, 8, 8, 8), stages_of(network_of(bn_size, "layers")), ["", ""])
+    only_layers = sizes_of(torch.zeros(4, 8, 8, 8), stages_of(network_of(bn_size, "layers")), [True, True])
     assert [size.num_masked for size in only_layers] == [2 * 4, 3 * 4]
 
 
@@ -191,7 +191,7 @@ def test_sizes_are_those_of_all_that_a_stage_keeps(bn_size, place, precision):
     maps, stages = torch.randn(4, 8, 8, 8), stages_of(network)
     given = [maps, *network.parameters(), *network.buffers()]
     with precision():
-        size = next(sizes_of(maps, stages, ["", ""]))
+        size = next(sizes_of(maps, stages, [True, True]))
         kept = bytes_saved_for_backward(lambda: read_block(maps, *stages[0], num_bottlenecks=1), without=given)
     of_bottleneck = size.of_bottleneck if bn_size else 0
     # Three numbers of 32 bits for each channel of the buffer, and two for each of a bottleneck.

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models import STRATEGIES, DenseNet, densenet_plain
-from models.densenet import PlainLayer
+from models.layers import PlainLayer
 from tests.tensors import naive_and, random_images, record, train
 
 CONFIG = {"growth_rate": 4, "block_config": (3, 2, 2), "compression": 1, "num_init_features": 8, "bn_size": None}

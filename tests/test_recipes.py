@@ -6,7 +6,7 @@ import pytest
 from torch import nn
 
 import demo
-from models.densenet import Transition
+from models.layers import Transition
 from train.command_line.networks import FIXED, check_network
 from train.command_line.recipes import COLUMNS, NETWORKS, PAPER, flags_of_recipe
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.densenet import DenseBlock
+from models.layers import DenseBlock
 from tests.tensors import LiveStorages, OperationCounts, bytes_saved_for_backward, random_images, second_differences
 from tests.twins import DROPPING, naive_and_checkpoint
 
@@ -22,7 +22,7 @@ LAYERS = (4, 8, 12, 16)
 
 def block_and_input(num_layers: int, efficient: bool, bn_size: int | None = 4) -> tuple[DenseBlock, Tensor]:
     torch.manual_seed(0)
-    block = DenseBlock(num_layers, START, GROWTH, bn_size, drop_rate=0, checkpoint=efficient)
+    block = DenseBlock(num_layers, START, GROWTH, bn_size, drop_rate=0, strategy="checkpoint" if efficient else "naive")
     return block, torch.randn(IMAGES, START, *SIDES, requires_grad=True)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from models import recompute as recompute_module
-from models.densenet import DenseLayer
+from models.layers import DenseLayer
 from models.recompute import FrozenRunningStatistics
 from tests.tensors import norms, random_images, train, unequal
 from tests.twins import assert_buffers_stay, assert_same_bits, naive_and_checkpoint

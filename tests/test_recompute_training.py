@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from models import DenseNet
-from models import densenet as densenet_module
-from models.densenet import DenseLayer, PlainLayer
+from models import layers as layers_module
+from models.layers import DenseLayer, PlainLayer
 from tests.tensors import bytes_saved_for_backward, random_images, record, train, unequal
 from tests.twins import (
     BF16,
@@ -131,7 +131,7 @@ def refuse(*args: object, **kwargs: object) -> Tensor:
 
 
 def test_only_training_with_gradients_recomputes(monkeypatch):
-    monkeypatch.setattr(densenet_module, "recompute_in_backward", refuse)
+    monkeypatch.setattr(layers_module, "recompute_in_backward", refuse)
     network, images = naive_and_checkpoint()[1], random_images()
     with pytest.raises(AssertionError, match="recomputation was asked for"):
         network(images)
@@ -158,5 +158,5 @@ def test_a_compiled_network_trains_the_same_and_keeps_less():
 
 
 def test_naive_mode_never_recomputes(monkeypatch):
-    monkeypatch.setattr(densenet_module, "recompute_in_backward", refuse)
+    monkeypatch.setattr(layers_module, "recompute_in_backward", refuse)
     naive_and_checkpoint()[0](random_images()).sum().backward()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from models import rows as rows_module
-from models.densenet import DenseBlock
+from models.layers import DenseBlock
 from models.stage import read_block
 from tests.stages import (
     BOTTLENECK,

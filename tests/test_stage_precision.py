@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from models import rows as rows_module
-from models.densenet import DenseBlock
+from models.layers import DenseBlock
 from models.stage import read_block
 from tests.stages import KINDS, READERS, Read, call_modules, random_maps, stage, step
 from tests.tensors import largest_difference, unequal
