@@ -115,7 +115,7 @@ HARMLESS = frozenset(
 
 # Methods that a call goes through. They are looked at once more when a class is registered, in case that somebody has
 # replaced them before.
-CALLED = ("__call__", "_wrapped_call_impl", "_call_impl", "forward", "_conv_forward", "_check_input_dim", "__getattr__")
+CALLED = ("__call__", "_call_impl", "_compiled_call_impl", "forward", "_conv_forward", "_check_input_dim", "__getattr__")
 SHIPPED_FROM = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 
 # Functions of torch that the forward methods of the registered classes call.
@@ -231,7 +231,7 @@ def _is_unwatched(module: nn.Module) -> bool:
         shipped is not None
         and cls.forward is shipped.forward
         and cls.__call__ is shipped.call
-        and shipped.names.isdisjoint(vars(module))
+        and vars(module).keys().isdisjoint(CALLED)
         and not (module._forward_hooks or module._forward_pre_hooks)
         and not (module._backward_hooks or module._backward_pre_hooks)
     )
