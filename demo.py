@@ -14,20 +14,22 @@ classes of images, the network as a file for other programs, what it all saves i
     python demo.py --help
 """
 
+if __name__ == "__main__":
+    # During the imports Ctrl-C ends the program without a traceback. The module signal takes a while to import itself.
+    import _signal
+
+    if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
+        _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+
 import os
-import signal
 import sys
-from contextlib import suppress
 from pathlib import Path
 
-if __name__ == "__main__":
-    with suppress(ValueError):  # not in the main thread of a notebook or the like
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports: no traceback, exit code 130
-    if sys.flags.safe_path:  # as PYTHONSAFEPATH asks for: the packages beside this file are not found
-        sys.path.insert(0, str(Path(__file__).resolve().parent))
+if __name__ == "__main__" and sys.flags.safe_path:  # PYTHONSAFEPATH: the packages beside this file are not found
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import shlex
+import signal
 import traceback
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn

@@ -75,11 +75,12 @@ def open_streams() -> None:
 
     Otherwise the next file that is opened gets the number 2, say, and what libraries write to stderr lands in it.
     """
-    for descriptor, (name, mode) in enumerate(STREAMS):
+    for descriptor in range(len(STREAMS)):
         try:
             os.fstat(descriptor)
         except OSError:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # gets the lowest number that is free
+    for name, mode in STREAMS:
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 it stays open to the end
     for stream in (sys.stdout, sys.stderr):
