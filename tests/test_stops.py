@@ -90,6 +90,29 @@ def test_a_signal_that_comes_while_an_object_is_taken_down_is_not_lost(number, l
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_signal_that_comes_again_while_one_is_sent_again_is_not_lost(monkeypatch):
+    """As on a busy machine, where the thread that sends it is faster."""
+    sent = []
+
+    def send_later(number, real=stops._send_later):
+        sent.append(number)
+        if len(sent) == 1:
+            signal.raise_signal(number)
+        else:
+            real(number)
+
+    monkeypatch.setattr(stops, "_send_later", send_later)
+
+    def work():
+        with at_once():
+            TakenDown(signal.SIGINT)
+            time.sleep(10)
+
+    with pytest.raises(Stopped, match="stopped by SIGINT"):
+        work()
+    assert sent == [signal.SIGINT, signal.SIGINT]
+
+
 class Broken:
     def __del__(self):
         raise ZeroDivisionError

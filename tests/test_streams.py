@@ -14,7 +14,7 @@ from tests.application import ROOT, SMALL, command, read_results, run_here
 from tests.made_images import encoded, picture, write
 from train.command_line import flags
 from train.command_line.flag_help import NO_TEXT, docstring_of
-from train.folder.run import FILES, PREVIOUS
+from train.folder.run import FILES
 
 DRY = [*SMALL, "--n_epochs=1", "--limit_batches=1", "--save=dry"]
 COMMANDS = {
@@ -46,7 +46,7 @@ def test_commands_work_without_stdout_and_stderr(name, here, monkeypatch):
 def test_a_run_that_began_without_streams_leaves_what_it_should(tmp_path):
     result = started(*command(*DRY), line='"$@" <&- >&- 2>&-', folder=tmp_path)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
-    assert {path.name for path in (tmp_path / "dry").iterdir()} == set(FILES) - {PREVIOUS}
+    assert {path.name for path in (tmp_path / "dry").iterdir()} == set(FILES)
     assert len(read_results(tmp_path / "dry")) == 1
 
 

@@ -1,5 +1,6 @@
 """Signals that ask a program to stop: SIGTERM of schedulers, SIGINT of Ctrl-C, SIGHUP of a terminal that is closed."""
 
+import _thread
 import atexit
 import os
 import signal
@@ -88,6 +89,9 @@ def at_once() -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         if times and _is_passed_on(times[-1]):
             return
+        if _is_inside(frame, send_again):  # where it would be dropped once more
+            _send_later(number)
+            return
         times.append(time.monotonic())
         raise Stopped(number)
 
@@ -96,9 +100,7 @@ def at_once() -> Iterator[None]:
             others(dropped)
             return
         times.clear()
-        timer = threading.Timer(AGAIN_SECONDS, os.kill, (os.getpid(), dropped.exc_value.number))
-        timer.daemon = True
-        timer.start()
+        _send_later(dropped.exc_value.number)
 
     sys.unraisablehook = send_again
     try:
@@ -134,6 +136,23 @@ def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]
     finally:
         for number, handler_before in before.items():
             signal.signal(number, handler_before)
+
+
+def _send_later(number: int) -> None:
+    """Send a signal to this process in a moment, from a thread that is not waited for."""
+
+    def send() -> None:
+        time.sleep(AGAIN_SECONDS)
+        os.kill(os.getpid(), number)
+
+    _thread.start_new_thread(send, ())
+
+
+def _is_inside(frame: FrameType | None, function: Callable[..., object]) -> bool:
+    """Whether a function is running at a place of the program."""
+    while frame and frame.f_code is not function.__code__:
+        frame = frame.f_back
+    return frame is not None
 
 
 def _is_of_nohup(number: int) -> bool:
