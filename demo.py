@@ -14,13 +14,24 @@ classes of images, the network as a file for other programs, what it all saves i
     python demo.py --help
 """
 
+if __name__ == "__main__":
+    # During the imports Ctrl-C ends the program without a traceback. The module signal takes a while to import itself.
+    import _signal
+
+    if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
+        _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+
 import os
+import sys
+from pathlib import Path
+
+if __name__ == "__main__" and sys.flags.safe_path:  # PYTHONSAFEPATH: the packages beside this file are not found
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+
 import shlex
 import signal
-import sys
 import traceback
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 from fire.core import FireError
@@ -45,15 +56,23 @@ from train.export.formats import SUFFIXES, require_packages
 from train.folder.claim import claim, recorded_flags, require_recorded_data
 from train.folder.foreign import load_foreign
 from train.folder.logbook import read_logbook, read_logbooks
-from train.folder.output import is_of_output, require_new, require_replaceable, write_new
+from train.folder.output import (
+    is_of_output,
+    print_and_write,
+    require_new,
+    require_replaceable,
+    require_working_directory,
+    write_new,
+)
 from train.folder.run import CONFIG, MODEL
 from train.folder.saved_run import CHOSEN_FLAGS, SavedRun, read_saved_run
 from train.folder.saving import atomic_write
 from train.memory import explained
 from train.pictures.events import FOLDER, Events
-from train.provenance import git_revision, versions
+from train.provenance import git_revision, version_line, versions
 from train.results.runs_table import RunsTable
-from train.team import Team, connected, here, is_launched, launcher, leave
+from train.team import Team, connected, here, is_launched, launcher
+from train.terminal import Bar, leave, open_streams, say, warn
 
 if TYPE_CHECKING:
     import torch
@@ -189,7 +208,7 @@ def train(
         checkpoint = folder.load(n_epochs=n_epochs)
         if checkpoint.is_finished(n_epochs):
             folder.write_products(checkpoint)
-            _say(f"The run in {save} is finished after epoch {n_epochs}; test error {checkpoint.test_error:.2%}.")
+            say(f"The run in {save} is finished after epoch {n_epochs}; test error {checkpoint.test_error:.2%}.")
             return
 
         device = runtime.pick_device(team)
@@ -202,7 +221,7 @@ def train(
         runtime.seed_weights(seed)
         model = _build(flags, num_classes=len(source.classes))
         if init_weights and is_new:
-            _say(team.first(_begin_with, init_weights, weights, model))
+            say(team.first(_begin_with, init_weights, weights, model))
             del weights
         model = runtime.placed(model, device)
         optimizer = make_optimizer(model.parameters(), lr=lr, momentum=momentum, wd=wd)
@@ -217,13 +236,13 @@ def train(
         )
         config = _config(flags, model, source, devices=runtime.describe_device(device, team))
         folder.write_config(config)
-        _say(f"{folder.title}: {config['parameters']:,} parameters, {config['device']}")
-        _say("\n".join([*source.notes, loaders.describe(limit=limit_batches)]))
+        say(f"{folder.title}: {config['parameters']:,} parameters, {config['device']}")
+        say(*source.notes, loaders.describe(limit=limit_batches))
         if not is_new:
-            _say(f"Resuming after epoch {checkpoint.epoch}.")
+            say(f"Resuming after epoch {checkpoint.epoch}.")
         schedule = Schedule(n_epochs, lr, lr_schedule, warmup_epochs)
         test_error = fit(replicas, stepper, loaders, folder, checkpoint, schedule=schedule, seed=seed)
-        _say(f"Test error {test_error:.2%} (accuracy {1 - test_error:.2%}); everything is in {save}")
+        say(f"Test error {test_error:.2%} (accuracy {1 - test_error:.2%}); everything is in {save}")
 
 
 def predict(
@@ -272,7 +291,7 @@ def predict(
         batches = read_images(paths, grey=grey, batch_size=batch_size, device=device, **of_run)
         predictions, unreadable = predict_files(model, batches, classes=run.classes, top=top, paths=paths)
     if csv:
-        write_new(csv, as_csv(predictions, top=top).encode(errors="surrogateescape"))
+        write_new(csv, as_csv(predictions, top=top))
     if unreadable:
         raise RunError(f"{unreadable} of {len(paths)} files could not be read as images")
 
@@ -361,13 +380,10 @@ def benchmark(
         result = compare(variants, case, rounds=rounds)
     else:
         result = find_what_fits(variants, case, budget=budget_gb * GB)
-    if csv:
-        write_new(csv, result.as_csv().encode())
-    print(result.as_text())
+    print_and_write(result.as_text().split("\n"), {csv: result.as_csv()})
     if plot:
         by_depth = measure_by_depth(variants, case, depths=depths, rounds=rounds)
-        write_new(plot, draw_depths(by_depth))
-        print(f"\n{by_depth.as_text()}")
+        print_and_write(["", *by_depth.as_text().split("\n")], {plot: draw_depths(by_depth)})
 
 
 def evaluate(
@@ -422,42 +438,43 @@ def evaluate(
         evaluation = Evaluation.of(tally(model, test, num_classes=len(source.classes)), source.classes)
 
     title = f"{title_of(flags | {'data': where['folder']})}, {book.progress()}"
-    if csv:
-        write_new(csv, evaluation.as_csv().encode())
-    print(f"{title}\n{evaluation.summary()}\n{book.verdict(evaluation.error)}\n\n{evaluation.as_text()}\n")
-    picture = draw_confusion(evaluation.confusion, source.classes, title=f"{save}\n{title}\n{evaluation.summary()}")
+    lines = [title, evaluation.summary(), book.verdict(evaluation.error), "", *evaluation.as_text().split("\n"), ""]
+    print_and_write(lines, {csv: evaluation.as_csv()})
+    picture = draw_confusion(evaluation.confusion, source.classes, title=[str(save), title, evaluation.summary()])
     if plot:
         write_new(plot, picture)
-        print(f"The matrix is drawn in {plot}.")
+        say(f"The matrix is drawn in {plot}.")
     else:
         atomic_write(save / CONFUSION, lambda file: file.write(picture))
-        print(f"The matrix is drawn in {save / CONFUSION}; the next evaluation draws it anew.")
+        say(f"The matrix is drawn in {save / CONFUSION}; the next evaluation draws it anew.")
 
 
 def compare(*runs: Path, plot: Path | None = None, csv: Path | None = None, debug: bool = False) -> None:
     """Print runs side by side: how far each is, how good, how fast, and which flags differ.
 
-    Runs may be unfinished, or going on. Nothing is written into them.
+    Runs may be unfinished, or going on. Nothing is written into them. A folder that cannot be read as a run gets a line
+    on stderr, the others are compared, and the exit code is then 1.
 
     Args:
-        runs: Folders of runs.
+        runs: Folders of runs. One that is no run itself stands for all runs directly below it.
         plot: Also draw training loss, error and learning rate of all runs into this new file, a PNG.
         csv: Also write the table to this new file, a line for each run.
         debug: Show where in the program an error came from.
     """
     require_new(plot, flag="plot", suffix=".png")
     require_new(csv, flag="csv", suffix=".csv")
-    table = RunsTable(read_logbooks(runs))
-    picture = None
+    books, errors = read_logbooks(runs)
+    table, files = RunsTable(books), {}
+    if csv:
+        files[csv] = table.as_csv()
     if plot:
         from train.pictures.runs_plot import draw_runs  # matplotlib takes a second to import
 
-        picture = draw_runs(table.runs)
-    if csv:
-        write_new(csv, table.as_csv().encode(errors="backslashreplace"))
-    if picture:
-        write_new(plot, picture)
-    print(table.as_text())
+        files[plot] = draw_runs(books)
+    print_and_write(table.as_text().split("\n"), files)
+    if errors:
+        warn(*(f"warning: {error}" for error in errors))
+        raise RunError(f"{len(errors)} of {len(books) + len(errors)} folders could not be read as runs")
 
 
 def export(
@@ -498,7 +515,7 @@ def export(
 
     flags = run.flags
     steps = describe_preparation(image_size=flags["image_size"], grey=DATASETS[flags["dataset"]].grey)
-    print(export_network(_network_of(run), run, output, format=format, preprocessing=steps).describe())
+    say(*export_network(_network_of(run), run, output, format=format, preprocessing=steps).describe())
 
 
 def _network_of(run: SavedRun) -> "DenseNet":
@@ -561,7 +578,7 @@ def _read(
     loaders = team.first_then_others(lambda: _loaders(flags, source, device, team))
     check_last_batch(flags, num_images=loaders.train.num_images, num_processes=team.count)
     if not goes_on:
-        look_at_files([loader for loader in (loaders.valid, loaders.test) if loader])
+        look_at_files([loader for loader in (loaders.valid, loaders.test) if loader], bar=Bar)
     return source, loaders
 
 
@@ -593,12 +610,6 @@ def _config(flags: Mapping[str, Any], network: "DenseNet", source: "Source", *, 
         "versions": versions(),
         "git_revision": git_revision(Path(__file__).parent),
     }
-
-
-def _say(line: str) -> None:
-    """Print a line, in one process only."""
-    if here().is_first:
-        print(line, flush=True)
 
 
 def _build(flags: Mapping[str, Any], *, num_classes: int, drop_where: str = "convolutions") -> "DenseNet":
@@ -653,16 +664,17 @@ def main(argv: list[str]) -> None:
             command, words = here().first(command_line.choose, COMMANDS, argv, name=NAME)
             name = NAME if words == argv else f"{NAME} {command}"
             given = here().first(_bind, command, words, name)
+            require_working_directory()
             command_line.call(COMMANDS[command], given)
     except (UserError, RunError, DataError) as error:
         if given.get("debug"):
-            traceback.print_exc()
+            _warn_of_traceback()
         command_line.end(f"error: {error}", name=name, exit_code=error.exit_code, is_heard=_is_heard(error))
     except stops.Stopped as stop:
         hint = f"; {_how_to_go_on(given)}" if command == "train" else ""
         command_line.end(f"{stop}{hint}", name=name, exit_code=stop.exit_code, is_heard=here().is_first)
     except BrokenPipeError:  # as in `demo.py compare ... | head`
-        command_line.end("nobody reads the output any more", name=name, exit_code=128 + signal.SIGPIPE)
+        raise SystemExit(128 + signal.SIGPIPE) from None
     except OSError as error:
         if not is_of_output(error):
             raise
@@ -671,7 +683,8 @@ def main(argv: list[str]) -> None:
 
 def _bind(command: str, words: list[str], name: str) -> dict[str, Any]:
     """The flags of a command line, with those that other flags stand for."""
-    given = command_line.bind(COMMANDS[command], words, name=name, commands=COMMANDS)
+    about = {"commands": COMMANDS, "version": lambda: version_line(NAME, Path(__file__).parent)}
+    given = command_line.bind(COMMANDS[command], words, name=name, **about)
     given = flags_of_network(given.get("network", "")) | given
     if command != "train":
         if is_launched():
@@ -719,16 +732,20 @@ COMMANDS = {
 
 def start(argv: list[str]) -> NoReturn:
     """Run a command line as all that this process does."""
-    if sys.stdout is not None:  # as it is where it was closed
-        sys.stdout.reconfigure(errors="backslashreplace")  # a path may hold bytes that are no text
+    open_streams()
+    stops.begin()
     try:
         main(argv)
     except SystemExit as end:
         leave(end.code)
     except Exception:
-        traceback.print_exc()  # a mistake of this program; Python's own way to end could wait for other processes
+        _warn_of_traceback()  # a mistake of this program; Python's own way to end could wait for other processes
         leave(1)
     leave(0)
+
+
+def _warn_of_traceback() -> None:
+    warn(*traceback.format_exc().rstrip("\n").split("\n"))
 
 
 if __name__ == "__main__":

@@ -109,7 +109,7 @@ def _fetch(folder: Path, file: File, download: bool, wanted: File | None = None)
     if not download:
         either = f"{folder / wanted.path} is missing, and so is {path}" if wanted else f"{path} is missing"
         raise MissingData(f"{either}; get it from {file.url} and put it there, or allow --download True")
-    print(f"Downloading {file.url} to {path}")
+    print(f"Downloading {file.url} to {str(path)!r}")  # as the name of a folder may hold anything
     with _put_in_place(folder, file, sender=file.url) as partial:
         try:
             with _socket_timeout(SILENT_SERVER_SECONDS):

@@ -1,26 +1,26 @@
 """A first look at image files, so that a broken one is found before training begins and not days later."""
 
-import sys
-from collections.abc import Sequence
-
-from tqdm import tqdm
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
 
 from data.loader import Loader
 
 
-def look_at_files(loaders: Sequence[Loader]) -> None:
+def look_at_files(loaders: Sequence[Loader], *, bar: Callable[[str, int], AbstractContextManager[Any]]) -> None:
     """Read all images that are files once, this process's part of them; those in memory have been read.
 
-    A bar is shown on stderr if that is a terminal.
+    Args:
+        loaders: What to read.
+        bar: Makes a progress bar from a name and a number of images. It has a method `advance` that counts some.
 
     Raises:
         DataError: If a file cannot be read as an image.
     """
     of_files = [loader for loader in loaders if not loader.split.in_memory]
-    total = sum(loader.num_images for loader in of_files)
-    is_shown = total and sys.stderr.isatty() and of_files[0].share.rank == 0
-    options = {"unit": " images", "leave": False, "dynamic_ncols": True, "disable": not is_shown}
-    with tqdm(desc="a first look at validation and test images", total=total, **options) as bar:
+    if not of_files:
+        return
+    with bar("a first look at validation and test images", sum(loader.num_images for loader in of_files)) as shown:
         for loader in of_files:
             for _, _, size in loader:
-                bar.update(size)
+                shown.advance(size)

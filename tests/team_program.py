@@ -21,7 +21,8 @@ from train.optim import make_optimizer
 from train.replicas import replicate
 from train.step import Stepper
 from train.stops import Stop, Stopped, after_the_step
-from train.team import Team, connected, here, leave
+from train.team import Team, connected, here
+from train.terminal import leave
 
 CPU = torch.device("cpu")
 NUM_IMAGES = 23

@@ -152,5 +152,5 @@ def test_of_the_networks_for_imagenet_those_that_fit_are_named(monkeypatch):
     assert "densenet169 with batches of 4 fits with naive." in text
     assert "With naive and batches of 4 fit densenet121, densenet169, densenet161." in text
     assert "deepest" not in text
-    (record,) = csv.DictReader(fitting.as_csv().splitlines())
+    (record,) = csv.DictReader(fitting.as_csv().decode().splitlines())
     assert (record["networks"], record["largest_depth"]) == ("densenet121 densenet169 densenet161", "")

@@ -133,7 +133,7 @@ REFUSED = [
     (["--save=/dev/null", "--dataset", "digits"], "--save is '/dev/null', but must be a folder, not a file"),
     (["--save=/dev/null/s", "--dataset", "digits"], "--save /dev/null/s cannot be written: Not a directory"),
     (["--save=" + "x" * 300, "--dataset", "digits"], "cannot be written: File name too long"),
-    (["--save", "  "], "--save is ' ', but must be a path"),
+    (["--save", "  "], "--save is '  ', but must be a path"),
     (["--save=s", "---depth=10"], "stray word '---depth=10'"),
     (["--save=s", "--depth="], "--depth is ''"),
     (["--save=s", "--depth", "10 "], "--depth is '10 '"),

@@ -176,7 +176,7 @@ def results(content):
 
 
 TABLE = to_csv(make_rows(3)).encode()
-TWO = ["compare", "done", "going"]
+ONE, TWO = ["compare", "done"], ["compare", "done", "going"]
 GOOD = {"n_epochs": 5}
 BAD = [
     (nothing, ["compare"], "RUNS is needed: a path, one or more"),
@@ -187,36 +187,37 @@ BAD = [
     (nothing, [*TWO, "./going/"], "RUNS names one run twice: going and going"),
     (nothing, [*TWO, "going/../done"], "RUNS names one run twice: done and going/../done"),
     (linked("same", "done"), [*TWO, "same"], "RUNS names one run twice: done and same"),
-    (nothing, [*TWO, "nowhere"], "nowhere holds no run: there is no config.json in it"),
-    (nothing, [*TWO, "done/results.csv"], "done/results.csv holds no run"),
-    (nothing, [*TWO, "."], ". holds no run"),
-    (nothing, [*TWO, "x" * 300], "File name too long"),
+    (nothing, [*TWO, "."], "RUNS names one run twice: done and done"),
+    (nothing, ["compare", "nowhere"], "nowhere holds no run: there is no config.json in it"),
+    (nothing, ["compare", "nowhere", "going/results.csv"], "nowhere holds no run"),
+    (nothing, ["compare", "done/results.csv"], "done/results.csv holds no run"),
+    (nothing, ["compare", "x" * 300], "File name too long"),
     (nothing, [*TWO, "--plot=p.jpg"], "--plot is 'p.jpg', but must be a file name that ends in .png"),
     (nothing, [*TWO, "--plot=no/p.png"], "--plot no/p.png cannot be written"),
     (placed("t.csv", b""), [*TWO, "--csv=t.csv"], "--csv t.csv exists already"),
-    (config("pipe"), TWO, "done/config.json cannot be read: it is not a file"),
-    (config("terabyte"), TWO, "done/config.json cannot be read: it has more than 1,000,000 bytes"),
-    (config("{"), TWO, "done/config.json cannot be read: "),
-    (config("[" * 100_000), TWO, "done/config.json cannot be read: "),
-    (config('{"flags": {"n_epochs": ' + "9" * 5000 + "}}"), TWO, "done/config.json cannot be read: "),
-    (config([1]), TWO, "done/config.json cannot be read: it should hold the flags of the run"),
-    (config({"flags": [1]}), TWO, "done/config.json cannot be read: it should hold the flags of the run"),
-    (config({"flags": {}, "parameters": 1}), TWO, "its n_epochs should be a whole number, 1 or more"),
-    (config({"flags": {"n_epochs": True}, "parameters": 1}), TWO, "its n_epochs should be a whole number, 1 or more"),
-    (config({"flags": {"n_epochs": "5"}, "parameters": 1}), TWO, "its n_epochs should be a whole number, 1 or more"),
-    (config({"flags": GOOD}), TWO, "its parameters should be a whole number, 1 or more"),
-    (config({"flags": GOOD, "parameters": 1e400}), TWO, "its parameters should be a whole number, 1 or more"),
-    (config({"flags": GOOD | {"lr": [0.1]}, "parameters": 1}), TWO, "its flag 'lr' should be text, a number"),
-    (config({"flags": GOOD | {"a\nb": {}}, "parameters": 1}), TWO, r"its flag 'a\nb' should be text, a number"),
-    (results("folder"), TWO, "done/results.csv cannot be read: it is not a file"),
-    (results("terabyte"), TWO, "done/results.csv cannot be read: it has more than 50,000,000 bytes"),
-    (results(b""), TWO, "done/results.csv is no table of epochs: line 1 names the column epoch nowhere"),
-    (results(b"\xff\xfe"), TWO, "done/results.csv cannot be read: 'utf-8' codec"),
-    (results(b"a\0b"), TWO, "done/results.csv is no table of epochs: line 1"),
-    (results(TABLE.replace(b"0.8,", b"nan,")), TWO, "line 2: train_error is 'nan', but must be a number from 0 to 1"),
-    (results(TABLE.replace(b"1.6,", b"1e300,")), TWO, "line 2: train_loss is '1e300'"),
-    (results(TABLE.replace(b"seconds,", b"")), TWO, "line 1 names the column seconds nowhere"),
-    (results(TABLE[:-40]), TWO, "line 4 has"),
+    (config("pipe"), ONE, "done/config.json cannot be read: it is not a file"),
+    (config("terabyte"), ONE, "done/config.json cannot be read: it has more than 1,000,000 bytes"),
+    (config("{"), ONE, "done/config.json cannot be read: "),
+    (config("[" * 100_000), ONE, "done/config.json cannot be read: "),
+    (config('{"flags": {"n_epochs": ' + "9" * 5000 + "}}"), ONE, "done/config.json cannot be read: "),
+    (config([1]), ONE, "done/config.json cannot be read: it should hold the flags of the run"),
+    (config({"flags": [1]}), ONE, "done/config.json cannot be read: it should hold the flags of the run"),
+    (config({"flags": {}, "parameters": 1}), ONE, "its n_epochs should be a whole number, 1 or more"),
+    (config({"flags": {"n_epochs": True}, "parameters": 1}), ONE, "its n_epochs should be a whole number, 1 or more"),
+    (config({"flags": {"n_epochs": "5"}, "parameters": 1}), ONE, "its n_epochs should be a whole number, 1 or more"),
+    (config({"flags": GOOD}), ONE, "its parameters should be a whole number, 1 or more"),
+    (config({"flags": GOOD, "parameters": 1e400}), ONE, "its parameters should be a whole number, 1 or more"),
+    (config({"flags": GOOD | {"lr": [0.1]}, "parameters": 1}), ONE, "its flag 'lr' should be text, a number"),
+    (config({"flags": GOOD | {"a\nb": {}}, "parameters": 1}), ONE, r"its flag 'a\nb' should be text, a number"),
+    (results("folder"), ONE, "done/results.csv cannot be read: it is not a file"),
+    (results("terabyte"), ONE, "done/results.csv cannot be read: it has more than 50,000,000 bytes"),
+    (results(b""), ONE, "done/results.csv is no table of epochs: line 1 names the column epoch nowhere"),
+    (results(b"\xff\xfe"), ONE, "done/results.csv cannot be read: 'utf-8' codec"),
+    (results(b"a\0b"), ONE, "done/results.csv is no table of epochs: line 1"),
+    (results(TABLE.replace(b"0.8,", b"nan,")), ONE, "line 2: train_error is 'nan', but must be a number from 0 to 1"),
+    (results(TABLE.replace(b"1.6,", b"1e300,")), ONE, "line 2: train_loss is '1e300'"),
+    (results(TABLE.replace(b"seconds,", b"")), ONE, "line 1 names the column seconds nowhere"),
+    (results(TABLE[:-40]), ONE, "line 4 has"),
 ]
 
 
@@ -224,6 +225,39 @@ BAD = [
 def test_what_cannot_be_used_is_one_line_and_stays_as_it_was(prepare, words, message, here, capsys):
     prepare(here)
     assert_refused(*words, message=message, folder=here, capture=capsys)
+
+
+@pytest.mark.parametrize(
+    ("prepare", "word", "reason"),
+    [
+        (nothing, "nowhere", "nowhere holds no run: there is no config.json in it"),
+        (placed("no\x1b[2Jrun", "folder"), "no\x1b[2Jrun", r"no\x1b[2Jrun holds no run: there is no config.json in it"),
+        (nothing, "x" * 300, "File name too long"),
+        (placed("begun/config.json", "pipe"), "begun", "begun/config.json cannot be read: it is not a file"),
+        (placed("begun/results.csv", b""), "begun", "begun/results.csv is no table of epochs: line 1"),
+    ],
+)
+def test_one_folder_that_is_no_run_keeps_no_other_from_being_compared(prepare, word, reason, here, capsys):
+    prepare(here)
+    assert run_here("compare", "done", word, "going", "--csv=t.csv", "--plot=p.png") == 1
+    out, error = capsys.readouterr()
+    assert out.splitlines()[0].split() == ["run", "done", "going"]
+    warning, last = error.splitlines()
+    assert warning.startswith("warning: ")
+    assert reason in warning
+    assert last == "demo.py compare: error: 1 of 3 folders could not be read as runs"
+    assert [row["run"] for row in read_csv(here / "t.csv")] == ["done", "going"]
+    assert (here / "p.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_folder_of_runs_stands_for_the_runs_directly_below_it(here, capsys):
+    (here / "begun/notes").mkdir()
+    make_run(here / "begun/notes/deeper", make_rows(1))
+    assert run_here("compare", ".", "--csv=t.csv") == 0
+    assert capsys.readouterr().out.splitlines()[0].split() == ["run", "begun", "done", "going"]
+    assert [row["run"] for row in read_csv(here / "t.csv")] == ["begun", "done", "going"]
+    assert run_here("compare", str(here / "begun/notes")) == 0  # one of them is enough, as one run is
+    assert capsys.readouterr().out.splitlines()[0].split()[1].endswith("deeper")
 
 
 def test_more_runs_than_can_be_told_apart_are_a_table_but_no_picture(here, capsys):
@@ -245,9 +279,9 @@ def test_names_that_are_no_text_can_be_printed_and_drawn(here):
     environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict", "PYTHONDONTWRITEBYTECODE": "1"}
     result = subprocess.run(program, env=environment, capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (0, "")
-    assert "r?" in result.stdout
-    assert "a?b??[31m" in result.stdout
-    assert "r\\udcff," in (here / "t.csv").read_text()
+    assert " r\\udcff\n" in result.stdout
+    assert r"a\u202eb\n\x1b[31m" in result.stdout
+    assert b"\nr\xff," in (here / "t.csv").read_bytes()
 
 
 def test_a_table_needs_neither_torch_nor_matplotlib(here):

@@ -46,7 +46,7 @@ def test_a_download_is_read_like_files_that_were_there(name, tmp_path, monkeypat
         assert torch.equal(ours.images, expected.images)
         assert torch.equal(ours.labels, expected.labels)
     assert sorted(server.asked) == sorted(made.downloads)
-    assert all(f"Downloading {address} to {folder}" in capsys.readouterr().out for address in server.asked[:1])
+    assert all(f"Downloading {address} to '{folder}" in capsys.readouterr().out for address in server.asked[:1])
     written = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert written == {*made.files} | ({made.reader.filename} if made.archive else set())
     before = contents_of(folder)

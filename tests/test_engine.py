@@ -14,9 +14,10 @@ from models import densenet_bc
 from train.engine import evaluate, train_one_epoch
 from train.metrics import NonFiniteLoss, RunningMetrics
 from train.optim import make_optimizer
-from train.report import Bar, EpochBar
+from train.report import EpochBar
 from train.step import Stepper
 from train.stops import Stop, Stopped, after_the_step
+from train.terminal import Bar
 
 
 class Batches(list):
@@ -164,7 +165,7 @@ def test_evaluation_uses_no_operation_that_waits_for_the_device(monkeypatch, cap
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     with Recorder() as recorder, Bar("validation 2/30", 8) as bar:
         evaluate(make_network(), make_batches([4, 4]), bar, Stop())
-        bar.bar.refresh()
+        bar._tqdm.refresh()
     assert "aten::convolution" in recorder.names
     assert [name for name in recorder.names if name.startswith(WAITING)] == []
     assert re.search(r"validation 2/30: 100%.* 8/8 .*images/s", capsys.readouterr().err)
@@ -219,7 +220,7 @@ def test_bar_on_a_terminal_shows_loss_error_speed_and_rate(monkeypatch, capsys):
     with EpochBar(2, 30, 32, 0.05) as bar:
         bar.next_read = 0.0
         train_one_epoch(Stepper(network, optimizer), stream(make_batches([16, 16])), bar, Stop())
-        bar.bar.refresh()
+        bar._tqdm.refresh()
     shown = capsys.readouterr().err
     for part in ("epoch 2/30", "loss ", "error ", "lr 0.05", " images/s"):
         assert part in shown

@@ -71,9 +71,9 @@ def test_csv_says_all_that_was_counted(data):
     counts = st.lists(st.integers(0, 50), min_size=size, max_size=size)
     confusion = data.draw(st.lists(counts, min_size=size, max_size=size))
     confusion[0][0] += 1
-    names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\0"), max_size=5)
+    names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=5)
     classes = data.draw(st.lists(names, min_size=size, max_size=size, unique=True))
-    rows = list(csv.DictReader(io.StringIO(make(confusion, tuple(classes)).as_csv(), newline="")))
+    rows = list(csv.DictReader(io.StringIO(make(confusion, tuple(classes)).as_csv().decode(), newline="")))
     assert [row["class"] for row in rows] == classes
     assert [[int(row[f"predicted {name}"]) for name in classes] for row in rows] == confusion
     for i, row in enumerate(rows):
@@ -94,8 +94,10 @@ def test_text_of_any_class_names_has_the_lines_of_its_tables(data):
 def test_plain_text_is_one_line_of_limited_length(text, longest):
     shown = plain(text, longest=longest)
     assert shown.isprintable()
-    assert len(shown) == min(len(text), longest)
-    assert shown == text or not text.isprintable() or shown[0] == text[0]
+    assert len(shown) <= longest
+    if text.isprintable():
+        assert len(shown) == min(len(text), longest)
+        assert shown == text or (shown[0], shown[-1]) == (text[0], text[-1])
 
 
 @pytest.mark.parametrize("size", [1, 2, 10, 15, 100])
@@ -103,7 +105,7 @@ def test_picture_has_the_documented_size_and_equal_bytes_each_time(size):
     confusion = torch.eye(size, dtype=torch.int64) * 90 + torch.arange(size * size).view(size, size) % 7
     confusion[size // 2] = 0  # a class without images
     classes = tuple("_a$b^{ 日本"[: 3 + i % 8] for i in range(size))
-    picture = draw_confusion(confusion, classes, title="runs/$x$\n_")
+    picture = draw_confusion(confusion, classes, title=["runs/$x$", "_"])
     assert read_png(picture).shape[:2] == (1152, 1280)
     assert num_shades(read_png(picture)) > 50
-    assert size > 15 or picture == draw_confusion(confusion, classes, title="runs/$x$\n_")
+    assert size > 15 or picture == draw_confusion(confusion, classes, title=["runs/$x$", "_"])

@@ -20,6 +20,7 @@ from tests.application import command, everything_in, read_results, run_here
 from tests.made_images import data_threads, encoded, make_folder, picture, write
 from train.errors import UserError
 from train.folder.claim import require_recorded_data
+from train.terminal import Bar
 
 SMALL = ["--dataset=folder", "--depth=10", "--growth_rate=2", "--batch_size=16", "--seed=3"]
 
@@ -108,7 +109,7 @@ def test_a_first_look_is_at_files_only(in_memory, tmp_path):
     test = Split(torch.zeros(6, 3, 32, 32, dtype=torch.uint8), test.labels) if in_memory else test
     loader = Loader(test, batch_size=2, mean=(0.0,) * 3, std=(1.0,) * 3)
     with nullcontext() if in_memory else pytest.raises(CorruptedData, match=r"cat/001\.png"):
-        look_at_files([loader])
+        look_at_files([loader], bar=Bar)
 
 
 @pytest.mark.parametrize(("use", "goes_on"), [("train", False), ("val", False), ("test", True)])
@@ -167,7 +168,7 @@ def test_titles_say_which_images(tmp_path, capsys, monkeypatch):
 def test_a_folder_whose_name_is_no_text_is_drawn_too(tmp_path, capsys):
     data = make_folder(tmp_path / "b\udcffad\n", {"train": 2, "test": 2})
     assert run_here(*SMALL, f"--data={data}", "--n_epochs=1", f"--save={tmp_path / 'run'}") == 0
-    assert capsys.readouterr().out.startswith("DenseNet-BC (L=10, k=2) on folder b?ad?, seed 3: ")
+    assert capsys.readouterr().out.startswith("DenseNet-BC (L=10, k=2) on folder b\\udcffad\\n, seed 3: ")
     assert (tmp_path / "run/curves.png").exists()
 
 

@@ -28,6 +28,7 @@ with after_the_step() as stop:
 @pytest.fixture(autouse=True)
 def handlers():
     """Whatever a test leaves behind, the next one starts with the handlers of before; returns those."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # it is ignored where nohup has started the tests
     before = {number: signal.getsignal(number) for number in SIGNALS}
     yield before
     after = {number: signal.signal(number, handler) for number, handler in before.items()}
@@ -87,6 +88,29 @@ def test_a_signal_that_comes_while_an_object_is_taken_down_is_not_lost(number, l
     with pytest.raises(Stopped, match=f"stopped by {number.name}"):
         work()
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_signal_that_comes_again_while_one_is_sent_again_is_not_lost(monkeypatch):
+    """As on a busy machine, where the thread that sends it is faster."""
+    sent = []
+
+    def send_later(number, real=stops._send_later):
+        sent.append(number)
+        if len(sent) == 1:
+            signal.raise_signal(number)
+        else:
+            real(number)
+
+    monkeypatch.setattr(stops, "_send_later", send_later)
+
+    def work():
+        with at_once():
+            TakenDown(signal.SIGINT)
+            time.sleep(10)
+
+    with pytest.raises(Stopped, match="stopped by SIGINT"):
+        work()
+    assert sent == [signal.SIGINT, signal.SIGINT]
 
 
 class Broken:
@@ -165,6 +189,40 @@ def test_a_wait_for_the_step_inside_of_at_once_ends_with_it():
     with pytest.raises(Stopped):
         work()
     assert done == ["the step"]
+
+
+@pytest.mark.parametrize("manner", [at_once, after_the_step])
+def test_a_signal_that_nohup_ignores_stays_ignored(manner, capfd):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with manner() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            if stop:
+                stop.check("in epoch 1")
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_error_that_other_code_makes_of_a_signal_is_the_signal():
+    """As Python does where it comes while a class is made during an import."""
+
+    def other_code():
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except BaseException as error:
+            raise RuntimeError("Error calling __set_name__") from error
+
+    with pytest.raises(Stopped, match="stopped by SIGINT") as stopped, at_once():
+        other_code()
+    assert stopped.value.exit_code == 130
+    with pytest.raises(RuntimeError, match="another error"), at_once():
+        raise RuntimeError("another error")
+
+
+def test_the_signal_of_a_closed_terminal_is_among_them():
+    assert {number.name for number in SIGNALS} == {"SIGTERM", "SIGINT", "SIGHUP"}
 
 
 @pytest.mark.parametrize("manner", [at_once, after_the_step])

@@ -16,8 +16,8 @@ from tests.made_images import make_folder
 from tests.torchrun import lines_of_the_application, run_team, start_team
 from train import engine
 from train.folder.run import read_checkpoint
-from train.report import Bar
 from train.stops import Stop
+from train.terminal import Bar
 
 EPOCHS = 3
 WORDS = [*SMALL, f"--n_epochs={EPOCHS}", "--drop_rate=0.2", "--augment"]

@@ -35,7 +35,6 @@ def test_words_keep_their_order_wherever_they_stand(argv):
         (["--save=r"], "IMAGES is needed: a path, one or more; see --help"),
         (["a"], "--save is needed; see --help"),
         (["", "--save=r"], "IMAGES is '', but must be a path"),
-        (["a", "--save=r", "--", "b"], "'--' ends the flags, and what follows would be ignored: b"),
         (["a", "--save=r", "--images=b"], "unknown flag '--images'"),
     ],
 )

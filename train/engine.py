@@ -17,10 +17,11 @@ from train.folder.run import CONFIG, Checkpoint, RunFolder
 from train.metrics import NonFiniteLoss, RunningMetrics
 from train.optim import learning_rate, set_learning_rate
 from train.replicas import Replicas
-from train.report import Bar, EpochBar, epoch_line
+from train.report import EpochBar, epoch_line
 from train.step import EndlessOverflow, Stepper
 from train.stops import Stop, after_the_step
 from train.team import ALONE, Team
+from train.terminal import Bar, say
 
 Batch = tuple[Tensor, Tensor, int]
 
@@ -178,8 +179,7 @@ def fit(
             if is_chosen:
                 checkpoint.chosen = runtime.copy_to_cpu(checkpoint.network)
             folder.save(checkpoint)
-            if team.is_first:
-                print(epoch_line(row, n_epochs=n_epochs, is_chosen=is_chosen), flush=True)
+            say(epoch_line(row, n_epochs=n_epochs, is_chosen=is_chosen))
             stop.check(f"after epoch {epoch}")
         return _finish(replicas, loaders.test, folder, checkpoint, stop, team)
 
@@ -229,7 +229,7 @@ def _run_epoch(replicas: Replicas, stepper: Stepper, loaders: Loaders, epoch: in
     start = time.perf_counter()
     part = "training"
     try:
-        with EpochBar(epoch, n_epochs, loaders.train.num_images, rate, is_shown=stepper.team.is_first) as bar:
+        with EpochBar(epoch, n_epochs, loaders.train.num_images, rate) as bar:
             train = train_one_epoch(stepper, loaders.train.epoch(epoch), bar, stop)
         train_seconds = time.perf_counter() - start
         stepper.team.share_first(replicas.network.buffers())
@@ -257,7 +257,7 @@ def _run_epoch(replicas: Replicas, stepper: Stepper, loaders: Loaders, epoch: in
 
 def _measure(replicas: Replicas, source: BatchSource, name: str, stop: Stop, team: Team) -> Metrics:
     """Evaluate behind a bar of this name."""
-    with Bar(name, source.num_images, is_shown=team.is_first) as bar:
+    with Bar(name, source.num_images) as bar:
         return evaluate(replicas.evaluation, source, bar, stop, team)
 
 

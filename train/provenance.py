@@ -3,7 +3,7 @@
 import platform
 import subprocess
 import sys
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 
@@ -30,3 +30,12 @@ def git_revision(folder: Path) -> str | None:
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def version_line(name: str, folder: Path) -> str:
+    """The version of a program, which is the commit of the folder it lies in, and those of what it runs on."""
+    try:
+        torch = f"torch {version('torch')}"  # without its import, which takes seconds
+    except PackageNotFoundError:
+        torch = "no torch"
+    return f"{name}: git revision {git_revision(folder) or 'not known'}, {torch}, Python {platform.python_version()}"

@@ -1,45 +1,11 @@
-"""What a person sees while a run goes on: a bar inside an epoch and an evaluation, a line after an epoch."""
+"""What a person sees while a run goes on: a bar during an epoch, and a line after it."""
 
-import sys
 import time
-from typing import Self
-
-from tqdm import tqdm
 
 from train.folder.history import Metrics, Row
+from train.terminal import Bar
 
 REFRESH_SECONDS = 1.0
-
-
-class Bar:
-    """A progress bar over images on stderr if that is a terminal; otherwise nothing is shown.
-
-    Args:
-        name: Stands before the bar.
-        num_images: Of all of it.
-        is_shown: Whether this is the process that speaks to the user.
-    """
-
-    def __init__(self, name: str, num_images: int, *, is_shown: bool = True):
-        self.name = name
-        self.bar = tqdm(
-            desc=name,
-            total=num_images,
-            unit=" images",
-            leave=False,
-            dynamic_ncols=True,
-            disable=not (is_shown and sys.stderr.isatty()),
-        )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.bar.close()
-
-    def advance(self, num_images: int) -> None:
-        """Count images that were handed to the device, which is not waited for."""
-        self.bar.update(num_images)
 
 
 class EpochBar(Bar):
@@ -50,11 +16,10 @@ class EpochBar(Bar):
         n_epochs: Of the whole run.
         num_images: In the epoch.
         learning_rate: Shown behind the bar.
-        is_shown: Whether this is the process that speaks to the user.
     """
 
-    def __init__(self, epoch: int, n_epochs: int, num_images: int, learning_rate: float, *, is_shown: bool = True):
-        super().__init__(f"epoch {epoch}/{n_epochs}", num_images, is_shown=is_shown)
+    def __init__(self, epoch: int, n_epochs: int, num_images: int, learning_rate: float):
+        super().__init__(f"epoch {epoch}/{n_epochs}", num_images)
         self.epoch = epoch
         self.learning_rate = learning_rate
         self.next_read = time.monotonic() + REFRESH_SECONDS
@@ -65,7 +30,7 @@ class EpochBar(Bar):
 
     def show(self, metrics: Metrics) -> None:
         """Show the averages of the epoch so far."""
-        self.bar.set_postfix_str(f"loss {metrics.loss:.4f}, error {metrics.error:.2%}, lr {self.learning_rate:g}")
+        self.note(f"loss {metrics.loss:.4f}, error {metrics.error:.2%}, lr {self.learning_rate:g}")
         self.next_read = time.monotonic() + REFRESH_SECONDS
 
 

@@ -1,5 +1,7 @@
-"""Signals that ask a program to stop: SIGTERM, as schedulers send it, and SIGINT, as Ctrl-C does."""
+"""Signals that ask a program to stop: SIGTERM of schedulers, SIGINT of Ctrl-C, SIGHUP of a terminal that is closed."""
 
+import _thread
+import atexit
 import os
 import signal
 import sys
@@ -9,11 +11,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from train.team import ALONE, Team, here, is_launched
+from train.team import ALONE, Team, is_launched
+from train.terminal import alert
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
 AGAIN_SECONDS = 0.01  # after which an object that is taken down is gone
 SAME_SIGNAL_SECONDS = 2  # torchrun passes on what a scheduler may have sent to its processes too
+
+
+def begin() -> None:
+    """Undo that Ctrl-C ends this process by the system's default, as it does during the imports of a program.
+
+    It does so again when Python is taken down, where an exception would be a page about code of others.
+    """
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        atexit.register(signal.signal, signal.SIGINT, signal.SIG_DFL)
 
 
 class Stopped(KeyboardInterrupt):
@@ -57,23 +70,27 @@ class Stop:
         if self._number:
             if _is_passed_on(self._time):
                 return
-            _say(f"{name} again: stopped at once")
+            alert(f"{name} again: stopped at once")
             os._exit(128 + number)
         self._number, self._time = number, time.monotonic()
-        _say(f"{name}: stopping after the batch in hand; a second signal stops at once")
+        alert(f"{name}: stopping after the batch in hand; a second signal stops at once")
 
 
 @contextmanager
 def at_once() -> Iterator[None]:
     """Let a signal raise `Stopped` wherever the program is.
 
-    Python drops what is raised while it takes an object down. A signal that comes then is sent once more.
+    Python drops what is raised while it takes an object down. A signal that comes then is sent once more. Other code
+    may catch `Stopped` and raise an error of its own, as Python does while torch is imported. It is undone here.
     """
     times: list[float] = []
     others = sys.unraisablehook
 
     def stop(number: int, frame: FrameType | None) -> None:
         if times and _is_passed_on(times[-1]):
+            return
+        if _is_inside(frame, send_again):  # where it would be dropped once more
+            _send_later(number)
             return
         times.append(time.monotonic())
         raise Stopped(number)
@@ -83,14 +100,17 @@ def at_once() -> Iterator[None]:
             others(dropped)
             return
         times.clear()
-        timer = threading.Timer(AGAIN_SECONDS, os.kill, (os.getpid(), dropped.exc_value.number))
-        timer.daemon = True
-        timer.start()
+        _send_later(dropped.exc_value.number)
 
     sys.unraisablehook = send_again
     try:
         with _handled(stop):
             yield
+    except Exception as error:
+        stopped = _first_cause(error)
+        if isinstance(stopped, Stopped):
+            raise Stopped(stopped.number) from error
+        raise
     finally:
         sys.unraisablehook = others
 
@@ -105,11 +125,12 @@ def after_the_step(team: Team = ALONE) -> Iterator[Stop]:
 
 @contextmanager
 def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Handle signals in this way; only the main thread can."""
+    """Handle signals in this way; only the main thread can. A SIGHUP that is ignored stays so, as nohup wants it."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, handler) for number in SIGNALS}
+    handled = [number for number in SIGNALS if not _is_of_nohup(number)]
+    before = {number: signal.signal(number, handler) for number in handled}
     try:
         yield
     finally:
@@ -117,12 +138,33 @@ def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]
             signal.signal(number, handler_before)
 
 
+def _send_later(number: int) -> None:
+    """Send a signal to this process in a moment, from a thread that is not waited for."""
+
+    def send() -> None:
+        time.sleep(AGAIN_SECONDS)
+        os.kill(os.getpid(), number)
+
+    _thread.start_new_thread(send, ())
+
+
+def _is_inside(frame: FrameType | None, function: Callable[..., object]) -> bool:
+    """Whether a function is running at a place of the program."""
+    while frame and frame.f_code is not function.__code__:
+        frame = frame.f_back
+    return frame is not None
+
+
+def _is_of_nohup(number: int) -> bool:
+    return number not in (signal.SIGTERM, signal.SIGINT) and signal.getsignal(number) == signal.SIG_IGN
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    while earlier := error.__cause__ or error.__context__:
+        error = earlier
+    return error
+
+
 def _is_passed_on(first: float) -> bool:
     """Whether a signal that comes now is the one that came at some time, passed on by torchrun."""
     return is_launched() and time.monotonic() < first + SAME_SIGNAL_SECONDS
-
-
-def _say(message: str) -> None:
-    """Write a line to stderr without Python's buffers, which the signal may have interrupted."""
-    if here().is_first:
-        os.write(2, f"\n{message}\n".encode())

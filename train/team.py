@@ -5,11 +5,10 @@ through `Team.first`, so that the others learn how it went.
 """
 
 import os
-import sys
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from train.errors import EndedElsewhere, LostProcess
 
@@ -150,26 +149,6 @@ def launcher() -> list[str]:
     machines = int(os.environ["GROUP_WORLD_SIZE"])
     several = [f"--nnodes={machines}", "..."] if machines > 1 else []
     return ["torchrun", *several, f"--nproc_per_node={os.environ['LOCAL_WORLD_SIZE']}"]
-
-
-def leave(exit_code: int) -> NoReturn:
-    """End this process, without complaint if nobody reads any more what it has printed.
-
-    Where there are several, Python is not taken down in order: what is still alive may hold connections, and aborts
-    the process when these go after their threads.
-    """
-    try:
-        if sys.stdout is not None:
-            sys.stdout.flush()
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain once more
-        if not isinstance(error, BrokenPipeError) and not exit_code:  # or it has been said
-            print(f"error: cannot write the output: {error.strerror}", file=sys.stderr)
-            exit_code = 1
-    if is_launched():
-        sys.stderr.flush()
-        os._exit(exit_code)
-    raise SystemExit(exit_code)
 
 
 def connected() -> AbstractContextManager[None]:

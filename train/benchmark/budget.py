@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 
 from train.benchmark.extrapolation import growth_with_batch, growth_with_depth
 from train.benchmark.growth import LARGEST_ERROR, Growth
-from train.benchmark.progress import bar
 from train.benchmark.step import Case
 from train.benchmark.table import MB, conditions, record_of
 from train.benchmark.variants import Variant, without_second_naive
 from train.command_line.networks import DEPTHS, FIXED
 from train.results.tables import aligned, to_csv
+from train.terminal import progress
 
 GB = 1e9
 LARGEST_BATCH = 1_000_000  # that of the flag
@@ -149,7 +149,7 @@ class Fitting:
         """The sizes that were measured to check the fits."""
         return ", ".join(f"{growth(answer).checked_size} ({answer.strategy})" for answer in self.answers)
 
-    def as_csv(self) -> str:
+    def as_csv(self) -> bytes:
         """A line for each strategy, with the case in further columns."""
         constants = {"budget_bytes": self.budget} | record_of(self.case)
         return to_csv([answer.record() | constants for answer in self.answers])
@@ -158,7 +158,7 @@ class Fitting:
 def find_what_fits(variants: Sequence[Variant], case: Case, *, budget: float) -> Fitting:
     """Measure our strategies and find what fits into a budget in bytes; rivals are left out."""
     ours = [variant for variant in without_second_naive(variants) if variant.is_ours]
-    return Fitting(case, budget, [_answer(variant, case, budget) for variant in bar(ours, "memory")])
+    return Fitting(case, budget, [_answer(variant, case, budget) for variant in progress(ours, "memory")])
 
 
 def _answer(variant: Variant, case: Case, budget: float) -> Answer:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from train.benchmark.agreement import Observed, agreement_in_fp64, agreements_in_precision, observe
 from train.benchmark.failures import one_line
 from train.benchmark.measure import memory_of_step, paired_seconds
-from train.benchmark.progress import bar
 from train.benchmark.rows import Comparison, Row
 from train.benchmark.step import Case, Step
 from train.benchmark.variants import Variant, draw_weights
+from train.terminal import progress
 
 
 def compare(variants: Sequence[Variant], case: Case, *, rounds: int) -> Comparison:
@@ -45,7 +45,7 @@ def _measure_memory(
     """Observe a first step of each variant, and measure the memory of those that follow."""
     weights = draw_weights(variants[0], case)
     rows, steps, observed = [], [], []
-    for variant in bar(variants, "memory"):
+    for variant in progress(variants, "memory"):
         with one_line(variant.name, case):
             step = variant.step(case, weights)
             seen = observe(step)

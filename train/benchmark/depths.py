@@ -9,11 +9,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from train.benchmark.failures import one_line
 from train.benchmark.growth import fit_growth
 from train.benchmark.measure import paired_seconds, peak_of_step
-from train.benchmark.progress import bar
 from train.benchmark.step import Case
 from train.benchmark.table import MB, conditions
 from train.benchmark.variants import Variant, without_second_naive
 from train.results.tables import aligned
+from train.terminal import progress
 
 MEANING_OF_GFLOP = "where ms/GFLOP does not grow, time grows as the work of the convolutions does"
 LARGEST_BATCH = 16  # 3 GB for the naive DenseNet-BC at L=250 k=12, and seconds for a step
@@ -78,7 +78,7 @@ def measure_by_depth(variants: Sequence[Variant], case: Case, *, depths: Sequenc
     images = min(case.batch_size, LARGEST_BATCH)
     cases = [replace(case, depth=depth, batch_size=images) for depth in sorted(set(depths))]
     sizes = [(variant, case) for variant in chosen for case in cases]
-    measured = [_peak(variant, case) for variant, case in bar(sizes, "memory by depth")]
+    measured = [_peak(variant, case) for variant, case in progress(sizes, "memory by depth")]
     seconds = [_seconds(chosen, case, rounds) for case in cases] if rounds else []
     return ByDepth(
         depths=[case.depth for case in cases],

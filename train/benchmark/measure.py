@@ -22,8 +22,8 @@ from typing import Any, TypeVar
 import torch
 from torch.autograd.profiler import profile
 
-from train.benchmark.progress import bar
 from train.benchmark.step import Step
+from train.terminal import progress
 
 Result = TypeVar("Result")
 
@@ -146,7 +146,7 @@ def paired_seconds(steps: Sequence[Step], *, rounds: int) -> list[list[float]]:
     Every second round goes backwards, so that none always follows the same one.
     """
     seconds: list[list[float]] = [[] for _ in steps]
-    for number in bar(_turns(len(steps), rounds), "time", total=len(steps) * rounds):
+    for number in progress(_turns(len(steps), rounds), "time", total=len(steps) * rounds):
         seconds[number].append(seconds_of(steps[number], steps[number].device))
     return seconds
 

@@ -98,7 +98,7 @@ class Comparison:
         lines += [f"  {agreement.describe()}" for agreement in self.agreements]
         return [*lines, conditions(self.case, rounds=len(self.baseline.seconds))]
 
-    def as_csv(self) -> str:
+    def as_csv(self) -> bytes:
         """A line for each row, with the case in further columns."""
         constants = {"rounds": len(self.baseline.seconds)} | record_of(self.case)
         return to_csv([row.record() | constants for row in self.rows])

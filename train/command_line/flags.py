@@ -10,7 +10,6 @@ import functools
 import inspect
 import io
 import re
-import sys
 import typing
 from collections.abc import Callable, Mapping
 from reprlib import repr as short_repr
@@ -22,9 +21,12 @@ from fire.decorators import SetParseFns
 
 from train.command_line.flag_help import commands_page, help_page
 from train.command_line.flag_types import describe, did_you_mean, is_switch, parse
+from train.command_line.synonyms import hint
+from train.terminal import say, warn
 
 HELP_WORDS = ("--help", "-h")
-
+VERSION_WORD = "--version"
+END_OF_FLAGS = "--"
 
 Commands = Mapping[str, Callable[..., Any]]
 
@@ -50,27 +52,37 @@ def choose(commands: Commands, argv: list[str], *, name: str) -> tuple[str, list
 
 
 def bind(
-    function: Callable[..., Any], argv: list[str], *, name: str, commands: Commands | None = None
+    function: Callable[..., Any],
+    argv: list[str],
+    *,
+    name: str,
+    commands: Commands | None = None,
+    version: Callable[[], str] = str,
 ) -> dict[str, Any]:
     """Return the flags that a command line names, as typed and checked values; defaults are left out.
 
-    Prints the help on stdout and exits with 0 if the line asks for it. A line that cannot be used ends with one
-    line on stderr and exit code 2. `function` itself is never called.
+    Prints the help or the version on stdout and exits with 0 if the line asks for it. A line that cannot be used ends
+    with one line on stderr and exit code 2. `function` itself is never called.
 
     Args:
         function: Keyword-only parameters are the flags. Annotations bool, int, float, Path, Literal, each possibly
             with None, `Annotated[..., Range(...)]`, and `tuple[one of these, ...]` choose how a value is read. A
-            parameter `*names: Path` takes the words that belong to no flag, at least one.
+            parameter `*names: Path` takes the words that belong to no flag, at least one, and all words after "--".
         argv: The words behind the program's name and command.
         name: The program's name in messages, with its command if that was given.
         commands: All commands, for the help.
+        version: Says which version the program is of.
     """
     words, flags = parameters_of(function)
-    if any(word in HELP_WORDS for word in argv):
-        print("\n".join([help_page(function, words, flags, name=name), *commands_page(commands or {})]))
+    asked = set(argv[: argv.index(END_OF_FLAGS)] if END_OF_FLAGS in argv else argv)
+    if not asked.isdisjoint(HELP_WORDS):
+        say(*help_page(function, words, flags, name=name), *commands_page(commands or {}))
+        raise SystemExit(0)
+    if VERSION_WORD in asked:
+        say(version())
         raise SystemExit(0)
     try:
-        values, loose = _split_words(argv, flags)
+        values, loose = _split_words(argv, flags, takes_words=bool(words))
         bound = _bind_words(words, loose, flags)
         _require_all(function, flags, values)
         line = [f"--{flag}={value}" for flag, value in values.items()]
@@ -112,8 +124,7 @@ def defaults_of(function: Callable[..., Any]) -> dict[str, Any]:
 def end(message: str, *, name: str, exit_code: int = 2, is_heard: bool = True) -> NoReturn:
     """End the program with one line on stderr, if this is the process that prints it."""
     if is_heard:
-        one_line = " ".join(message.split())
-        print(f"{name}: {one_line}", file=sys.stderr)
+        warn(f"{name}: {message}")
     raise SystemExit(exit_code)
 
 
@@ -163,7 +174,7 @@ def _fire(recorder: Callable[..., dict[str, Any]], words: list[str], name: str) 
         raise FireError(error.trace.elements[-1].ErrorAsStr()) from None
 
 
-def _split_words(argv: list[str], flags: dict[str, Any]) -> tuple[dict[str, str], list[str]]:
+def _split_words(argv: list[str], flags: dict[str, Any], *, takes_words: bool) -> tuple[dict[str, str], list[str]]:
     """Pair the flags of a line with the text of their values, so that Fire can read `--flag=value` in one way only.
 
     Returns:
@@ -177,7 +188,9 @@ def _split_words(argv: list[str], flags: dict[str, Any]) -> tuple[dict[str, str]
     words = list(argv)
     while words:
         word = words.pop(0)
-        if word == "--":
+        if word == END_OF_FLAGS:
+            if takes_words:
+                return values, loose + words
             raise FireError(f"'--' ends the flags, and what follows would be ignored: {' '.join(words) or 'nothing'}")
         if not _looks_like_flag(word):
             loose.append(word)
@@ -185,7 +198,7 @@ def _split_words(argv: list[str], flags: dict[str, Any]) -> tuple[dict[str, str]
         key, equals, value = word.lstrip("-").partition("=")
         flag, negated = _find_flag(key, flags)
         if flag is None or not word.startswith("--"):
-            raise FireError(f"unknown flag {word.partition('=')[0]!r}{did_you_mean(key, flags, '--')}")
+            raise FireError(f"unknown flag {word.partition('=')[0]!r}{_what_was_meant(word, key, flags, takes_words)}")
         if equals and negated:
             raise FireError(f"--{key} takes no value; write --{flag}=True or --{flag}=False")
         if not equals:
@@ -196,13 +209,20 @@ def _split_words(argv: list[str], flags: dict[str, Any]) -> tuple[dict[str, str]
     return values, loose
 
 
+def _what_was_meant(word: str, key: str, flags: dict[str, Any], takes_words: bool) -> str:
+    """The hint that follows an unknown flag: a flag of another name, or how to write such a word that is no flag."""
+    known = hint(key.lower().replace("-", "_"), flags) or did_you_mean(key, flags, "--")
+    may_be_file = takes_words and not word.startswith("--")
+    return known or (f"; write ./{word} if it is a file, or put -- before all files" if may_be_file else "")
+
+
 def _looks_like_flag(word: str) -> bool:
     return re.match(r"--?[^\W\d]", word) is not None
 
 
 def _value_of(flag: str, annotation: Any, negated: bool, words: list[str]) -> str:
     """The value of a flag without "=": taken from the front of `words`, or what a bare flag means."""
-    if not negated and words and words[0] != "--" and not _looks_like_flag(words[0]):
+    if not negated and words and words[0] != END_OF_FLAGS and not _looks_like_flag(words[0]):
         return words.pop(0)
     if is_switch(annotation):
         return str(not negated)

@@ -66,13 +66,13 @@ class Exported:
     num_classes: int
     image_size: int
 
-    def describe(self) -> str:
+    def describe(self) -> tuple[str, str]:
         """Two lines for a user."""
         return (
             f"{self.path}: {self.kind}, {self.size:,} bytes; largest relative difference to the network's own "
-            f"logits {self.difference:.1e}\n"
+            f"logits {self.difference:.1e}",
             f"{INPUT}: float32 (N, 3, {self.image_size}, {self.image_size}), RGB, from 0 to 1; "
-            f"{OUTPUT}: float32 (N, {self.num_classes})"
+            f"{OUTPUT}: float32 (N, {self.num_classes})",
         )
 
 

@@ -3,11 +3,11 @@
 import hashlib
 import io
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 from train.folder.saving import DamagedFile, load_tensors, reason_of
+from train.terminal import warn
 
 # How files of torch.save began before it wrote archives (PyTorch 1.5 and earlier): a pickled number, the same in all.
 # torchvision's DenseNets for ImageNet are such files.
@@ -35,9 +35,7 @@ def load_foreign(path: Path) -> dict[str, Any]:
     if named and not hashlib.sha256(content).hexdigest().startswith(named[1]):
         raise DamagedFile(f"{path} is damaged: its digest is not the one in its name")
     if not named:
-        print(
-            f"warning: {path} is in torch's old form, which has no checksum: damage would not be seen", file=sys.stderr
-        )
+        warn(f"warning: {path} is in torch's old form, which has no checksum: damage would not be seen")
     try:
         loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a parser of foreign bytes raises

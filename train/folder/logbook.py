@@ -80,18 +80,39 @@ def read_logbook(folder: Path) -> Logbook:
     )
 
 
-def read_logbooks(folders: Sequence[Path]) -> list[Logbook]:
-    """Read several runs.
+def read_logbooks(folders: Sequence[Path]) -> tuple[list[Logbook], list[UserError]]:
+    """Read several runs. A folder that is no run stands for the runs directly below it.
+
+    Returns:
+        The runs, at least one, and an error for each of the others, which cannot be read as a run.
 
     Raises:
-        UserError: If two of the folders are one, or one holds no run.
+        UserError: If two of the folders are one, or no run can be read.
     """
     first: dict[str, Path] = {}
-    for folder in folders:
-        same = first.setdefault(os.path.realpath(folder), folder)
-        if same is not folder:
-            raise UserError(f"RUNS names one run twice: {same} and {folder}")
-    return [read_logbook(folder) for folder in folders]
+    runs: list[Logbook] = []
+    errors: list[UserError] = []
+    for path in (path for folder in folders for path in _runs_in(folder)):
+        same = first.setdefault(os.path.realpath(path), path)
+        if same is not path:
+            raise UserError(f"RUNS names one run twice: {same} and {path}")
+        try:
+            runs.append(read_logbook(path))
+        except UserError as error:
+            errors.append(error)
+    if not runs:
+        raise errors[0]
+    return runs, errors
+
+
+def _runs_in(folder: Path) -> list[Path]:
+    """A folder if it is a run, else the runs directly below it, else the folder after all."""
+    try:
+        if (folder / CONFIG).exists():
+            return [folder]
+        return sorted(path.parent for path in folder.glob(f"*/{CONFIG}")) or [folder]
+    except OSError:  # which reading it says once more
+        return [folder]
 
 
 def read_results(folder: Path) -> list[Row]:

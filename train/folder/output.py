@@ -1,11 +1,13 @@
-"""Files that a command leaves behind, never over a file that is there, and what stops it from printing."""
+"""What a command prints and leaves in new files, never over a file that is there, and what stops it from doing so."""
 
 import errno
 import os
-from contextlib import suppress
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from train.errors import RunError, UserError
+from train.terminal import say
 
 FULL_OR_BROKEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
@@ -13,6 +15,38 @@ FULL_OR_BROKEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 def is_of_output(error: OSError) -> bool:
     """Whether an error says that the disk does not take what is printed. Those of opening files name the file."""
     return error.filename is None and error.errno in FULL_OR_BROKEN
+
+
+def print_and_write(lines: Iterable[str], files: Mapping[Path | None, bytes]) -> None:
+    """Print a result and then write it to new files. A failure of one of these does not keep the others from it.
+
+    Args:
+        lines: Of the result.
+        files: Contents by path; that of None is not written.
+
+    Raises:
+        OSError: If stdout does not take the lines.
+        RunError: If a file has come into being meanwhile, or cannot be written.
+    """
+    with ExitStack() as stack:
+        for path, content in reversed(files.items()):
+            if path is not None:
+                stack.callback(write_new, path, content)
+        say(*lines)
+
+
+def require_working_directory() -> None:
+    """Make sure that the folder that relative paths begin in still exists; libraries ask for it too.
+
+    Raises:
+        UserError: If it does not.
+    """
+    try:
+        os.getcwd()  # noqa: PTH109 the same as Path.cwd()
+    except OSError as error:
+        raise UserError(
+            f"the working directory cannot be used: {error.strerror}; change to a folder that exists"
+        ) from error
 
 
 def require_new(path: Path | None, *, flag: str, suffix: str) -> None:

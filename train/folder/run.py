@@ -6,7 +6,6 @@ last one is kept, for the case that a disk damages the last one.
 """
 
 import json
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from train.errors import RunError, UserError
 from train.folder.history import Row, to_csv
 from train.folder.saving import DamagedFile, atomic_write, load_tensors, save_tensors, temporary_name
 from train.team import ALONE, Team
+from train.terminal import say, warn
 
 CONFIG, CHECKPOINT, RESULTS, MODEL, CURVES = "config.json", "checkpoint.pt", "results.csv", "model.pt", "curves.png"
 PREVIOUS, DAMAGED = "checkpoint.previous.pt", "checkpoint.damaged.pt"
@@ -132,7 +132,7 @@ class RunFolder:
             if last.exists():
                 _put_aside(last)  # or the next save would put it where the whole one is
                 warning += f"; it stays as {DAMAGED}"
-            print(warning, file=sys.stderr)
+            warn(warning)
             return checkpoint
 
     def load(self, *, n_epochs: int) -> Checkpoint:
@@ -148,9 +148,8 @@ class RunFolder:
         if checkpoint.epoch > n_epochs:
             raise UserError(f"--n_epochs is {n_epochs}, but the run in {self.path} has done {checkpoint.epoch} epochs")
         if checkpoint.epoch < n_epochs and checkpoint.test_error is not None:
-            if self.team.is_first:
-                epochs = f"{checkpoint.epoch} epoch{'s' if checkpoint.epoch > 1 else ''}"
-                print(f"The run had ended after {epochs} with test error {checkpoint.test_error:.2%}.")
+            epochs = f"{checkpoint.epoch} epoch{'s' if checkpoint.epoch > 1 else ''}"
+            say(f"The run had ended after {epochs} with test error {checkpoint.test_error:.2%}.")
             checkpoint.rows[-1].test_error = None
         return checkpoint
 

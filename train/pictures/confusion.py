@@ -1,5 +1,7 @@
 """The picture of a confusion matrix."""
 
+from collections.abc import Sequence
+
 import torch
 from matplotlib import colormaps
 from matplotlib.axes import Axes
@@ -20,7 +22,7 @@ LONGEST_TITLE = 100  # characters of a line above the picture
 EMPTY_COLOUR = "#e8e8e8"
 
 
-def draw_confusion(confusion: Tensor, classes: tuple[str, ...], *, title: str) -> bytes:
+def draw_confusion(confusion: Tensor, classes: tuple[str, ...], *, title: Sequence[str]) -> bytes:
     """Draw how the images of each class were answered; return a PNG of 1280 x 1152 pixels.
 
     A cell's colour is its share of the images of its class, on a scale that shows one in a hundred. The line of a
@@ -29,7 +31,7 @@ def draw_confusion(confusion: Tensor, classes: tuple[str, ...], *, title: str) -
     Args:
         confusion: int64 (classes, classes) on the CPU, counts by class (row) and answer (column).
         classes: Their names.
-        title: Some lines.
+        title: Lines above the plot.
     """
     figure = Figure(figsize=(8, 7.2), dpi=160, layout="constrained")
     panel = figure.subplots()
@@ -45,8 +47,7 @@ def draw_confusion(confusion: Tensor, classes: tuple[str, ...], *, title: str) -
     scale.ax.minorticks_off()
     scale.outline.set_visible(False)
     scale.set_label("of the images of the class", color=NOTE_COLOUR)
-    lines = [plain(line, longest=LONGEST_TITLE) for line in title.splitlines()]
-    panel.set_title("\n".join(lines), fontsize=10, parse_math=False)
+    panel.set_title("\n".join(plain(line, longest=LONGEST_TITLE) for line in title), fontsize=10, parse_math=False)
     return png(figure)
 
 

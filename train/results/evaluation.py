@@ -72,7 +72,7 @@ class Evaluation:
         few = len(self.classes) <= LARGEST_MATRIX
         return "\n\n".join([table, self._matrix() if few else self._largest_confusions()])
 
-    def as_csv(self) -> str:
+    def as_csv(self) -> bytes:
         """A line for each class: images, accuracy as a fraction, and how many of them got which answer."""
         return to_csv([self._record(row) for row in self.rows])
 

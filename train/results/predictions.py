@@ -1,15 +1,17 @@
 """What a trained network says of images: the likeliest classes of each, as lines and as CSV."""
 
-import csv
-import io
-import sys
 from collections.abc import Generator, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
+
+from train.results.tables import to_csv
+from train.terminal import Bar, printable, say, warn
+
+WIDEST = (60, 30)  # columns that paths and names of classes are padded to; longer ones are printed whole
+MANY = 1000  # files, a second's work
 
 # Paths of some image files; the images (n, 3, H, W), normalised, on the device of the network; and what went wrong with
 # other files.
@@ -61,27 +63,22 @@ def predict_files(
     model.eval()
     predictions: list[Prediction] = []
     unreadable = 0
-    widths = max(map(len, paths)), max(map(len, classes))
-    with closing(batches), _progress_bar(len(paths)) as bar:
+    widths = _column_width(paths, WIDEST[0]), _column_width(classes, WIDEST[1])
+    with closing(batches), Bar("images", len(paths), unit=" files") if len(paths) >= MANY else nullcontext() as bar:
         for readable, images, errors in batches:
             new = _predict(model, readable, images, classes, top) if readable else []
-            _print_lines([as_line(one, widths) for one in new], [f"error: {error}" for error in errors])
+            say(*(as_line(one, widths) for one in new))
+            warn(*(f"error: {error}" for error in errors))
             predictions += new
             unreadable += len(errors)
-            bar.update(len(readable) + len(errors))
+            if bar:
+                bar.advance(len(readable) + len(errors))
     return predictions, unreadable
 
 
-def _print_lines(lines: list[str], errors: list[str]) -> None:
-    """Write lines to stdout and to stderr, above the progress bar."""
-    for some, stream in ((lines, sys.stdout), (errors, sys.stderr)):
-        if some:
-            tqdm.write("\n".join(some), file=stream)
-
-
-def _progress_bar(num_files: int) -> tqdm:
-    few = num_files < 1000  # a second's work
-    return tqdm(total=num_files, unit=" files", leave=False, dynamic_ncols=True, disable=few or not sys.stderr.isatty())
+def _column_width(names: Sequence[str], widest: int) -> int:
+    """The length of the longest name of those that are not too long for a column."""
+    return max((length for name in names if (length := len(printable(name))) <= widest), default=0)
 
 
 def _predict(
@@ -98,19 +95,19 @@ def as_line(prediction: Prediction, widths: tuple[int, int]) -> str:
     """The path, and each class with its probability, in columns: `widths` are those of the path and of a class."""
     path_width, class_width = widths
     columns = [
-        f"{name:<{class_width}} {probability:7.2%}"
+        f"{printable(name):<{class_width}} {probability:7.2%}"
         for name, probability in zip(prediction.classes, prediction.probabilities, strict=True)
     ]
-    return "  ".join([f"{prediction.path:<{path_width}}", *columns])
+    return "  ".join([f"{printable(prediction.path):<{path_width}}", *columns])
 
 
-def as_csv(predictions: Sequence[Prediction], *, top: int) -> str:
+def as_csv(predictions: Sequence[Prediction], *, top: int) -> bytes:
     """A header and a row for each image: file, and class and probability of the likeliest classes."""
     numbers = ["", *(f"_{number}" for number in range(2, top + 1))]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["file", *(f"{column}{number}" for number in numbers for column in ("class", "probability"))])
+    columns = ["file", *(f"{column}{number}" for number in numbers for column in ("class", "probability"))]
+    records = []
     for one in predictions:
         pairs = zip(one.classes, one.probabilities, strict=True)
-        writer.writerow([one.path, *(value for name, probability in pairs for value in (name, f"{probability:.6g}"))])
-    return text.getvalue()
+        cells = [one.path, *(cell for name, probability in pairs for cell in (name, f"{probability:.6g}"))]
+        records.append(dict(zip(columns, cells, strict=True)))
+    return to_csv(records, columns=columns)

@@ -26,7 +26,7 @@ class RunsTable:
         columns = [_names(flags), *(_cells(run, flags) for run in self.runs)]
         return aligned(list(zip(*columns, strict=True)) if len(self.runs) <= FEW_RUNS else columns)
 
-    def as_csv(self) -> str:
+    def as_csv(self) -> bytes:
         """A line for each run. Errors are fractions."""
         flags = differing_flags(self.runs)
         return to_csv([_record(run, flags) for run in self.runs])

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from train.report import Bar
+from train.terminal import Bar
 
 GUESSES = 5
 
