@@ -115,7 +115,15 @@ HARMLESS = frozenset(
 
 # Methods that a call goes through. They are looked at once more when a class is registered, in case that somebody has
 # replaced them before.
-CALLED = ("__call__", "_call_impl", "_compiled_call_impl", "forward", "_conv_forward", "_check_input_dim", "__getattr__")
+CALLED = (
+    "__call__",
+    "_call_impl",
+    "_compiled_call_impl",
+    "forward",
+    "_conv_forward",
+    "_check_input_dim",
+    "__getattr__",
+)
 SHIPPED_FROM = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 
 # Functions of torch that the forward methods of the registered classes call.
