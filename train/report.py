@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a bar inside an epoch and an evaluation, a line after an epoch."""
+"""What a person sees while a run goes on: a bar inside an epoch and an evaluation, a line after an epoch, warnings."""
 
 import sys
 import time
@@ -7,8 +7,15 @@ from typing import Self
 from tqdm import tqdm
 
 from train.folder.history import Metrics, Row
+from train.team import here
 
 REFRESH_SECONDS = 1.0
+
+
+def warn(message: str) -> None:
+    """Write a line of warning to stderr, above a progress bar if there is one; only the first process does."""
+    if here().is_first:
+        tqdm.write(f"warning: {message}", file=sys.stderr)
 
 
 class Bar:
