@@ -132,9 +132,9 @@ def train(
         depth: Weighted layers L of the network.
         growth_rate: Channels k that each layer adds.
         efficient: How the backward pass finds what the forward pass computed. True or "buffer" keeps one copy of each
-            block's maps, which takes the least memory; "buffer_fast" is faster in about twice that memory. Both give
-            the results of False or "naive", which keeps everything, up to rounding; "checkpoint" gives them to the last
-            bit, and takes much more memory and time.
+            block's maps, which in most cases takes the least memory; "buffer_fast" is faster in about twice that
+            memory. Both give the results of False or "naive", which keeps everything, up to rounding; "checkpoint"
+            gives them to the last bit, and takes much more memory and time.
         drop_rate: Dropout after each convolution but the first. The paper uses 0.2 without augmentation.
         init_weights: Begin with the weights in this file, of a run of this program, of torchvision or of earlier
             efficient DenseNets. A classifier of other classes is left out.

@@ -17,6 +17,10 @@ from train import busy
 CPU = torch.device("cpu")
 
 
+def reading(clock, waited, *, ran=None, process=0.0):
+    return busy.Reading(clock, process, ran or dict.fromkeys(waited, 0.0), waited)
+
+
 @pytest.mark.parametrize(
     ("before", "after", "share"),
     [
@@ -29,7 +33,15 @@ CPU = torch.device("cpu")
     ],
 )
 def test_the_thread_that_waits_longest_counts(before, after, share):
-    assert busy.share_of_waiting(before, after, seconds=10) == pytest.approx(share)
+    assert busy.share_of_waiting(reading(100, before), reading(110, after)) == pytest.approx(share)
+
+
+@pytest.mark.parametrize(("process", "share"), [(11.0, 0.6), (12.0, 0.5), (19.0, 0.0), (10.9, 0.6)])
+def test_waiting_for_threads_of_its_own_does_not_count(process, share):
+    """Two threads compute for 4 and 7 seconds and one waits for 6; the rest of the process ran for 0, 1 and 8."""
+    before = reading(0, {1: 0.0, 2: 1.0}, ran={1: 3.0, 2: 0.0}, process=5.0)
+    after = reading(10, {1: 6.0, 2: 1.0}, ran={1: 7.0, 2: 7.0}, process=5.0 + process)
+    assert busy.share_of_waiting(before, after) == pytest.approx(share)
 
 
 def make_task(root, task, text):
@@ -37,17 +49,19 @@ def make_task(root, task, text):
     (root / str(task) / "schedstat").write_text(text)
 
 
-def test_waiting_is_the_second_number_of_the_scheduler_in_nanoseconds(tmp_path):
+def test_the_scheduler_counts_running_and_waiting_in_nanoseconds(tmp_path):
     make_task(tmp_path, 101, "7000000000 2500000000 12\n")
     make_task(tmp_path, 102, "1 0 3\n")
-    assert busy.waiting_times(tmp_path) == {101: 2.5, 102: 0.0}
+    figures = busy.read_scheduler(tmp_path)
+    assert figures.ran == {101: 7.0, 102: 1e-9}
+    assert figures.waited == {101: 2.5, 102: 0.0}
 
 
 @pytest.mark.parametrize("text", ["", "1\n", "a b c\n", None])
 def test_where_the_system_does_not_tell_nothing_is_known(text, tmp_path):
     if text is not None:
         make_task(tmp_path, 101, text)
-    assert busy.waiting_times(tmp_path if text is not None else tmp_path / "nowhere") == {}
+    assert busy.read_scheduler(tmp_path if text is not None else tmp_path / "nowhere") is None
 
 
 def test_threads_that_read_files_do_not_count(tmp_path):
@@ -57,14 +71,15 @@ def test_threads_that_read_files_do_not_count(tmp_path):
     has_begun.wait(60)
     for task in (threading.main_thread().native_id, reader.native_id):
         make_task(tmp_path, task, "0 1000000000 1")
-    assert busy.waiting_times(tmp_path) == {threading.main_thread().native_id: 1.0}
+    assert busy.read_scheduler(tmp_path).waited == {threading.main_thread().native_id: 1.0}
     is_over.set()
     reader.join()
 
 
 @pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="no schedstat")
 def test_this_process_has_a_thread_that_computes():
-    assert os.getpid() in busy.waiting_times()  # on Linux the main thread has the number of its process
+    figures = busy.read_scheduler()
+    assert 0 < figures.ran[os.getpid()] <= figures.process + 1  # on Linux the main thread has its process's number
 
 
 def test_the_line_names_cause_and_remedy():
@@ -81,12 +96,12 @@ def test_a_busy_machine_is_said_once(waited, number, monkeypatch):
     reads, warnings, enough = [], [], threading.Event()
 
     def read():
-        reads.append(60.0 * waited * len(reads))
+        reads.append(reading(60.0 * len(reads), {1: 60.0 * waited * len(reads)}))
         if len(reads) >= 5 or warnings:
             enough.set()
-        return {1: reads[-1]}
+        return reads[-1]
 
-    monkeypatch.setattr(busy, "waiting_times", read)
+    monkeypatch.setattr(busy, "read_scheduler", read)
     monkeypatch.setattr(busy, "WINDOW_SECONDS", 0.001)
     monkeypatch.setattr(busy, "warn", lambda line: (warnings.append(line), enough.set()))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)

@@ -150,13 +150,14 @@ def test_what_is_no_recipe_is_not_altered(flags):
 
 def test_an_altered_recipe_is_printed_and_recorded_again_when_the_run_goes_on(tmp_path, capsys):
     run, recipe = tmp_path / "run", "--recipe=densenet-bc-100-12-c10+"
-    altered = "--recipe densenet-bc-100-12-c10+: altered by --batch_size 128 (recipe: 64), --depth 10 (recipe: 100), "
-    altered += "--growth_rate 2 (recipe: 12), --dataset digits (recipe: cifar10), --n_epochs {} (recipe: 300)"
-    assert run_here(*SMALL, recipe, "--limit_batches=None", "--n_epochs=1", f"--save={run}") == 0
+    altered = "--recipe densenet-bc-100-12-c10+: altered by --batch_size 128 (recipe: 64), "
+    altered += "--limit_batches 1 (recipe: None), --depth 10 (recipe: 100), --growth_rate 2 (recipe: 12), "
+    altered += "--dataset digits (recipe: cifar10), --n_epochs {} (recipe: 300)"
+    assert run_here(*SMALL, recipe, "--limit_batches=1", "--n_epochs=1", f"--save={run}") == 0
     assert altered.format(1) in capsys.readouterr().out.splitlines()
     config = json.loads((run / "config.json").read_text())
     assert config["recipe_altered"]["depth"] == {"recipe": 100, "run": 10}
-    assert config["recipe_altered"].keys() == {"batch_size", "depth", "growth_rate", "dataset", "n_epochs"}
+    assert len(config["recipe_altered"]) == 6
     del config["recipe_altered"]  # as older runs are
     (run / "config.json").write_text(json.dumps(config))
     assert run_here(f"--save={run}", "--resume", "--n_epochs=2") == 0

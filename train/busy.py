@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -24,33 +25,50 @@ WINDOW_SECONDS = 10.0
 TOO_MUCH = 0.25
 
 
-def waiting_times(tasks: Path = TASKS) -> dict[int, float]:
-    """Seconds that each computing thread of this process has waited for a CPU so far, by its number.
+@dataclass(frozen=True)
+class Reading:
+    """What the scheduler has counted for this process so far, in seconds.
 
-    Threads that Python has started read files or show how far things are; they are left out. Empty where the system
-    does not tell.
+    Attributes:
+        clock: When it was read.
+        process: CPU time of the whole process, threads that have ended included.
+        ran: CPU time of each thread that computes, by its number.
+        waited: How long each of them was ready to run and had no CPU.
+    """
+
+    clock: float
+    process: float
+    ran: dict[int, float]
+    waited: dict[int, float]
+
+
+def read_scheduler(tasks: Path = TASKS) -> Reading | None:
+    """Read the scheduler's figures, None where the system does not tell.
+
+    Threads that Python has started do not compute: they read files, or show how far things are.
     """
     helpers = {thread.native_id for thread in threading.enumerate() if thread is not threading.main_thread()}
-    waited = {}
+    ran, waited = {}, {}
     try:
         for task in tasks.iterdir():
             if int(task.name) not in helpers:
-                waited[int(task.name)] = int((task / "schedstat").read_text().split()[1]) / 1e9
+                figures = (task / "schedstat").read_text().split()
+                ran[int(task.name)], waited[int(task.name)] = int(figures[0]) / 1e9, int(figures[1]) / 1e9
     except (OSError, ValueError, IndexError):  # no such files, or a thread has ended meanwhile
-        return {}
-    return waited
+        return None
+    return Reading(time.perf_counter(), time.process_time(), ran, waited)
 
 
-def share_of_waiting(before: Mapping[int, float], after: Mapping[int, float], *, seconds: float) -> float:
-    """Share of a time, 0 to 1, in which the thread that waited the most for a CPU did so.
+def share_of_waiting(before: Reading, after: Reading) -> float:
+    """Share of a time, 0 to 1, in which the thread that waited the most had no CPU because of other programs.
 
-    Args:
-        before: Seconds that each thread had waited at the beginning. One that is missing began later.
-        after: The same at the end.
-        seconds: Between both.
+    What the process's other threads ran, such as those that decode images, is not counted: it is no sign of a busy
+    machine.
     """
-    waited = [total - before.get(thread, 0.0) for thread, total in after.items()]
-    return min(1.0, max(0.0, *waited) / seconds) if waited and seconds > 0 else 0.0
+    ran = sum(total - before.ran.get(thread, 0.0) for thread, total in after.ran.items())
+    waited = max((total - before.waited.get(thread, 0.0) for thread, total in after.waited.items()), default=0.0)
+    by_itself = max(0.0, after.process - before.process - ran)
+    return min(1.0, max(0.0, waited - by_itself) / (after.clock - before.clock))
 
 
 def advice(share: float, *, threads: int, environment: Mapping[str, str]) -> str:
@@ -69,7 +87,7 @@ def advice(share: float, *, threads: int, environment: Mapping[str, str]) -> str
 def watched(device: torch.device) -> Iterator[None]:
     """Warn once if the threads that compute have to wait for a CPU. A single thread just gets its share of one."""
     threads = torch.get_num_threads()
-    if device.type != "cpu" or threads == 1 or not waiting_times():
+    if device.type != "cpu" or threads == 1 or read_scheduler() is None:
         yield
         return
     is_over = threading.Event()
@@ -83,11 +101,11 @@ def watched(device: torch.device) -> Iterator[None]:
 
 
 def _watch(is_over: threading.Event, threads: int) -> None:
-    before, start = waiting_times(), time.monotonic()
+    before = read_scheduler()
     while not is_over.wait(WINDOW_SECONDS):
-        after, end = waiting_times(), time.monotonic()
-        share = share_of_waiting(before, after, seconds=end - start)
+        after = read_scheduler()
+        share = share_of_waiting(before, after) if before and after else 0.0
         if share >= TOO_MUCH:
             warn(advice(share, threads=threads, environment=os.environ))
             return
-        before, start = after, end
+        before = after
