@@ -191,7 +191,7 @@ def half_cosine(epoch):
     [
         ([stairs(0.1, 0.01, 0.001), half_cosine], "log"),
         ([stairs(0.01), stairs(0.001), half_cosine], "log"),
-        ([stairs(*(10**-i for i in range(3))), *(stairs(0.1 * i, 0.01 * i) for i in range(1, 8))], "log"),
+        ([stairs(*(10**-i for i in range(1, 4))), *(stairs(0.1 * i, 0.01 * i) for i in range(1, 8))], "log"),
         ([stairs(0.1, 0.01, 0.001), stairs(0.0)], "log"),
         ([half_cosine, half_cosine], "linear"),
         ([stairs(0.1), half_cosine], "linear"),
