@@ -49,7 +49,7 @@ from train.command_line.networks import (
     image_size_of,
     title_of,
 )
-from train.command_line.recipes import PAPER, RULE, flags_of_recipe
+from train.command_line.recipes import PAPER, RULE, altered_flags, describe_altered, flags_of_recipe
 from train.compiler import require_compiler
 from train.errors import RunError, UserError
 from train.export.formats import SUFFIXES, require_packages
@@ -71,8 +71,8 @@ from train.memory import explained
 from train.pictures.events import FOLDER, Events
 from train.provenance import git_revision, version_line, versions
 from train.results.runs_table import RunsTable
-from train.team import Team, connected, here, is_launched, launcher
-from train.terminal import Bar, leave, open_streams, say, warn
+from train.team import Team, alone_among_others, connected, here, is_launched, launcher
+from train.terminal import Bar, leave, open_streams, say, say_error, warn
 
 if TYPE_CHECKING:
     import torch
@@ -91,6 +91,7 @@ Depth = Annotated[
 GrowthRate = Annotated[int, Range(1, 10_000)]
 BatchSize = Annotated[int, Range(1, 1_000_000)]
 DropRate = Annotated[float, Range(0, 1, open_high=True)]
+Threads = Annotated[int, Range(1, 1024)]
 
 
 def train(
@@ -120,6 +121,7 @@ def train(
     precision: Literal["fp32", "bf16", "fp16"] = "fp32",
     compile: bool = False,
     sync_bn: bool = False,
+    threads: Threads | None = None,
     limit_batches: Annotated[int, Range(1, 1_000_000)] | None = None,
     seed: Annotated[int, Range(0, 2**63 - 1)] | None = None,
     download: bool = True,
@@ -148,9 +150,9 @@ def train(
         depth: Weighted layers L of the network.
         growth_rate: Channels k that each layer adds.
         efficient: How the backward pass finds what the forward pass computed. True or "buffer" keeps one copy of each
-            block's maps, which takes the least memory; "buffer_fast" is faster in about twice that memory. Both give
-            the results of False or "naive", which keeps everything, up to rounding; "checkpoint" gives them to the last
-            bit, and takes much more memory and time.
+            block's maps, which in most cases takes the least memory; "buffer_fast" is faster in about twice that
+            memory. Both give the results of False or "naive", which keeps everything, up to rounding; "checkpoint"
+            gives them to the last bit, and takes much more memory and time.
         drop_rate: Dropout after each convolution but the first. The paper uses 0.2 without augmentation.
         init_weights: Begin with the weights in this file, of a run of this program, of torchvision or of earlier
             efficient DenseNets. A classifier of other classes is left out.
@@ -173,14 +175,17 @@ def train(
         precision: "bf16" and "fp16" are autocast; with "fp16" the loss is scaled.
         compile: Let torch.compile have the network, which takes minutes at first. For --efficient naive or checkpoint.
         sync_bn: Under torchrun on GPUs: normalise with the statistics of all processes together.
+        threads: CPU threads that compute, in each process. None: as many as torch takes. Other numbers change results
+            by rounding.
         limit_batches: A dry run: end every epoch, and validation and test, after so many batches.
         seed: Makes validation split, initial weights, order, augmentation and dropout repeatable. None: draw one and
             write it to config.json.
         download: Fetch missing files of the data set from the network.
         tensorboard: Also write events for TensorBoard, if that package is installed.
         resume: Continue the run in --save, or start it if there is none. Flags that are not given are those of the
-            run. Of the others only save, data, download, efficient, compile, tensorboard and debug may differ, and
-            n_epochs may grow. Every further epoch then has the learning rate that it has in a run of the new length.
+            run. Of the others only save, data, download, efficient, compile, threads, tensorboard and debug may
+            differ, and n_epochs may grow. Every further epoch then has the learning rate that it has in a run of the
+            new length.
         debug: Show where in the program an error came from.
     """
     flags = _plain(locals())
@@ -188,12 +193,15 @@ def train(
     check_network(network, depth=depth, growth_rate=growth_rate)
     flags["image_size"] = image_size_of(network, dataset=dataset, image_size=image_size)
     check_training(flags, num_processes=team.count, is_launched=is_launched())
+    if line := alone_among_others(os.environ):
+        warn(line)
     # Of an older run, what it did not record was as by default; its images had the one size of their data set.
     defaults = command_line.defaults_of(train) | {"image_size": flags["image_size"]}
     with claim(save, flags, team, defaults=defaults) as folder, team.watched(), explained(flags, save):
         # From here on the line is known to be good. torch takes seconds to import.
         from data.datasets import DATASETS, validation_size
         from train import runtime
+        from train.busy import watched
         from train.engine import Schedule, fit
         from train.optim import make_optimizer
         from train.replicas import replicate, require_devices
@@ -211,6 +219,7 @@ def train(
             say(f"The run in {save} is finished after epoch {n_epochs}; test error {checkpoint.test_error:.2%}.")
             return
 
+        runtime.use_threads(threads)
         device = runtime.pick_device(team)
         runtime.be_deterministic()
         require_devices(device, compile=compile, sync_bn=sync_bn, team=team)
@@ -237,11 +246,12 @@ def train(
         config = _config(flags, model, source, devices=runtime.describe_device(device, team))
         folder.write_config(config)
         say(f"{folder.title}: {config['parameters']:,} parameters, {config['device']}")
-        say(*source.notes, loaders.describe(limit=limit_batches))
+        say(*filter(None, [describe_altered(flags), *source.notes, loaders.describe(limit=limit_batches)]))
         if not is_new:
             say(f"Resuming after epoch {checkpoint.epoch}.")
         schedule = Schedule(n_epochs, lr, lr_schedule, warmup_epochs)
-        test_error = fit(replicas, stepper, loaders, folder, checkpoint, schedule=schedule, seed=seed)
+        with watched(device):
+            test_error = fit(replicas, stepper, loaders, folder, checkpoint, schedule=schedule, seed=seed)
         say(f"Test error {test_error:.2%} (accuracy {1 - test_error:.2%}); everything is in {save}")
 
 
@@ -250,6 +260,7 @@ def predict(
     save: Path,
     top: Annotated[int, Range(1)] = 1,
     batch_size: BatchSize = 256,
+    threads: Threads | None = None,
     csv: Path | None = None,
     debug: bool = False,
 ) -> None:
@@ -264,6 +275,7 @@ def predict(
         save: Folder of the run.
         top: Classes to print for each image, the likeliest first.
         batch_size: Images that go through the network together.
+        threads: CPU threads that compute. None: as many as torch takes.
         csv: Also write file, classes and probabilities to this new file.
         debug: Show where in the program an error came from.
     """
@@ -275,12 +287,14 @@ def predict(
     from data.datasets import DATASETS
     from data.images import list_images, read_images
     from train import runtime
+    from train.busy import watched
     from train.replicas import replicate
     from train.results.predictions import as_csv, predict_files
 
     paths = list_images(images)
 
     flags = run.flags
+    runtime.use_threads(threads)
     runtime.be_deterministic()
     device = runtime.pick_device()
     of_run = {"image_size": flags["image_size"], "mean": run.mean, "std": run.std}
@@ -289,7 +303,8 @@ def predict(
         network = runtime.placed(_network_of(run), device)
         model = replicate(network, device, precision=flags["precision"]).evaluation
         batches = read_images(paths, grey=grey, batch_size=batch_size, device=device, **of_run)
-        predictions, unreadable = predict_files(model, batches, classes=run.classes, top=top, paths=paths)
+        with watched(device):
+            predictions, unreadable = predict_files(model, batches, classes=run.classes, top=top, paths=paths)
     if csv:
         write_new(csv, as_csv(predictions, top=top))
     if unreadable:
@@ -306,7 +321,7 @@ def benchmark(
     drop_rate: DropRate = 0.0,
     precision: Literal["fp32", "bf16", "fp16"] = "fp32",
     memory_format: Literal["channels_last", "contiguous"] = "channels_last",
-    threads: Annotated[int, Range(1, 1024)] | None = None,
+    threads: Threads | None = None,
     rounds: Annotated[int, Range(0, 1000)] = 5,
     compile: bool = False,
     budget_gb: Annotated[float, Range(0, open_low=True)] | None = None,
@@ -334,7 +349,7 @@ def benchmark(
         drop_rate: Dropout after each 3x3 convolution of a dense layer.
         precision: bf16 and fp16 are autocast. fp16 needs a GPU.
         memory_format: Of all variants; naive is measured in both, and ratios refer to the faster one.
-        threads: CPU threads. None: as many as torch takes.
+        threads: CPU threads that compute. None: as many as torch takes.
         rounds: How often each variant is timed, at each depth too; they take turns. 0: measure memory only.
         compile: Also measure torch.compile of the naive network with an activation memory budget of one half.
             Compiling takes minutes, and needs a C++ compiler.
@@ -363,6 +378,7 @@ def benchmark(
     from train.benchmark.plot import draw_depths
     from train.benchmark.step import CLASSES, Case
     from train.benchmark.variants import all_variants
+    from train.busy import watched
 
     runtime.use_threads(threads)
     runtime.be_deterministic()
@@ -376,10 +392,11 @@ def benchmark(
         memory_format=memory_format,
         with_compile=compile,
     )
-    if budget_gb is None:
-        result = compare(variants, case, rounds=rounds)
-    else:
-        result = find_what_fits(variants, case, budget=budget_gb * GB)
+    with watched(device):
+        if budget_gb is None:
+            result = compare(variants, case, rounds=rounds)
+        else:
+            result = find_what_fits(variants, case, budget=budget_gb * GB)
     print_and_write(result.as_text().split("\n"), {csv: result.as_csv()})
     if plot:
         by_depth = measure_by_depth(variants, case, depths=depths, rounds=rounds)
@@ -391,6 +408,7 @@ def evaluate(
     save: Path,
     data: Path | None = None,
     batch_size: BatchSize = 256,
+    threads: Threads | None = None,
     download: bool = True,
     plot: Path | None = None,
     csv: Path | None = None,
@@ -405,6 +423,7 @@ def evaluate(
         save: Folder of the run.
         data: Folder of the data set. None: the one that the run was given.
         batch_size: Images at a time. It changes memory and speed, and results by rounding only.
+        threads: CPU threads that compute. None: as many as torch takes. They change results by rounding only.
         download: Fetch missing files of the data set from the network.
         plot: Draw the confusion matrix into this new file, a PNG. None: into confusion.png of the run, which is written
             anew if it is there.
@@ -418,6 +437,7 @@ def evaluate(
     from data.datasets import DATASETS, load
     from data.loader import make_test_loader
     from train import runtime
+    from train.busy import watched
     from train.pictures.confusion import CONFUSION, draw_confusion
     from train.replicas import replicate
     from train.results.evaluation import Evaluation
@@ -426,6 +446,7 @@ def evaluate(
     if not plot:
         require_replaceable(save / CONFUSION, instead="plot")
     flags = run.flags
+    runtime.use_threads(threads)
     runtime.be_deterministic()
     device = runtime.pick_device()
     where = {"folder": data or flags["data"], "download": download, "image_size": flags["image_size"]}
@@ -435,7 +456,9 @@ def evaluate(
         source = load(flags["dataset"], **where)
         run.require_classes(source.classes)
         test = make_test_loader(source, DATASETS[flags["dataset"]], device, batch_size=batch_size)
-        evaluation = Evaluation.of(tally(model, test, num_classes=len(source.classes)), source.classes)
+        with watched(device):
+            sums = tally(model, test, num_classes=len(source.classes))
+        evaluation = Evaluation.of(sums, source.classes)
 
     title = f"{title_of(flags | {'data': where['folder']})}, {book.progress()}"
     lines = [title, evaluation.summary(), book.verdict(evaluation.error), "", *evaluation.as_text().split("\n"), ""]
@@ -473,7 +496,8 @@ def compare(*runs: Path, plot: Path | None = None, csv: Path | None = None, debu
         files[plot] = draw_runs(books)
     print_and_write(table.as_text().split("\n"), files)
     if errors:
-        warn(*(f"warning: {error}" for error in errors))
+        for error in errors:
+            warn(str(error))
         raise RunError(f"{len(errors)} of {len(books) + len(errors)} folders could not be read as runs")
 
 
@@ -482,6 +506,7 @@ def export(
     save: Path,
     format: Literal["torch", "onnx"],
     output: Path | None = None,
+    threads: Threads | None = None,
     debug: bool = False,
 ) -> None:
     """Write the network of a run as one file that needs none of this code: for torch.export, or for ONNX.
@@ -502,6 +527,7 @@ def export(
         format: torch makes a .pt2 file for torch.export.load, onnx an .onnx file for ONNX Runtime and others. onnx
             needs the packages onnx, onnxscript and onnxruntime.
         output: The new file. None: model.pt2 or model.onnx in the folder of the run. A file that exists is refused.
+        threads: CPU threads that compute. None: as many as torch takes.
         debug: Show where in the program an error came from.
     """
     require_packages(format)
@@ -511,9 +537,11 @@ def export(
     # From here on the line is known to be good. torch takes seconds to import.
     from data.datasets import DATASETS
     from data.images import describe_preparation
+    from train import runtime
     from train.export.network import export_network
 
     flags = run.flags
+    runtime.use_threads(threads)
     steps = describe_preparation(image_size=flags["image_size"], grey=DATASETS[flags["dataset"]].grey)
     say(*export_network(_network_of(run), run, output, format=format, preprocessing=steps).describe())
 
@@ -601,9 +629,10 @@ def _config(flags: Mapping[str, Any], network: "DenseNet", source: "Source", *, 
     spec = DATASETS[flags["dataset"]]
     return {
         "flags": flags,
+        **({"recipe_altered": altered_flags(flags)} if flags["recipe"] else {}),
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "classes": source.classes,
-        "images": source.sizes(),
+        "images": source.sizes(held_out=flags["valid_size"] or 0),
         "mean": spec.mean,
         "std": spec.std,
         "device": devices,
@@ -745,7 +774,7 @@ def start(argv: list[str]) -> NoReturn:
 
 
 def _warn_of_traceback() -> None:
-    warn(*traceback.format_exc().rstrip("\n").split("\n"))
+    say_error(*traceback.format_exc().rstrip("\n").split("\n"))
 
 
 if __name__ == "__main__":

@@ -108,9 +108,14 @@ class Source:
     valid: Images | None = None
     notes: tuple[str, ...] = ()
 
-    def sizes(self) -> dict[str, int]:
-        """How many images there are, by "train", "valid" (0 if none come with it) and "test"."""
-        return {"train": len(self.train), "valid": len(self.valid or ()), "test": len(self.test)}
+    def sizes(self, *, held_out: int = 0) -> dict[str, int]:
+        """How many images there are, by "train", "valid" and "test".
+
+        Args:
+            held_out: This many of the training images are validation images instead.
+        """
+        valid = len(self.valid or ()) + held_out
+        return {"train": len(self.train) - held_out, "valid": valid, "test": len(self.test)}
 
     def digest(self) -> int:
         """A number of 62 bits that tells data sets apart by their classes, labels and names of files.

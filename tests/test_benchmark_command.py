@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ from tests.application import ROOT, run_apart, run_here
 from tests.benchmarked import RIVALS, SMALL, TINY, build, rows_of, variants
 from train.benchmark.comparison import compare
 from train.benchmark.failures import one_line
+from train.benchmark.measure import Memory
+from train.benchmark.rows import Row, exceptions
 from train.errors import RunError, UserError
 from train.results.tables import aligned
 
@@ -44,6 +47,39 @@ def test_a_tiny_run_prints_a_row_for_each_variant_and_writes_the_same_to_csv(tmp
         assert row[5] == f"{float(record['seconds_median']):.3f}"
     assert {record["batch_size"] for record in records} == {"4"}
     assert [record["running_statistics_updates"] for record in records][-3:] == ["1", "2", "2"]
+
+
+def stub(name, peak, ratios=()):
+    """A row of this name."""
+    return Row(SimpleNamespace(name=name), Memory(peak=peak, kept=0), 1, ratios=[*ratios])
+
+
+def test_rows_that_take_less_than_the_default_are_named_with_the_smallest_first():
+    rows = [stub("naive", 51_000_000), stub("naive", 50_960_000), stub("checkpoint", 23_040_000)]
+    rows += [stub("buffer", 65_000_000), stub("buffer_fast", 65_000_000), stub("torchvision", 70_000_000)]
+    assert exceptions(rows) == [
+        "at this size these take less memory than buffer (65.0 MB): checkpoint (23.0 MB), naive (51.0 MB)"
+    ]
+    assert exceptions([stub("naive", 9), stub("buffer", 9)]) == []
+
+
+@pytest.mark.parametrize(("ratios", "line"), [([0.5, 1.12, 3], "1.12"), ([0.5, 1, 3], None), ([], None)])
+def test_a_default_that_is_slower_than_naive_is_said(ratios, line):
+    expected = [f"at this size buffer takes {line} times the time of naive"] if line else []
+    assert exceptions([stub("naive", 9), stub("buffer", 5, ratios)]) == expected
+
+
+def test_the_table_is_followed_by_what_it_shows_of_the_default(capsys):
+    """Weights of many channels and one small image: what a step needs are gradients of weights."""
+    assert run_here("benchmark", "--depth=10", "--growth_rate=8", "--batch_size=2", "--image_size=8", "--rounds=0") == 0
+    output = capsys.readouterr().out
+    peaks = {row[0].removesuffix(" *"): float(row[2]) for row in rows_of(output)}
+    line = next(line for line in output.splitlines() if line.startswith("at this size"))
+    named = dict(re.findall(r"(\w[\w ]*) \(([\d.]+) MB\)", line.partition(": ")[2]))
+    assert named
+    assert {name: float(peak) for name, peak in named.items()} == {name: peaks[name] for name in named}
+    assert all(peak <= peaks["buffer"] for peak in map(float, named.values()))
+    assert all(peak >= peaks["buffer"] for name, peak in peaks.items() if name not in named)
 
 
 def test_ratios_refer_to_the_faster_naive_within_a_round(monkeypatch):

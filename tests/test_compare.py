@@ -1,6 +1,7 @@
 """`python demo.py compare`: runs side by side."""
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -135,14 +136,79 @@ def test_each_run_has_its_own_look_and_a_dot_at_its_best_epoch(monkeypatch):
         [r.train_loss for r in run.rows] for run in runs
     ]
     labels = [text.get_text() for text in figures[0].legends[0].get_texts()]
-    assert labels[1] == "_$1: best epoch 2, 45.00%"
+    assert labels[1] == "_$1: best epoch 2, validation 45.00%"
+    assert figures[0].get_suptitle() == f"{MOST_RUNS} runs"
 
 
 def test_the_legend_says_whose_loss_is_of_smoothed_labels():
     rows, flags = make_rows(2), {"label_smoothing": 0.1}
-    assert _label(book("a", rows)) == _label(book("a", rows, label_smoothing=0)) == "a: best epoch 2, 45.00%"
-    assert _label(book("a", rows, **flags)) == "a: best epoch 2, 45.00%, smoothed labels"
+    assert _label(book("a", rows)) == _label(book("a", rows, label_smoothing=0)) == "a: best epoch 2, validation 45.00%"
+    assert _label(book("a", rows, **flags)) == "a: best epoch 2, validation 45.00%, smoothed labels"
     assert _label(book("a", make_rows(2, valid=False), **flags)) == "a: epoch 2, smoothed labels"
+
+
+def test_the_legend_has_the_test_error_of_a_run_that_is_done():
+    assert _label(book("a", make_rows(2, test_error=0.125))) == "a: best epoch 2, validation 45.00%, test 12.50%"
+    assert _label(book("a", make_rows(2, test_error=0.125, valid=False))) == "a: epoch 2, test 12.50%"
+
+
+@pytest.mark.parametrize(
+    ("datasets", "title"),
+    [(["digits"], "1 run on digits"), (["digits"] * 2, "2 runs on digits"), (["digits", "svhn"], "2 runs")],
+)
+def test_the_title_says_how_many_runs_and_on_which_data(datasets, title, monkeypatch):
+    (figure,) = drawn_runs([book(f"r{i}", make_rows(2), dataset=name) for i, name in enumerate(datasets)], monkeypatch)
+    assert figure.get_suptitle() == title
+
+
+def drawn_runs(runs, monkeypatch):
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kwargs: figures.append(self))
+    draw_runs(runs)
+    return figures
+
+
+@pytest.mark.parametrize("length", [5, 40])
+def test_all_of_the_legend_is_in_the_picture(length, monkeypatch):
+    runs = [book(c * length, make_rows(2, test_error=0.1), label_smoothing=0.1, dataset="digits") for c in "abc"]
+    (figure,) = drawn_runs(runs, monkeypatch)
+    figure.draw_without_rendering()
+    box = figure.legends[0].get_window_extent()
+    assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
+    assert figure.bbox.y0 <= box.y0
+
+
+def stairs(*rates):
+    return lambda epoch: rates[min(epoch - 1, len(rates) - 1)]
+
+
+def half_cosine(epoch):
+    return 0.05 * (1 + math.cos(math.pi * (epoch - 1) / 30))  # ends at 0.00027
+
+
+@pytest.mark.parametrize(
+    ("rates", "scale"),
+    [
+        ([stairs(0.1, 0.01, 0.001), half_cosine], "log"),
+        ([stairs(0.01), stairs(0.001), half_cosine], "log"),
+        ([stairs(*(10**-i for i in range(1, 4))), *(stairs(0.1 * i, 0.01 * i) for i in range(1, 8))], "log"),
+        ([stairs(0.1, 0.01, 0.001), stairs(0.0)], "log"),
+        ([half_cosine, half_cosine], "linear"),
+        ([stairs(0.1), half_cosine], "linear"),
+        ([stairs(0.1), stairs(0.0)], "linear"),
+    ],
+)
+def test_rates_that_differ_by_factors_are_told_apart_whatever_other_runs_do(rates, scale, monkeypatch):
+    runs = [book(f"r{i}", make_rows(30, rate=rate)) for i, rate in enumerate(rates)]
+    (figure,) = drawn_runs(runs, monkeypatch)
+    panel = figure.axes[1]
+    assert panel.get_yscale() == scale
+    low, high = panel.get_ylim()
+    assert high > max(rate(epoch) for rate in rates for epoch in range(1, 31))
+    if scale == "log":
+        assert 0 < low < 0.001
+        places = [panel.transAxes.inverted().transform(panel.transData.transform((1, y)))[1] for y in (0.001, 0.01)]
+        assert places[1] - places[0] > 0.15  # of the height of the panel
 
 
 def test_equal_runs_give_equal_bytes():

@@ -109,3 +109,12 @@ def test_picture_has_the_documented_size_and_equal_bytes_each_time(size):
     assert read_png(picture).shape[:2] == (1152, 1280)
     assert num_shades(read_png(picture)) > 50
     assert size > 15 or picture == draw_confusion(confusion, classes, title=["runs/$x$", "_"])
+
+
+@pytest.mark.parametrize("classes", [("a", "b"), ("0", "1", "2"), ("a long name", "another one")])
+def test_its_title_keeps_away_from_the_edges(classes):
+    title = ["runs/x", "L" * 200, "test error 4.55% (1 of 22 images), loss 0.1"]
+    pixels = read_png(draw_confusion(torch.eye(len(classes), dtype=torch.int64), classes, title=title))[..., :3]
+    rows, columns = (pixels.min((1, 2)) < 0.5).nonzero()[0], (pixels.min((0, 2)) < 0.5).nonzero()[0]
+    assert 8 <= rows.min() < 60  # of 1152: the title is there
+    assert 4 <= columns.min() <= columns.max() < 1280 - 4

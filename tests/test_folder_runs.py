@@ -155,6 +155,60 @@ def test_numbers_of_images_that_are_none_are_named(images, tmp_path):
         require_recorded_data(tmp_path, classes=["a"], sizes={"train": 6, "valid": 0})
 
 
+@pytest.mark.parametrize("recorded", [{"train": 18, "valid": 0, "test": 4}, {"train": 16, "valid": 2, "test": 4}])
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        ({"train": 18, "valid": 0}, None),
+        ({"train": 19, "valid": 0}, "began with 18 images for train and the data set has 19 now"),
+        ({"train": 16, "valid": 0}, "began with 18 images for train and the data set has 16 now"),
+        ({"train": 18, "valid": 2}, "began with 0 images for valid and the data set has 2 now"),
+        ({"train": 16, "valid": 2}, "began with 18 images for train and the data set has 16 now"),
+    ],
+)
+def test_held_out_images_are_known_whether_a_run_counted_them_before_or_after_the_split(
+    recorded, found, message, tmp_path
+):
+    (tmp_path / "config.json").write_text(json.dumps({"flags": {"valid_size": 2}, "images": recorded}))
+    with pytest.raises(UserError, match=message) if message else nullcontext():
+        require_recorded_data(tmp_path, classes=["a"], sizes=found)
+
+
+@pytest.mark.parametrize("valid_size", [None, 0])
+def test_images_of_a_validation_folder_are_no_training_images(valid_size, tmp_path):
+    images = {"train": 16, "valid": 2 if valid_size is None else 0}
+    (tmp_path / "config.json").write_text(json.dumps({"flags": {"valid_size": valid_size}, "images": images}))
+    require_recorded_data(tmp_path, classes=["a"], sizes=images)
+    with pytest.raises(UserError, match="images for train and the data set has 18 now"):
+        require_recorded_data(tmp_path, classes=["a"], sizes={"train": 18, "valid": 0})
+
+
+def test_config_counts_images_as_they_are_used(tmp_path):
+    make_folder(tmp_path / "data", {"train": 6, "test": 2})  # of each of three classes
+    make_folder(tmp_path / "own", {"train": 6, "val": 1, "test": 2})
+    for name, words, images in (
+        ("data", ["--valid_size=5"], {"train": 13, "valid": 5, "test": 6}),
+        ("data", ["--valid_size=5", "--limit_batches=1"], {"train": 13, "valid": 5, "test": 6}),
+        ("data", ["--valid_size=0"], {"train": 18, "valid": 0, "test": 6}),
+        ("own", [], {"train": 18, "valid": 3, "test": 6}),
+    ):
+        save = tmp_path / f"{name}{''.join(words)}"
+        assert run_here(*SMALL, f"--data={tmp_path / name}", *words, "--n_epochs=1", f"--save={save}") == 0
+        assert json.loads((save / "config.json").read_text())["images"] == images
+
+
+def test_a_run_that_counted_images_before_the_split_goes_on_with_the_same_bits(copy, finished, tmp_path):
+    other = shutil.copytree(finished, tmp_path / "other")
+    config = json.loads((copy / "config.json").read_text())
+    assert config["images"] == {"train": 1302, "valid": 140, "test": 355}
+    config["images"] = {"train": 1442, "valid": 0, "test": 355}  # as older versions wrote it
+    (copy / "config.json").write_text(json.dumps(config))
+    for run in (copy, other):
+        assert run_here(f"--save={run}", "--resume", "--n_epochs=3") == 0
+    assert (copy / "model.pt").read_bytes() == (other / "model.pt").read_bytes()
+    assert json.loads((copy / "config.json").read_text())["images"] == {"train": 1302, "valid": 140, "test": 355}
+
+
 def test_titles_say_which_images(tmp_path, capsys, monkeypatch):
     make_folder(tmp_path / "pets", {"train": 2, "test": 2})
     monkeypatch.chdir(tmp_path / "pets")

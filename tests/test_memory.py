@@ -102,7 +102,10 @@ def test_a_run_that_has_begun_says_where_it_stands_too(tmp_path, monkeypatch, ca
     ("changed", "advice"),
     [
         ({"efficient": "buffer"}, "; try --accum_steps above 2 or a smaller --batch_size; what fits "),
-        ({"efficient": False}, "; try --efficient buffer, which takes the least memory, --accum_steps above 2 or "),
+        (
+            {"efficient": False},
+            "; try --efficient buffer, which mostly takes the least, --accum_steps above 2 or ",
+        ),
         ({"network": "densenet", "image_size": 96}, "benchmark --network densenet --depth 40 .* --image_size 96"),
     ],
 )

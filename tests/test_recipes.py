@@ -1,14 +1,17 @@
 """The paper's table: networks of its size, and its recipe in every cell."""
 
 import inspect
+import json
 
 import pytest
 from torch import nn
 
 import demo
 from models.layers import Transition
+from tests.application import SMALL, run_here
+from tests.made_rows import make_run
 from train.command_line.networks import FIXED, check_network
-from train.command_line.recipes import COLUMNS, NETWORKS, PAPER, flags_of_recipe
+from train.command_line.recipes import COLUMNS, NETWORKS, PAPER, altered_flags, describe_altered, flags_of_recipe
 
 # Written down from the paper's table 2 and section 4.2 once more: millions of parameters, and what a data column asks
 # for. The exact numbers are closed forms of the architecture, checked in tests of the models.
@@ -109,6 +112,74 @@ def test_flags_beside_a_recipe_win():
     assert (flags["growth_rate"], flags["n_epochs"]) == (12, 300)
     flags = bound("densenet-bc-100-12-c10+", "--valid_size=None", "--network=densenet121")
     assert (flags["valid_size"], flags["network"], flags["depth"]) == (None, "densenet121", 121)
+
+
+@pytest.mark.parametrize("recipe", PAPER)
+def test_a_recipe_alone_is_not_altered(recipe):
+    flags = bound(recipe, "--threads=1", "--efficient=naive", "--seed=5", "--compile", "--data=d", "--tensorboard")
+    assert altered_flags(flags) == {}
+    assert describe_altered(flags) is None
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--depth=16", "--dataset=svhn"], "--depth 16 (recipe: 100), --dataset svhn (recipe: cifar10)"),
+        (["--depth=100", "--dataset=svhn"], "--dataset svhn (recipe: cifar10)"),
+        (["--no-augment"], "--augment False (recipe: True)"),
+        (["--valid_size=None"], "--valid_size None (recipe: 0)"),
+        (
+            ["--lr_schedule=cosine", "--warmup_epochs=5"],
+            "--lr_schedule cosine (recipe: step), --warmup_epochs 5 (recipe: 0)",
+        ),
+        (["--label_smoothing=0.1"], "--label_smoothing 0.1 (recipe: 0.0)"),
+        (["--accum_steps=2", "--precision=bf16"], "--accum_steps 2 (recipe: 1), --precision bf16 (recipe: fp32)"),
+        (["--limit_batches=3"], "--limit_batches 3 (recipe: None)"),
+        (["--init_weights=a\x1b[31m.pt"], "--init_weights a\\x1b[31m.pt (recipe: None)"),
+    ],
+)
+def test_what_other_flags_altered_is_said(words, line):
+    flags = bound("densenet-bc-100-12-c10+", *words)
+    assert describe_altered(flags) == f"--recipe densenet-bc-100-12-c10+: altered by {line}"
+
+
+@pytest.mark.parametrize("flags", [{}, {"recipe": None}, {"recipe": "of-mine", "depth": 1}, {"recipe": 7}])
+def test_what_is_no_recipe_is_not_altered(flags):
+    assert altered_flags(flags) == {}
+
+
+def test_an_altered_recipe_is_printed_and_recorded_again_when_the_run_goes_on(tmp_path, capsys):
+    run, recipe = tmp_path / "run", "--recipe=densenet-bc-100-12-c10+"
+    altered = "--recipe densenet-bc-100-12-c10+: altered by --batch_size 128 (recipe: 64), "
+    altered += "--limit_batches 1 (recipe: None), --depth 10 (recipe: 100), --growth_rate 2 (recipe: 12), "
+    altered += "--dataset digits (recipe: cifar10), --n_epochs {} (recipe: 300)"
+    assert run_here(*SMALL, recipe, "--limit_batches=1", "--n_epochs=1", f"--save={run}") == 0
+    assert altered.format(1) in capsys.readouterr().out.splitlines()
+    config = json.loads((run / "config.json").read_text())
+    assert config["recipe_altered"]["depth"] == {"recipe": 100, "run": 10}
+    assert len(config["recipe_altered"]) == 6
+    del config["recipe_altered"]  # as older runs are
+    (run / "config.json").write_text(json.dumps(config))
+    assert run_here(f"--save={run}", "--resume", "--n_epochs=2") == 0
+    assert altered.format(2) in capsys.readouterr().out.splitlines()
+    assert json.loads((run / "config.json").read_text())["recipe_altered"]["n_epochs"] == {"recipe": 300, "run": 2}
+
+
+def test_a_run_without_a_recipe_records_none(finished):
+    assert "recipe_altered" not in json.loads((finished / "config.json").read_text())
+
+
+def test_compare_tells_altered_recipes_from_whole_ones(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    recipe = "densenet-bc-100-12-c10+"
+    whole = flags_of_recipe(recipe) | {"recipe": recipe}
+    make_run(tmp_path / "whole", None, **whole)
+    make_run(tmp_path / "altered", None, **(whole | {"wd": 0.01}))
+    assert run_here("compare", "whole", "altered", "--csv=t.csv") == 0
+    assert f"--recipe          {recipe}  {recipe} (altered)\n" in capsys.readouterr().out
+    header, first, second = (tmp_path / "t.csv").read_text().splitlines()
+    column = header.split(",").index("recipe_altered")
+    assert (first.split(",")[column], second.split(",")[column]) == ("", "wd")
 
 
 def test_recipes_name_flags_that_exist():

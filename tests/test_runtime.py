@@ -1,14 +1,17 @@
 """Devices, seeds, and weights without wrapper."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
 
 from models import densenet_bc
+from tests.application import SMALL, run_here
 from train import runtime
 from train.errors import UserError
 from train.replicas import InPrecision, replicate, require_devices
-from train.team import Team
+from train.team import Team, alone_among_others
 
 
 def test_several_gpus_are_used_through_data_parallel_and_one_directly(monkeypatch):
@@ -54,6 +57,75 @@ def test_a_machine_with_too_few_gpus_stops_all_processes(gpus, local_rank, other
     monkeypatch.setattr(Among, "others", others)
     with pytest.raises(UserError, match=f"torchrun has started {lacking} too many processes on a machine"):
         runtime.pick_device(Among(rank=5, count=6, local_rank=local_rank))
+
+
+@pytest.mark.parametrize(
+    ("visible", "number"),
+    [("", 0), ("0", 1), ("0,1", 2), (" 2 , 3", 2), ("-1", 0), ("0,-1,2", 1), ("NoDevFiles", 0), ("GPU-89,MIG-3f", 2)],
+)
+def test_devices_are_named_up_to_the_first_that_cannot_be_one(visible, number):
+    """As CUDA reads it: an invalid entry hides itself and all that follow."""
+    assert runtime.num_named(visible) == number
+
+
+@pytest.mark.parametrize(
+    ("visible", "gpus", "line"),
+    [
+        ("0", 0, "warning: CUDA_VISIBLE_DEVICES is '0', but PyTorch finds no GPU and works on the CPU; "),
+        ("0,1,2", 2, "warning: CUDA_VISIBLE_DEVICES is '0,1,2', but PyTorch finds 2 GPUs\n"),
+        ("0,1", 2, ""),
+        ("", 0, ""),
+        ("-1", 0, ""),
+        (None, 0, ""),
+    ],
+)
+def test_devices_that_were_named_and_are_not_there_are_said(visible, gpus, line, monkeypatch, capsys):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert runtime.pick_device().type == ("cuda" if gpus else "cpu")
+    out, error = capsys.readouterr()
+    assert (out, error.count("\n")) == ("", 1 if line else 0)
+    assert error.startswith(line)
+
+
+def test_a_pytorch_without_cuda_is_named_as_the_reason(monkeypatch, capsys):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for version, reason in ((None, "this PyTorch was built without CUDA\n"), ("13.0", "their driver\n")):
+        monkeypatch.setattr(torch.version, "cuda", version)
+        monkeypatch.setattr(torch.version, "hip", None)
+        runtime.pick_device()
+        assert capsys.readouterr().err.endswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("environment", "found"),
+    [
+        ({"WORLD_SIZE": "4", "RANK": "1"}, "WORLD_SIZE is 4 and RANK is 1, but "),
+        ({"SLURM_NTASKS": "2", "SLURM_PROCID": "0"}, "SLURM_NTASKS is 2, but "),
+        ({"OMPI_COMM_WORLD_SIZE": "8"}, "OMPI_COMM_WORLD_SIZE is 8, but "),
+        ({"PMI_SIZE": "3"}, "PMI_SIZE is 3, but "),
+        ({"RANK": "2"}, "RANK is 2, but "),
+        ({"WORLD_SIZE": "1", "RANK": "0"}, None),
+        ({"SLURM_NTASKS": "1"}, None),
+        ({"WORLD_SIZE": "many"}, None),
+        ({}, None),
+        ({"WORLD_SIZE": "4", "RANK": "1", "TORCHELASTIC_RUN_ID": "none"}, None),
+    ],
+)
+def test_other_launchers_of_several_processes_are_named(environment, found):
+    line = alone_among_others(environment)
+    assert line is None if found is None else line.startswith(found)
+
+
+def test_a_run_that_trains_alone_among_others_says_so_and_goes_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    assert run_here(*SMALL, "--n_epochs=1", "--limit_batches=1", f"--save={tmp_path / 'run'}") == 0
+    error = capsys.readouterr().err
+    assert re.fullmatch(r"warning: SLURM_NTASKS is 2, but .* this one trains alone; start torchrun once .*\n", error)
 
 
 def test_each_process_has_a_gpu_of_its_own(monkeypatch):

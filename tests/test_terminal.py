@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from tests.application import ROOT
 from train import terminal
-from train.terminal import Bar, is_terminal, printable, progress, say, warn, width
+from train.team import Team
+from train.terminal import Bar, is_terminal, printable, progress, say, say_error, warn, width
 
 
 @pytest.mark.parametrize(
@@ -37,7 +38,7 @@ def test_what_is_not_printable_is_escaped_as_in_python(text, expected):
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.text(st.characters()), max_size=4))
 def test_any_texts_are_as_many_lines_that_a_terminal_only_shows(capsys, texts):
-    for speak, stream in ((say, "out"), (warn, "err")):
+    for speak, stream in ((say, "out"), (say_error, "err")):
         speak(*texts)
         *lines, end = getattr(capsys.readouterr(), stream).split("\n")
         assert (len(lines), end) == (len(texts), "")
@@ -75,7 +76,7 @@ def test_lines_go_to_whatever_can_be_written_to(monkeypatch):
     for stream, name in ((Least(), "stdout"), (Least(), "stderr")):
         monkeypatch.setattr(sys, name, stream)
     say("one", "two")
-    warn("three")
+    say_error("three")
     assert (sys.stdout.text, sys.stderr.text) == ("one\ntwo\n", "three\n")
 
 
@@ -91,7 +92,7 @@ def test_without_a_stream_nothing_is_said(stream, monkeypatch):
     monkeypatch.setattr(sys, "stdout", stream)
     monkeypatch.setattr(sys, "stderr", stream)
     say("one")
-    warn("two")
+    say_error("two")
     terminal.alert("three")
     with Bar("four", 5) as bar:
         bar.advance(1)
@@ -101,7 +102,7 @@ def test_without_a_stream_nothing_is_said(stream, monkeypatch):
 def test_output_that_fails_is_an_error_and_a_warning_that_fails_is_none(monkeypatch):
     monkeypatch.setattr(sys, "stdout", Failing())
     monkeypatch.setattr(sys, "stderr", Failing())
-    warn("a warning")
+    say_error("a warning")
     with pytest.raises(OSError, match="Input/output error"):
         say("a result")
 
@@ -134,7 +135,7 @@ def test_only_the_first_process_of_several_prints_results_and_bars(monkeypatch, 
         monkeypatch.setenv(name, value)
     say("a result")
     list(progress([1, 2], "a bar"))
-    warn("an error of this process alone")
+    say_error("an error of this process alone")
     assert capsys.readouterr() == ("", "an error of this process alone\n")
 
 
@@ -143,13 +144,13 @@ def test_lines_stand_on_their_own_while_a_bar_is_shown(monkeypatch, capsys):
     items = []
     for item in progress((i for i in range(3)), "name\x1b[2J", total=3):
         items.append(item)
-        warn(f"line {item}")
+        say_error(f"line {item}")
     error = capsys.readouterr().err
     assert items == [0, 1, 2]
     assert r"name\x1b[2J:" in error
     for item in items:
         assert f"\rline {item}\n" in error  # what is before it on the line has been cleared
-    warn("after the bar")
+    say_error("after the bar")
     assert capsys.readouterr().err == "after the bar\n"
 
 
@@ -220,3 +221,10 @@ def test_nothing_but_the_terminal_module_prints(path):
         assert ways == {"write", "tqdm", "stdout", "stderr"}
     else:
         assert ways <= PRINTS.get(str(path.relative_to(ROOT)), set())
+
+
+def test_a_warning_is_a_line_of_the_first_process(capsys, monkeypatch):
+    warn("the disk is slow\x1b[2J")
+    monkeypatch.setattr("train.terminal.here", lambda: Team(rank=1, count=2))
+    warn("another one")
+    assert capsys.readouterr() == ("", "warning: the disk is slow\\x1b[2J\n")

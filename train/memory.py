@@ -65,7 +65,7 @@ def _what_happened(folder: Path | None, flags: Mapping[str, Any]) -> str:
 
 def what_to_try(flags: Mapping[str, Any]) -> str:
     """Advise a run of these flags that did not fit into memory."""
-    smaller = "" if flags["efficient"] in (True, "buffer") else "--efficient buffer, which takes the least memory, "
+    smaller = "" if flags["efficient"] in (True, "buffer") else "--efficient buffer, which mostly takes the least, "
     advice = f"try {smaller}--accum_steps above {flags['accum_steps']} or a smaller --batch_size"
     names = ("network", "depth", "growth_rate", "batch_size", "image_size")
     network = " ".join(f"--{flag} {flags[flag]}" for flag in names)

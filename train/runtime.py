@@ -14,17 +14,22 @@ from torch import Tensor, nn
 
 from train.errors import UserError
 from train.team import ALONE, Team
+from train.terminal import warn
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 def pick_device(team: Team = ALONE) -> torch.device:
     """A CUDA device for each process of a machine, or the CPU if no process has one.
 
-    `CUDA_VISIBLE_DEVICES` decides what is visible.
+    `CUDA_VISIBLE_DEVICES` decides what is visible. A warning says so if it names more devices than there are.
 
     Raises:
         UserError: If a machine has fewer devices than processes. All processes raise it.
     """
     own = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if num_named(os.environ.get(VISIBLE, "")) > own:
+        warn(_lacking_devices(own))
     most, lacking = team.largest(own, team.local_rank + 1 - own)
     if not most:
         return torch.device("cpu")
@@ -33,6 +38,22 @@ def pick_device(team: Team = ALONE) -> torch.device:
             f"torchrun has started {lacking} too many processes on a machine: each needs a visible GPU of its own"
         )
     return torch.device("cuda", team.local_rank)
+
+
+def num_named(visible: str) -> int:
+    """How many devices a value of CUDA_VISIBLE_DEVICES names: those before the first that cannot be one, such as -1."""
+    names = [name.strip() for name in visible.split(",")]
+    is_one = [bool(name) and not name.startswith("-") and name != "NoDevFiles" for name in names]
+    return [*is_one, False].index(False)
+
+
+def _lacking_devices(found: int) -> str:
+    line = f"{VISIBLE} is {os.environ[VISIBLE]!r}, but PyTorch finds "
+    if found:
+        return f"{line}{found} GPU{'s' if found > 1 else ''}"
+    is_built_for_gpus = torch.version.cuda or torch.version.hip
+    why = "nvidia-smi shows the GPUs and their driver" if is_built_for_gpus else "this PyTorch was built without CUDA"
+    return f"{line}no GPU and works on the CPU; {why}"
 
 
 def describe_device(device: torch.device, team: Team = ALONE) -> str:
@@ -58,7 +79,7 @@ def describe_processor(device: torch.device) -> str:
 
 
 def use_threads(threads: int | None) -> None:
-    """Work on the CPU with this many threads; None leaves it to torch, which takes all cores."""
+    """Work on the CPU with this many threads. None leaves it to torch: all cores, or OMP_NUM_THREADS if that is set."""
     if threads is not None:
         torch.set_num_threads(threads)
 

@@ -5,7 +5,7 @@ through `Team.first`, so that the others learn how it went.
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,6 +17,8 @@ if TYPE_CHECKING:  # torch takes seconds to import, and a process that is alone 
 
 Result = TypeVar("Result")
 LAUNCHED = "TORCHELASTIC_RUN_ID"  # in the environment of processes that torchrun has started
+# Number of processes, as srun, mpirun (Open MPI, MPICH, MVAPICH) and other launchers of PyTorch tell it.
+SIZES_OF_OTHERS = ("WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,28 @@ ALONE = Team()
 def is_launched() -> bool:
     """Whether torchrun has started this process."""
     return LAUNCHED in os.environ
+
+
+def alone_among_others(environment: Mapping[str, str]) -> str | None:
+    """Say that this process trains alone although a launcher other than torchrun has been asked for several.
+
+    Args:
+        environment: Of the process.
+
+    Returns:
+        The line, or None if there is nothing to say.
+    """
+    if LAUNCHED in environment:
+        return None
+    if_alone = dict.fromkeys(SIZES_OF_OTHERS, 1) | {"RANK": 0}
+    numbers = {name: environment.get(name, "") for name in if_alone}
+    found = [f"{name} is {text}" for name, text in numbers.items() if text.isdecimal() and int(text) > if_alone[name]]
+    if not found:
+        return None
+    return (
+        f"{' and '.join(found)}, but processes share a run only if torchrun starts them: this one trains alone; "
+        "start torchrun once on each machine, as in: torchrun --nproc_per_node=<GPUs> demo.py ..."
+    )
 
 
 def here() -> Team:

@@ -44,10 +44,16 @@ def say(*lines: str) -> None:
         _print(lines, sys.stdout)
 
 
-def warn(*lines: str) -> None:
-    """Print lines on stderr: errors, warnings and tracebacks. A stderr that fails is passed over in silence."""
+def say_error(*lines: str) -> None:
+    """Print lines on stderr, in this process, whichever it is. A stderr that fails is passed over in silence."""
     with suppress(OSError):
         _print(lines, sys.stderr)
+
+
+def warn(message: str) -> None:
+    """Print a line of warning on stderr, in the first process of a run only."""
+    if here().is_first:
+        say_error(f"warning: {message}")
 
 
 def alert(message: str) -> None:
@@ -100,7 +106,7 @@ def leave(exit_code: int) -> NoReturn:
         with suppress(AttributeError, ValueError, OSError):  # it has no descriptor
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain once more
         if not isinstance(error, BrokenPipeError) and not exit_code:  # or it has been said
-            warn(f"error: cannot write the output: {error.strerror}")
+            say_error(f"error: cannot write the output: {error.strerror}")
             exit_code = 1
     if is_launched():
         with suppress(OSError):

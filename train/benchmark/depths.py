@@ -58,8 +58,8 @@ class ByDepth:
         """What other batches need, and how it was measured."""
         images, worst = self.case.batch_size, max(self.nonlinearity, key=self.nonlinearity.get)
         return (
-            f"linear in the batch: {3 * images} images at L={self.depths[0]} lie within {self.nonlinearity[worst]:.1%} "
-            f"({worst}) of the line through {images} and {2 * images}\n{conditions(self.case)}"
+            f"peak memory grows linearly with the batch: at L={self.depths[0]}, {3 * images} images take what {images} "
+            f"and {2 * images} predict, within {self.nonlinearity[worst]:.1%} ({worst})\n{conditions(self.case)}"
         )
 
 

@@ -1,6 +1,5 @@
 """The picture of memory against depth."""
 
-import io
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
@@ -10,11 +9,12 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 from train.benchmark.depths import ByDepth
 from train.benchmark.table import MB
 from train.command_line.networks import name_of
+from train.pictures.panels import NOTE_COLOUR, add_title
+from train.pictures.png import png
 
 # Ours stand out, rivals are grey.
 COLOURS = {"naive": "#e4572e", "checkpoint": "#4c78a8", "buffer": "#2a9d5c", "buffer_fast": "#7bbf3f"}
 RIVAL_COLOURS = ("#8a8a8a", "#6d6d6d", "#a8a8a8", "#555555")
-NOTE_COLOUR = "#666666"
 LABEL_GAP = 0.05  # of the height of the panel, between two labels
 
 
@@ -39,13 +39,14 @@ def draw_depths(measured: ByDepth) -> bytes:
     _label_axes(panel, measured)
     _label_lines(panel, measured, colours)
     case = measured.case
-    panel.set_title(
-        f"{name_of(case.network)}, k={case.growth_rate}, {case.images}, {case.precision}", loc="left", fontsize=12
+    batch = f"batch {case.batch_size} of {case.images}, {case.precision}"
+    add_title(
+        figure,
+        "Peak memory of a training step against depth",
+        f"{name_of(case.network)}, k={case.growth_rate}, {batch}",
     )
-    figure.supxlabel(measured.note(), fontsize=7, color=NOTE_COLOUR)
-    file = io.BytesIO()
-    figure.savefig(file, format="png", metadata={"Software": None})
-    return file.getvalue()
+    figure.supxlabel(measured.note(), fontsize=8, color=NOTE_COLOUR)
+    return png(figure)
 
 
 def _label_axes(panel: Axes, measured: ByDepth) -> None:
@@ -55,7 +56,7 @@ def _label_axes(panel: Axes, measured: ByDepth) -> None:
     panel.yaxis.set_minor_formatter(NullFormatter())
     panel.yaxis.set_major_formatter(FuncFormatter(lambda value, position: f"{value:,g}"))
     panel.set_xlabel("depth L")
-    panel.set_ylabel(f"peak memory of a training step, batch {measured.case.batch_size} (MB)")
+    panel.set_ylabel("peak memory above weights, gradients and batch (MB)")
     panel.grid(alpha=0.3)
     panel.spines[["top", "right"]].set_visible(False)
     panel.margins(x=0.04)

@@ -1,6 +1,7 @@
 """The result of a comparison, and how it is printed."""
 
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from train.benchmark.agreement import Agreement
@@ -10,6 +11,8 @@ from train.benchmark.step import Case
 from train.benchmark.table import MB, conditions, record_of
 from train.benchmark.variants import Variant
 from train.results.tables import aligned, to_csv
+
+DEFAULT = "buffer"  # what --efficient True stands for
 
 
 @dataclass
@@ -77,7 +80,8 @@ class Comparison:
         header += [] if self.baseline.memory.reserved is None else ["reserved MB"]
         header += ["s/step", "(min - max)", "ratio", "(min - max)"] if self.baseline.seconds else []
         rows = aligned([header, *(row.cells(self.baseline) for row in self.rows)])
-        return "\n".join([f"{self.case.title}, {self.parameters:,} parameters", "", rows, "", *self._legend()])
+        title = f"{self.case.title}, {self.parameters:,} parameters"
+        return "\n".join([title, "", rows, "", *exceptions(self.rows), *self._legend()])
 
     def _legend(self) -> list[str]:
         lines = [
@@ -102,3 +106,26 @@ class Comparison:
         """A line for each row, with the case in further columns."""
         constants = {"rounds": len(self.baseline.seconds)} | record_of(self.case)
         return to_csv([row.record() | constants for row in self.rows])
+
+
+def exceptions(rows: Sequence[Row]) -> list[str]:
+    """Say where "buffer", the default, is not the best choice at this size: lines about memory and about time.
+
+    Args:
+        rows: Of all variants; ratios of time are to the faster naive.
+    """
+    buffer = next(row for row in rows if row.variant.name == DEFAULT)
+    peak = buffer.memory.peak
+    # Naive has two rows; of those with a name, the one that takes the least stays.
+    smaller = {row.variant.name: row.memory.peak for row in sorted(rows, key=_peak, reverse=True) if _peak(row) < peak}
+    lines = []
+    if smaller:
+        listed = ", ".join(f"{name} ({least / MB:,.1f} MB)" for name, least in reversed(smaller.items()))
+        lines.append(f"at this size these take less memory than {DEFAULT} ({peak / MB:,.1f} MB): {listed}")
+    if buffer.ratios and statistics.median(buffer.ratios) > 1:
+        lines.append(f"at this size {DEFAULT} takes {statistics.median(buffer.ratios):.2f} times the time of naive")
+    return lines
+
+
+def _peak(row: Row) -> int:
+    return row.memory.peak

@@ -22,7 +22,7 @@ from fire.decorators import SetParseFns
 from train.command_line.flag_help import commands_page, help_page
 from train.command_line.flag_types import describe, did_you_mean, is_switch, parse
 from train.command_line.synonyms import hint
-from train.terminal import say, warn
+from train.terminal import say, say_error
 
 HELP_WORDS = ("--help", "-h")
 VERSION_WORD = "--version"
@@ -124,7 +124,7 @@ def defaults_of(function: Callable[..., Any]) -> dict[str, Any]:
 def end(message: str, *, name: str, exit_code: int = 2, is_heard: bool = True) -> NoReturn:
     """End the program with one line on stderr, if this is the process that prints it."""
     if is_heard:
-        warn(f"{name}: {message}")
+        say_error(f"{name}: {message}")
     raise SystemExit(exit_code)
 
 

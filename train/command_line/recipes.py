@@ -6,10 +6,14 @@ References:
     Huang et al., Densely Connected Convolutional Networks, 2017 (arXiv:1608.06993v5), section 4.2 and table 2.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
+from train.results.tables import plain
+
 # Of every cell. Nesterov momentum without dampening, and weight decay on all parameters, are what the program does.
-COMMON = {"batch_size": 64, "lr": 0.1, "momentum": 0.9, "wd": 1e-4, "lr_schedule": "step"}
+COMMON = {"batch_size": 64, "accum_steps": 1, "precision": "fp32", "init_weights": None, "limit_batches": None}
+COMMON |= {"lr": 0.1, "lr_schedule": "step", "warmup_epochs": 0, "momentum": 0.9, "wd": 1e-4, "label_smoothing": 0.0}
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "densenet-40-12": {"network": "densenet", "depth": 40, "growth_rate": 12},
@@ -58,3 +62,29 @@ def flags_of_recipe(recipe: str) -> dict[str, Any]:
     """The flags that a recipe stands for."""
     network, _, column = recipe.rpartition("-")
     return {**COMMON, **NETWORKS[network], **COLUMNS[column]}
+
+
+def altered_flags(flags: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The flags of a run that are not as its recipe has them: the values of both by flag.
+
+    Args:
+        flags: Of the run, as they were bound or as config.json has them. One that is missing is as in the recipe.
+
+    Returns:
+        For each of them "recipe" and "run"; nothing if the run has no recipe, or one that does not exist.
+    """
+    recipe = flags.get("recipe")
+    of_recipe = flags_of_recipe(recipe) if isinstance(recipe, str) and recipe in PAPER else {}
+    return {
+        flag: {"recipe": value, "run": flags[flag]}
+        for flag, value in of_recipe.items()
+        if flags.get(flag, value) != value
+    }
+
+
+def describe_altered(flags: Mapping[str, Any]) -> str | None:
+    """Say which flags of a run are not as its recipe has them; None if all are, or there is no recipe."""
+    altered = [
+        f"--{flag} {plain(values['run'])} (recipe: {values['recipe']})" for flag, values in altered_flags(flags).items()
+    ]
+    return f"--recipe {flags['recipe']}: altered by {', '.join(altered)}" if altered else None

@@ -31,7 +31,7 @@ def require_recorded_data(folder: Path, *, classes: Sequence[str], sizes: Mappin
     Args:
         folder: Of the run.
         classes: Their names, in the order of the logits.
-        sizes: How many images there are, by "train" and "valid".
+        sizes: How many images there are, by "train" and "valid". Those that are held out are training images here.
 
     Raises:
         UserError: If the data set has other classes now, or another number of images, or config.json cannot be used.
@@ -39,7 +39,7 @@ def require_recorded_data(folder: Path, *, classes: Sequence[str], sizes: Mappin
     config = read_config(folder) or {}
     try:
         recorded = texts(config, "classes") if "classes" in config else tuple(classes)
-        recorded_sizes = counts(config, "images") if "images" in config else {}
+        recorded_sizes = _sizes_before_split(config)
     except ValueError as error:
         raise UserError(f"{folder / CONFIG} cannot be used: {error}") from error
     require_classes(classes, recorded, folder=folder)
@@ -50,6 +50,14 @@ def require_recorded_data(folder: Path, *, classes: Sequence[str], sizes: Mappin
                 f"the run in {folder} began with {before:,} images for {use} and the data set has {now:,} now; make it "
                 "as it was, or begin another run"
             )
+
+
+def _sizes_before_split(config: Mapping[str, Any]) -> dict[str, int]:
+    """The numbers of images in config.json, with those held out counted as training images, as older versions did."""
+    sizes = counts(config, "images") if "images" in config else {}
+    if "train" in sizes and config["flags"].get("valid_size"):
+        return {**sizes, "train": sizes["train"] + sizes.get("valid", 0), "valid": 0}
+    return sizes
 
 
 @contextmanager

@@ -35,7 +35,7 @@ def load_foreign(path: Path) -> dict[str, Any]:
     if named and not hashlib.sha256(content).hexdigest().startswith(named[1]):
         raise DamagedFile(f"{path} is damaged: its digest is not the one in its name")
     if not named:
-        warn(f"warning: {path} is in torch's old form, which has no checksum: damage would not be seen")
+        warn(f"{path} is in torch's old form, which has no checksum: damage would not be seen")
     try:
         loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a parser of foreign bytes raises

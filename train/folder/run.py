@@ -128,7 +128,7 @@ class RunFolder:
             return read_checkpoint(last)
         except DamagedFile as error:
             checkpoint = _read_instead(previous, error)
-            warning = f"warning: {error}; going on from {previous.name}, epoch {checkpoint.epoch}"
+            warning = f"{error}; going on from {previous.name}, epoch {checkpoint.epoch}"
             if last.exists():
                 _put_aside(last)  # or the next save would put it where the whole one is
                 warning += f"; it stays as {DAMAGED}"

@@ -18,8 +18,9 @@ from train.folder.config import read_config
 from train.folder.run import CONFIG, MODEL
 from train.folder.saving import load_tensors
 
-# Flags that leave the results of a run as they are. --efficient and --compile change them by rounding, or not at all.
-FREE_FLAGS = ("save", "data", "download", "resume", "efficient", "compile", "tensorboard", "debug")
+# Flags that leave the results of a run as they are. --efficient, --compile and --threads change them by rounding, or
+# not at all.
+FREE_FLAGS = ("save", "data", "download", "resume", "efficient", "compile", "threads", "tensorboard", "debug")
 
 # Flags whose None lets the program choose. What it chose is in config.json.
 CHOSEN_FLAGS = ("data", "image_size", "augment", "valid_size", "seed")

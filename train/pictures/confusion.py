@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from torch import Tensor
 
-from train.pictures.panels import NOTE_COLOUR
+from train.pictures.panels import NOTE_COLOUR, add_title
 from train.pictures.png import png
 from train.results.tables import plain
 
@@ -18,7 +18,6 @@ CONFUSION = "confusion.png"
 MOST_NUMBERS = 20  # classes whose cells are wide enough for a number
 MOST_LABELS = 25  # names that fit along an axis
 LONGEST_NAME = 16  # characters of a name
-LONGEST_TITLE = 100  # characters of a line above the picture
 EMPTY_COLOUR = "#e8e8e8"
 
 
@@ -47,7 +46,7 @@ def draw_confusion(confusion: Tensor, classes: tuple[str, ...], *, title: Sequen
     scale.ax.minorticks_off()
     scale.outline.set_visible(False)
     scale.set_label("of the images of the class", color=NOTE_COLOUR)
-    panel.set_title("\n".join(plain(line, longest=LONGEST_TITLE) for line in title), fontsize=10, parse_math=False)
+    add_title(figure, *title)
     return png(figure)
 
 

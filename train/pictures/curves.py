@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from train.folder.history import Row, best_row
-from train.pictures.panels import NOTE_COLOUR, SMOOTHED, draw_rates, make_panels, scale_rates, top_of
+from train.pictures.panels import NOTE_COLOUR, SMOOTHED, add_title, draw_rates, make_panels, scale_rates, top_of
 from train.pictures.png import png
 
 TRAIN_COLOUR, VALID_COLOUR, TEST_COLOUR = "#4c78a8", "#e4572e", "#2a9d5c"
@@ -33,7 +33,7 @@ def draw_curves(rows: Sequence[Row], file: BinaryIO, *, title: str, label_smooth
     _draw_lines(loss_panel, rows, "loss", scale=1, training=training)
     _draw_lines(error_panel, rows, "error", scale=100)
     draw_rates(rate_panel, rows, color=NOTE_COLOUR, linewidth=1.4)
-    scale_rates(rate_panel, {row.learning_rate for row in rows})
+    scale_rates(rate_panel, [{row.learning_rate for row in rows}])
     _mark_chosen(error_panel, rows)
     _mark_test(error_panel, rows)
     loss_panel.set_ylabel("loss (cross entropy)")
@@ -41,7 +41,7 @@ def draw_curves(rows: Sequence[Row], file: BinaryIO, *, title: str, label_smooth
     for panel in (loss_panel, error_panel) if label_smoothing else (error_panel,):
         # Above the panel, where it covers no line.
         panel.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, fontsize=9, borderaxespad=0.2)
-    figure.suptitle(title, fontsize=11, parse_math=False)
+    add_title(figure, title)
     file.write(png(figure))
 
 

@@ -1,4 +1,4 @@
-"""What the pictures of runs have in common: colours, an axis of epochs, limits, a panel of learning rates."""
+"""What pictures have in common: a title, colours, an axis of epochs, limits, a panel of learning rates."""
 
 from collections.abc import Sequence
 
@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from train.folder.history import Row
+from train.results.tables import plain
 
 NOTE_COLOUR = "#666666"
 SMOOTHED = "smoothed labels"  # what a training loss with label smoothing is of
@@ -14,6 +15,13 @@ FEW_EPOCHS = 10  # fewer are all drawn, however high
 DWARFED = 5  # times the largest value of the last third: higher ones would press that third to the bottom
 NOTHING = 1e-30  # too little to draw: rounding would spoil the axis
 MANY_RATES = 8  # a schedule of more different rates is a curve, not stairs
+LONGEST_TITLE = 88  # characters of a line that fit over the narrowest picture
+
+
+def add_title(figure: Figure, *lines: str) -> None:
+    """Write some lines above all panels, as text and never as mathematics."""
+    text = "\n".join(plain(line, longest=LONGEST_TITLE) for line in lines)
+    figure.suptitle(text, fontsize=11, parse_math=False)
 
 
 def top_of(lines: Sequence[Sequence[float]], *, visible: Sequence[float] = ()) -> float:
@@ -60,21 +68,24 @@ def draw_rates(panel: Axes, rows: Sequence[Row], **style: object) -> None:
     panel.plot([row.epoch for row in rows], [row.learning_rate for row in rows], **style)
 
 
-def scale_rates(panel: Axes, rates: set[float]) -> None:
-    """Choose the axis of learning rates: logarithmic for a few that differ by factors, else from 0.
+def scale_rates(panel: Axes, schedules: Sequence[set[float]]) -> None:
+    """Choose the axis of learning rates: logarithmic where those of stairs differ by factors, else from 0.
+
+    A curve among stairs, such as half a cosine, is drawn down to a tenth of the lowest stair.
 
     Args:
         panel: Theirs.
-        rates: All that are drawn, none of them negative.
+        schedules: The rates of each run, none of them negative.
     """
-    low, high = min(rates, default=0), max(rates, default=0)
-    is_stairs = len(rates) <= MANY_RATES and 4 * low <= high <= 1e6 * low and low > NOTHING
-    if not is_stairs:
+    rates = {rate for schedule in schedules for rate in schedule if rate > NOTHING}
+    stairs = {rate for schedule in schedules if len(schedule) <= MANY_RATES for rate in schedule} & rates
+    low, high = min(stairs, default=0), max(rates, default=0)
+    if not stairs or max(stairs) < 4 * low or high > 1e6 * low:
         panel.yaxis.set_major_locator(MaxNLocator(nbins=3, steps=(1, 2, 5, 10)))
         panel.set_ylim(0, _end(1.15 * high))
     else:
         panel.set_yscale("log")
         panel.yaxis.set_major_locator(LogLocator(numticks=5))
         panel.yaxis.set_minor_locator(NullLocator())
-        panel.set_ylim(low / 2, high * 2)
+        panel.set_ylim(max(min(rates), low / 10) / 2, high * 2)
     panel.yaxis.set_major_formatter(FuncFormatter(lambda rate, position: f"{rate:g}"))

@@ -9,13 +9,14 @@ from matplotlib.lines import Line2D
 from train.errors import UserError
 from train.folder.history import best_row
 from train.folder.logbook import Logbook
-from train.pictures.panels import SMOOTHED, draw_rates, make_panels, scale_rates, top_of
+from train.pictures.panels import SMOOTHED, add_title, draw_rates, make_panels, scale_rates, top_of
 from train.pictures.png import png
 from train.results.tables import plain
 
 # Apart for most eyes, also where red and green look alike.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8a6d00", "#56b4e9", "#333333", "#7a4fbf")
 DASHES = ("-", "--", ":")
+HALF_A_LINE = 62  # characters of a label that leave room for another one beside it
 MOST_RUNS = len(COLOURS) * len(DASHES)
 
 
@@ -23,27 +24,37 @@ def draw_runs(runs: Sequence[Logbook]) -> bytes:
     """Draw training loss, error and learning rate of all runs; return a PNG that is 1600 pixels wide.
 
     The error is that of the validation images, or of the training images for a run that has none. A dot is at the
-    epoch whose weights are chosen. A run without an epoch has a place in the legend only. The legend also says which
-    runs smooth the labels of their training loss.
+    epoch whose weights are chosen. A run without an epoch has a place in the legend only. The legend also has the
+    errors of the chosen weights, and says which runs smooth the labels of their training loss.
 
     Raises:
         UserError: If there are more runs than can be told apart.
     """
     if len(runs) > MOST_RUNS:
         raise UserError(f"--plot cannot tell {len(runs)} runs apart; name at most {MOST_RUNS}")
-    figure = Figure(figsize=(10, 5 + 0.2 * -(-len(runs) // 2)), dpi=160, layout="constrained")
+    labels = [_label(run) for run in runs]
+    columns = 2 if max(map(len, labels)) <= HALF_A_LINE else 1
+    figure = Figure(figsize=(10, 5 + 0.2 * -(-len(runs) // columns)), dpi=160, layout="constrained")
     last_epoch = max([1, *(len(run.rows) for run in runs)])
     loss_panel, rate_panel, error_panel = make_panels(figure, last_epoch=last_epoch)
     for run, style in zip(runs, _styles(), strict=False):
         if run.rows:
             _draw_run(run, style, loss_panel, rate_panel, error_panel)
-    scale_rates(rate_panel, {row.learning_rate for run in runs for row in run.rows})
+    scale_rates(rate_panel, [{row.learning_rate for row in run.rows} for run in runs])
     _limit(loss_panel)
     _limit(error_panel)
     loss_panel.set_ylabel("training loss")
     error_panel.set_ylabel(f"{_error_name(runs)} error (%)")
-    _add_legend(figure, runs)
+    _add_legend(figure, labels, columns=columns)
+    add_title(figure, _title(runs))
     return png(figure)
+
+
+def _title(runs: Sequence[Logbook]) -> str:
+    """How many runs there are, and the data set if they have one in common."""
+    number = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
+    names = {plain(run.flags.get("dataset", "")) for run in runs}
+    return f"{number} on {names.pop()}" if len(names) == 1 and "" not in names else number
 
 
 def _styles() -> list[dict[str, object]]:
@@ -74,21 +85,21 @@ def _error_name(runs: Sequence[Logbook]) -> str:
     return " or ".join(sorted(names, reverse=True)) or "validation"
 
 
-def _add_legend(figure: Figure, runs: Sequence[Logbook]) -> None:
-    handles = [Line2D([], [], **style) for style, _ in zip(_styles(), runs, strict=False)]
+def _add_legend(figure: Figure, labels: Sequence[str], *, columns: int) -> None:
+    handles = [Line2D([], [], **style) for style, _ in zip(_styles(), labels, strict=False)]
     # Numbers first: matplotlib would leave out a name that begins with "_", and read "$" as mathematics.
-    legend = figure.legend(
-        handles, [str(i) for i in range(len(runs))], loc="outside lower center", ncols=2, frameon=False, fontsize=9
-    )
-    for text, run in zip(legend.get_texts(), runs, strict=True):
-        text.set(text=_label(run), parse_math=False)
+    numbers = [str(i) for i in range(len(labels))]
+    legend = figure.legend(handles, numbers, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+    for text, label in zip(legend.get_texts(), labels, strict=True):
+        text.set(text=label, parse_math=False)
 
 
 def _label(run: Logbook) -> str:
     best = best_row(run.rows)
     if best is None:
         return f"{plain(run.path)}: no epoch done"
-    smoothed = f", {SMOOTHED}" if run.flags.get("label_smoothing") else ""
-    if best.valid_error is None:
-        return f"{plain(run.path)}: epoch {best.epoch}{smoothed}"
-    return f"{plain(run.path)}: best epoch {best.epoch}, {best.valid_error:.2%}{smoothed}"
+    errors = {"validation": best.valid_error, "test": run.test_error}
+    parts = [f"{plain(run.path)}: {'epoch' if best.valid_error is None else 'best epoch'} {best.epoch}"]
+    parts += [f"{name} {error:.2%}" for name, error in errors.items() if error is not None]
+    parts += [SMOOTHED] if run.flags.get("label_smoothing") else []
+    return ", ".join(parts)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from train.results.tables import to_csv
-from train.terminal import Bar, printable, say, warn
+from train.terminal import Bar, printable, say, say_error
 
 WIDEST = (60, 30)  # columns that paths and names of classes are padded to; longer ones are printed whole
 MANY = 1000  # files, a second's work
@@ -68,7 +68,7 @@ def predict_files(
         for readable, images, errors in batches:
             new = _predict(model, readable, images, classes, top) if readable else []
             say(*(as_line(one, widths) for one in new))
-            warn(*(f"error: {error}" for error in errors))
+            say_error(*(f"error: {error}" for error in errors))
             predictions += new
             unreadable += len(errors)
             if bar:

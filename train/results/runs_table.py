@@ -3,6 +3,7 @@
 import statistics
 from dataclasses import dataclass
 
+from train.command_line.recipes import altered_flags
 from train.folder.history import Row, best_row
 from train.folder.logbook import Logbook
 from train.results.tables import aligned, plain, to_csv
@@ -47,7 +48,8 @@ def _is_compared(run: Logbook, flag: str) -> bool:
 
 
 def _shown(run: Logbook, flag: str) -> str:
-    return plain(run.flags[flag]) if flag in run.flags else UNKNOWN
+    altered = " (altered)" if flag == "recipe" and altered_flags(run.flags) else ""
+    return plain(run.flags[flag]) + altered if flag in run.flags else UNKNOWN
 
 
 def _compared(run: Logbook, flag: str) -> float | str:
@@ -96,6 +98,7 @@ def _record(run: Logbook, flags: list[str]) -> dict[str, object]:
     record: dict[str, object] = {"run": run.path}
     record |= {name: run.flags.get(name) for name in ("dataset", "depth", "growth_rate")}
     record |= {f"flag_{flag}": run.flags.get(flag) for flag in flags}
+    record |= {"recipe_altered": " ".join(altered_flags(run.flags))} if "recipe" in flags else {}
     record |= {"n_epochs": run.n_epochs, "epochs_done": len(run.rows), "best_epoch": best.epoch if best else None}
     record |= {"valid_error": best.valid_error if best else None, "test_error": run.test_error}
     record |= {"parameters": run.parameters, "seconds_per_epoch": _median(run.rows, "seconds")}
