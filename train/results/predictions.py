@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from train.errors import RunError
+
 # Paths of some image files; the images (n, 3, H, W), normalised, on the device of the network; and what went wrong with
 # other files.
 FileBatch = tuple[Sequence[str], Tensor, Sequence[Exception]]
@@ -57,6 +59,9 @@ def predict_files(
 
     Returns:
         The predictions, and how many files could not be read.
+
+    Raises:
+        RunError: If an answer of the network is NaN, as by infinite logits.
     """
     model.eval()
     predictions: list[Prediction] = []
@@ -87,7 +92,11 @@ def _progress_bar(num_files: int) -> tqdm:
 def _predict(
     model: nn.Module, paths: Sequence[str], images: Tensor, classes: Sequence[str], top: int
 ) -> list[Prediction]:
-    rows = zip(*(values.tolist() for values in most_likely(model, images, top=top)), strict=True)
+    probabilities, labels = most_likely(model, images, top=top)
+    faulty = probabilities.isnan().any(1).nonzero()
+    if len(faulty):
+        raise RunError(f"the network's answer to {paths[faulty[0]]} is NaN or infinite, so that it means nothing")
+    rows = zip(probabilities.tolist(), labels.tolist(), strict=True)
     return [
         Prediction(path, tuple(classes[label] for label in labels), tuple(probabilities))
         for path, (probabilities, labels) in zip(paths, rows, strict=True)
