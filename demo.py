@@ -299,8 +299,9 @@ def predict(
     device = runtime.pick_device()
     of_run = {"image_size": flags["image_size"], "mean": run.mean, "std": run.std}
     grey = DATASETS[flags["dataset"]].grey
-    with explained({"batch_size": batch_size}):
+    with explained({}):
         network = runtime.placed(_network_of(run), device)
+    with explained({"batch_size": batch_size}):
         model = replicate(network, device, precision=flags["precision"]).evaluation
         batches = read_images(paths, grey=grey, batch_size=batch_size, device=device, **of_run)
         with watched(device):
@@ -450,8 +451,9 @@ def evaluate(
     runtime.be_deterministic()
     device = runtime.pick_device()
     where = {"folder": data or flags["data"], "download": download, "image_size": flags["image_size"]}
-    with explained({"batch_size": batch_size}):
+    with explained({}):
         network = runtime.placed(_network_of(run), device)
+    with explained({"batch_size": batch_size}):
         model = replicate(network, device, precision=flags["precision"]).evaluation
         source = load(flags["dataset"], **where)
         run.require_classes(source.classes)
@@ -543,7 +545,9 @@ def export(
     flags = run.flags
     runtime.use_threads(threads)
     steps = describe_preparation(image_size=flags["image_size"], grey=DATASETS[flags["dataset"]].grey)
-    say(*export_network(_network_of(run), run, output, format=format, preprocessing=steps).describe())
+    with explained({}):
+        exported = export_network(_network_of(run), run, output, format=format, preprocessing=steps)
+    say(*exported.describe())
 
 
 def _network_of(run: SavedRun) -> "DenseNet":
@@ -551,20 +555,25 @@ def _network_of(run: SavedRun) -> "DenseNet":
 
     Raises:
         UserError: If model.pt cannot be used, or is of another network than config.json says.
+        RunError: If its weights are such that no answer of the network means anything.
     """
     import torch
 
-    from models import load_weights
+    from models import fitting_weights, require_finite
 
     weights, path = run.weights(), run.path / MODEL
     with torch.device("meta"):  # where a network of any size takes no memory
         network = _build(run.flags, num_classes=len(run.classes))
-    if any(tensor.shape != getattr(weights.get(name), "shape", None) for name, tensor in network.state_dict().items()):
-        raise UserError(f"{path} is of another network than its {CONFIG} says")
     try:
-        load_weights(network.to_empty(device="cpu"), weights)
+        weights, counters = fitting_weights(network, weights)
     except ValueError as error:
-        raise UserError(f"{path} cannot be used: {error}") from error
+        raise UserError(f"{path} is of another network than its {CONFIG} says: {error}") from error
+    try:
+        require_finite(weights)
+    except ValueError as error:
+        raise RunError(f"{path} cannot be used: {error}") from error
+    weights |= dict.fromkeys(counters, torch.zeros((), dtype=torch.int64))
+    network.to_empty(device="cpu").load_state_dict(weights)
     return network
 
 
@@ -658,17 +667,17 @@ def _first_weights(path: Path, flags: Mapping[str, Any]) -> dict[str, Any]:
     """Read the weights that a run begins with; they fit its network, whatever its classes will be.
 
     Raises:
-        UserError: If they are of another network, or cannot be read.
+        UserError: If they are of another network, are not finite, or cannot be read.
     """
     import torch
 
-    from models import fitting_weights
+    from models import fitting_weights, require_finite
 
     try:
         weights = load_foreign(path)
         with torch.device("meta"):  # where a network of any size takes no memory
             network = _build(flags, num_classes=1)
-        fitting_weights(network, weights, replace_classifier=True)
+        require_finite(fitting_weights(network, weights, replace_classifier=True)[0])
     except (ValueError, UserError) as error:
         raise UserError(f"--init_weights {path} cannot be used: {error}") from error
     return weights
@@ -676,11 +685,13 @@ def _first_weights(path: Path, flags: Mapping[str, Any]) -> dict[str, Any]:
 
 def _begin_with(path: Path, weights: Mapping[str, Any], network: "DenseNet") -> str:
     """Put the weights of a file into a network, and say what was done."""
-    from models import load_weights
+    from models import load_weights, weight_places
 
     left = load_weights(network, weights, replace_classifier=True)
+    taken, *others = (repr(place) for place in weight_places(network, weights))
+    where = f" ({taken}, not {' or '.join(others)})" if others else ""
     replaced = any(name.startswith("classifier") for name in left)
-    return f"Beginning with the weights in {path}" + (" and a new classifier" if replaced else "")
+    return f"Beginning with the weights in {path}{where}" + (" and a new classifier" if replaced else "")
 
 
 def main(argv: list[str]) -> None:

@@ -2,7 +2,7 @@
 
 from .densenet import DROP_PLACES, STRATEGIES, DenseNet, densenet_bc, densenet_plain
 from .imagenet import IMAGENET_NETWORKS, densenet121, densenet161, densenet169, densenet201, densenet264
-from .weights import fitting_weights, load_weights, torchvision_names
+from .weights import fitting_weights, load_weights, require_finite, torchvision_names, weight_places
 
 __all__ = [
     "DROP_PLACES",
@@ -18,5 +18,7 @@ __all__ = [
     "densenet_plain",
     "fitting_weights",
     "load_weights",
+    "require_finite",
     "torchvision_names",
+    "weight_places",
 ]

@@ -4,6 +4,7 @@ import shutil
 import sys
 
 import pytest
+import torch
 
 from tests.application import assert_refused, everything_in, run_here
 from tests.preparations import changed, lacking, nothing, placed, recorded
@@ -47,12 +48,12 @@ REFUSED = {
     "more classes": (changed(classes=["a", "b"]), [], OTHER),
     "less weights": (weights_with(lambda weights: weights.popitem()), [], OTHER),
     "more weights": (
-        weights_with(lambda weights: weights.update(more=1)),
+        weights_with(lambda weights: weights.update(more=torch.ones(1))),
         [],
-        "run/model.pt cannot be used: the weights",
+        f"{OTHER}: the weights do not fit the network; unexpected: 'more'",
     ),
     "no tensors": (weights_with(lambda weights: weights.update({"classifier.bias": "b"})), [], OTHER),
-    "complex weights": (weights_with(complex_bias), [], "run/model.pt cannot be used: the weights do not fit"),
+    "complex weights": (weights_with(complex_bias), [], "unfit: classifier.bias is a tensor of torch.complex64"),
     "default output exists": (placed("run/model.pt2", b"mine"), [], "--output run/model.pt2 exists already"),
     "output exists": (placed("mine.pt2", b"mine"), ["--output=mine.pt2"], "--output mine.pt2 exists already"),
     "output is a folder": (placed("new.pt2", "folder"), ["--output=new.pt2"], "--output new.pt2 exists already"),

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import pickle
+import re
 import tarfile
 import zipfile
 from contextlib import suppress
@@ -38,6 +39,14 @@ def as_a_plain_pickle(content, path):
     path.write_bytes(pickle.dumps(content))
 
 
+RUNS_CODE = r"is whole, but holds \w+\.mkdir, which could run code, and no weights beside it"
+# How a file is called that was written in one of these ways.
+CALLED = {
+    "sealed": RUNS_CODE,
+    "torch": RUNS_CODE,
+    "old torch": "is in the form of PyTorch before 1.6, which has no checksums",
+    "pickle": "is a pickle that torch.save did not write",
+}
 WAYS = {
     "sealed": lambda content, path: save_tensors(path, content),
     "torch": as_torch_writes_it,
@@ -72,8 +81,8 @@ def test_hostile_checkpoints_are_refused_in_one_line(way, copy, marker, tmp_path
     assert run_here(f"--save={copy}", "--resume") == 2
     out, error = capsys.readouterr()
     assert out == ""
-    assert error.startswith(f"demo.py: error: {copy / 'checkpoint.pt'} is damaged")
-    assert f"{copy / 'checkpoint.previous.pt'} is damaged" in error
+    assert re.match(rf"demo.py: error: {copy / 'checkpoint.pt'} {CALLED[way]}", error)
+    assert re.search(f"{copy / 'checkpoint.previous.pt'} {CALLED[way]}", error)
     assert error.count("\n") == 1
     assert everything_in(tmp_path) == before
     assert not marker.exists()
@@ -86,7 +95,7 @@ def test_hostile_checkpoints_are_refused_in_one_line(way, copy, marker, tmp_path
 def test_a_hostile_checkpoint_gives_way_to_the_one_before(way, copy, marker, capsys):
     WAYS[way]({"format": 1, "network": Hostile(marker)}, copy / "checkpoint.pt")
     assert run_here(f"--save={copy}", "--resume") == 0
-    assert capsys.readouterr().err.startswith(f"warning: {copy / 'checkpoint.pt'} is damaged")
+    assert re.match(f"warning: {copy / 'checkpoint.pt'} {CALLED[way]}", capsys.readouterr().err)
     assert not marker.exists()
 
 

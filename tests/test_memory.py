@@ -1,5 +1,7 @@
 """Memory that runs out: which errors say so, and the line that each command makes of them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,8 +13,11 @@ from tests.application import SMALL, assert_refused, everything_in, run_here
 from tests.made_images import encoded, write
 from train import engine, replicas, runtime
 from train.errors import RunError
-from train.memory import explained, is_out_of_memory
+from train.export.exporters import EXPORTERS
+from train.memory import explained
+from train.out_of_memory import is_out_of_memory
 
+EXPORT = ["export", "--save=run", "--format=torch"]
 IMPOSSIBLE = 10**15  # numbers, more than the addresses of a process reach
 
 
@@ -53,22 +58,46 @@ def test_other_failures_stay_what_they_are():
 
 
 ADVICE = "memory ran out with --batch_size 64; try a smaller --batch_size"
-OF_COMMANDS = [(loader, "normalise"), (runtime, "placed"), (replicas.InPrecision, "forward")]
+FORWARD = (replicas.InPrecision, "forward")
 
 
-@pytest.mark.parametrize(("owner", "name"), [*OF_COMMANDS, (Split, "to")])
+@pytest.mark.parametrize(("owner", "name"), [(loader, "normalise"), FORWARD, (Split, "to")])
 def test_evaluate_says_what_to_try(owner, name, here, monkeypatch, capsys):
     monkeypatch.setattr(owner, name, take_all)
     words = ["evaluate", "--save=run", "--batch_size=64"]
     assert_refused(*words, message=ADVICE, folder=here, capture=capsys, code=1)
 
 
-@pytest.mark.parametrize(("owner", "name"), [(images, "normalise"), (images, "as_batch"), *OF_COMMANDS[1:]])
+@pytest.mark.parametrize(("owner", "name"), [(images, "normalise"), (images, "as_batch"), FORWARD])
 def test_predict_says_what_to_try(owner, name, here, monkeypatch, capsys):
     write(here / "image.png", encoded(Image.new("RGB", (32, 32)), "PNG"))
     monkeypatch.setattr(owner, name, take_all_in_numpy if name == "as_batch" else take_all)
     words = ["predict", "image.png", "--save=run", "--batch_size=64"]
     assert_refused(*words, message=ADVICE, folder=here, capture=capsys, code=1)
+
+
+def test_a_batch_of_one_gets_no_advice_to_make_it_smaller(here, monkeypatch, capsys):
+    monkeypatch.setattr(*FORWARD, take_all)
+    message = "memory ran out with --batch_size 1; use a machine with more memory\n"
+    words = ["evaluate", "--save=run", "--batch_size=1"]
+    assert_refused(*words, message=message, folder=here, capture=capsys, code=1)
+
+
+OF_NETWORK = [["evaluate", "--save=run"], ["predict", "image.png", "--save=run"], EXPORT]
+
+
+@pytest.mark.parametrize("words", OF_NETWORK, ids=lambda words: words[0])
+@pytest.mark.parametrize(("owner", "name"), [(torch, "load"), (torch.nn.Module, "to_empty")])
+def test_a_network_that_does_not_fit_gets_no_advice_about_batches(owner, name, words, here, monkeypatch, capsys):
+    write(here / "image.png", encoded(Image.new("RGB", (32, 32)), "PNG"))
+    monkeypatch.setattr(owner, name, take_all)
+    message = "memory ran out for the network itself, whatever the batch; use a machine with more memory\n"
+    assert_refused(*words, message=message, folder=here, capture=capsys, code=1)
+
+
+def test_an_exporter_without_memory_is_one_line(here, monkeypatch, capsys):
+    monkeypatch.setitem(EXPORTERS, "torch", replace(EXPORTERS["torch"], write=take_all))
+    assert_refused(*EXPORT, message="memory ran out for the network itself", folder=here, capture=capsys, code=1)
 
 
 OF_RUN = "demo.py: error: memory ran out with --efficient True and --batch_size 128; "

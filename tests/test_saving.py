@@ -96,7 +96,7 @@ def test_one_flipped_bit_is_found(saved):
 @pytest.mark.parametrize("contents", [b"", b"epoch,loss\n", b"PK\x03\x04" + bytes(100)])
 def test_what_is_no_archive_is_refused_in_one_line(path, contents):
     path.write_bytes(contents)
-    with pytest.raises(UserError, match=f"{path} is damaged, or is no file of tensors: ") as refusal:
+    with pytest.raises(UserError, match=f"{path} is damaged(: it is empty$|, or is no file of tensors: )") as refusal:
         load_tensors(path)
     assert "\n" not in str(refusal.value)
 
@@ -109,7 +109,7 @@ def test_a_truncated_file_is_refused(saved):
 
 def test_a_hostile_pickle_does_not_run(path, tmp_path):
     torch.save({"weights": Hostile(tmp_path / "ran")}, path)
-    with pytest.raises(UserError, match=f"{path} is damaged.*: it holds more than tensors and plain values"):
+    with pytest.raises(UserError, match=rf"^{path} is whole, but holds \w+\.mkdir, which could run code"):
         load_tensors(path)
     assert not (tmp_path / "ran").exists()
     pickle.loads(pickle.dumps(Hostile(tmp_path / "ran")))

@@ -1,46 +1,18 @@
 """Weights of other DenseNets: torchvision's give torchvision's results, and what does not fit changes nothing."""
 
-import re
-
 import pytest
 import torch
 from torch import nn
 from torchvision import models as torchvision_models
 
-from models import IMAGENET_NETWORKS, DenseNet, load_weights, torchvision_names
-from tests.tensors import norms, unequal
+from models import IMAGENET_NETWORKS, load_weights, torchvision_names
+from tests.other_weights import dotted, other, perturbed, prefixed, small
+from tests.tensors import unequal
 from train.folder.history import Row
 from train.folder.run import Checkpoint, RunFolder
 from train.folder.saving import load_tensors
 
 TORCHVISION = ("densenet121", "densenet169", "densenet201", "densenet161")
-SHAPE = {"growth_rate": 4, "block_config": (2, 1), "num_init_features": 8}
-
-
-def perturbed(network: nn.Module) -> nn.Module:
-    """The network with norm layers that matter: none is the identity, and no two have the same statistics."""
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for norm in norms(network):
-            norm.weight.uniform_(0.5, 1.5)
-            norm.bias.normal_(std=0.1)
-            norm.running_mean.normal_(std=0.1)
-            norm.running_var.uniform_(0.5, 1.5)
-            norm.num_batches_tracked.fill_(7)
-    return network
-
-
-def small(num_classes: int = 10, **settings) -> DenseNet:
-    torch.manual_seed(0)
-    return DenseNet(**SHAPE, num_classes=num_classes, **settings)
-
-
-def other(num_classes: int = 10) -> dict:
-    """The weights of a small network that is nowhere equal to `small()`."""
-    torch.manual_seed(2)
-    network = perturbed(DenseNet(**SHAPE, num_classes=num_classes))
-    network.classifier.bias.data.normal_()
-    return network.state_dict()
 
 
 def step(network: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -82,17 +54,6 @@ def test_torchvision_loads_ours_back():
     theirs.load_state_dict(torchvision_names(ours.state_dict()))
     images = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(theirs.eval()(images), ours.eval()(images), rtol=1e-5, atol=1e-5)
-
-
-def dotted(weights: dict) -> dict:
-    """The names in torchvision's files of weights: `norm.1` in dense layers, `norm5` at the end, no counters."""
-    renamed = {re.sub(r"(denselayer\d+\.)(norm|conv)([12])", r"\1\2.\3", name): weights[name] for name in weights}
-    renamed = {name.replace("norm_final", "norm5"): value for name, value in renamed.items()}
-    return {name: value for name, value in renamed.items() if "num_batches_tracked" not in name}
-
-
-def prefixed(*prefixes: str):
-    return lambda weights: {"".join(prefixes) + name: value for name, value in weights.items()}
 
 
 FORMS = {
@@ -204,8 +165,8 @@ REFUSED = {
     "many missing": (without(*list(other())[1:7]), r"missing: (features\.[\w.]+, ){2}features\.[\w.]+ and 2 more$"),
     "no tensors": ({}, rf"missing: {CONV0}, .* and \d+ more$"),
     "unexpected": ({**other(), "more": torch.ones(1)}, "unexpected: 'more'$"),
-    "unexpected, of another kind": ({**other(), 3: 4}, "unexpected: '3'$"),
-    "a name of two lines": ({**other(), "a\nb" * 99: 1}, r"unexpected: 'a\\nba\\n[^\n]{1,72}b'$"),
+    "unexpected, of another kind": ({**other(), 3: [4]}, "unexpected: '3'$"),
+    "a name of two lines": ({**other(), "a\nb" * 99: torch.ones(1)}, r"unexpected: 'a\\nba\\n[^\n]{1,72}b'$"),
     "shape": ({**other(), CONV0: torch.ones(9, 3, 3, 3)}, rf"unfit: {CONV0} is \(9, 3, 3, 3\), not \(8, 3, 3, 3\)$"),
     "classifier": (other(num_classes=7), r"unfit: classifier.weight is \(7, 12\), not \(10, 12\), classifier.bias is"),
     "both shapes": (
@@ -213,7 +174,7 @@ REFUSED = {
         rf"unfit: {CONV0} is \(8,\), not \(8, 3, 3, 3\), {CONV1} is \(\), not \(16, 8, 1, 1\)$",
     ),
     "all kinds": (
-        {**without(CONV0), "more": 1, CONV1: torch.ones(2)},
+        {**without(CONV0), "more": torch.ones(()), CONV1: torch.ones(2)},
         rf"missing: {CONV0}; unexpected: 'more'; unfit: {CONV1} is \(2,\)",
     ),
     "no tensor": ({**other(), CONV0: [1.0]}, f"unfit: {CONV0} is of type list, not a tensor$"),
@@ -247,6 +208,14 @@ def test_what_does_not_fit_is_named_in_one_line_and_changes_nothing(case):
         load_weights(network, weights)
     assert "\n" not in str(refusal.value)
     assert unequal(network.state_dict(), before) == []
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_a_nested_tensor_is_named():
+    """Even its shape is an error."""
+    weights = {**other(), CONV0: torch.nested.nested_tensor([torch.ones(3)])}
+    with pytest.raises(ValueError, match=f"unfit: {CONV0} is a nested tensor that does not turn into torch.float32$"):
+        load_weights(small(), weights)
 
 
 def test_a_classifier_is_all_that_may_be_left():

@@ -7,6 +7,10 @@ class UserError(Exception):
     exit_code = 2
 
 
+class DamagedFile(UserError):
+    """A file does not hold what was written, or was never such a file."""
+
+
 class RunError(Exception):
     """The run cannot go on: the disk, the machine or the numbers failed.
 

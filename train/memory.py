@@ -1,4 +1,4 @@
-"""Memory that runs out: recognise it, and say what to try."""
+"""Memory that runs out: say what to try."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -8,22 +8,9 @@ from typing import Any
 
 from train.errors import RunError
 from train.folder.run import CHECKPOINT
+from train.out_of_memory import is_out_of_memory
 
 GB = 1e9
-# In the message of a RuntimeError: of PyTorch on the CPU, of CUDA (as for pinned memory), of cuDNN or cuBLAS, of C++.
-SIGNS = ("allocate memory", "out of memory", "STATUS_ALLOC_FAILED", "bad_alloc")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory of the device or of the host ran out.
-
-    Linux mostly does not refuse host memory but kills the process later; then there is no error.
-    """
-    import torch  # takes seconds, which a program whose work has not begun does not spend
-
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
 
 
 def memory_of_device() -> float | None:
@@ -42,7 +29,8 @@ def explained(flags: Mapping[str, Any], folder: Path | None = None) -> Iterator[
     """Turn memory that runs out into one line that says what to try.
 
     Args:
-        flags: "batch_size" of a command that trains nothing, or all flags of a run. Read when memory has run out.
+        flags: "batch_size" of a command that trains nothing, nothing for work that has no batches, or all flags of a
+            run. Read when memory has run out.
         folder: Of the run that is trained; None where none is.
 
     Raises:
@@ -53,14 +41,22 @@ def explained(flags: Mapping[str, Any], folder: Path | None = None) -> Iterator[
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise RunError(f"memory ran out with {_what_happened(folder, flags)}") from error
+        raise RunError(f"memory ran out {_what_happened(folder, flags)}") from error
 
 
 def _what_happened(folder: Path | None, flags: Mapping[str, Any]) -> str:
     if folder is None:
-        return f"--batch_size {flags['batch_size']}; try a smaller --batch_size"
+        return _without_training(flags.get("batch_size"))
     stands = f"{folder} stands at the last finished epoch; " if (folder / CHECKPOINT).exists() else ""
-    return f"--efficient {flags['efficient']} and --batch_size {flags['batch_size']}; {stands}{what_to_try(flags)}"
+    return f"with --efficient {flags['efficient']} and --batch_size {flags['batch_size']}; {stands}{what_to_try(flags)}"
+
+
+def _without_training(batch_size: int | None) -> str:
+    if batch_size is None:
+        return "for the network itself, whatever the batch; use a machine with more memory"
+    if batch_size == 1:
+        return "with --batch_size 1; use a machine with more memory"
+    return f"with --batch_size {batch_size}; try a smaller --batch_size"
 
 
 def what_to_try(flags: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from train.benchmark.step import Case
 from train.errors import RunError
-from train.memory import is_out_of_memory
+from train.out_of_memory import is_out_of_memory
 
 
 @contextmanager

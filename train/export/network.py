@@ -18,6 +18,7 @@ from train.export.exporters import EXPORTERS, INPUT, OUTPUT, Exporter
 from train.export.silence import silenced
 from train.folder.saved_run import SavedRun
 from train.folder.saving import atomic_write
+from train.out_of_memory import is_out_of_memory
 
 TRACED = 2  # images that an exporter follows through the network; 1 would be taken for a constant
 COMPARED = (1, 3)  # images in the batches on which file and network are compared
@@ -89,10 +90,11 @@ def export_network(
         preprocessing: Plain values that say how a picture becomes the pixels that the file takes.
 
     Raises:
-        RunError: If an exporter fails, the file computes something else than the network, or it cannot be written. No
-            file is left.
+        RunError: If the network's logits are not finite, an exporter fails, the file computes something else than the
+            network, or it cannot be written. No file is left.
     """
     exporter, on_pixels, image_size = EXPORTERS[format], OnPixels(network, run.mean, run.std), run.flags["image_size"]
+    _require_finite(on_pixels, image_size)
     with _in_one_line(f"--format {format} failed, and {path} is not written"):
         content = exporter.write(on_pixels, _pixels(TRACED, image_size), metadata_of(run, preprocessing))
     difference = float("nan")
@@ -122,6 +124,12 @@ def metadata_of(run: SavedRun, preprocessing: Mapping[str, Any]) -> dict[str, st
         "origin": run.origin(),
     }
     return {name: json.dumps(value) for name, value in values.items()}
+
+
+@torch.no_grad()
+def _require_finite(on_pixels: OnPixels, image_size: int) -> None:
+    if not on_pixels(_pixels(1, image_size)).isfinite().all():
+        raise RunError("the network's logits are NaN or infinite, so that they mean nothing; nothing is written")
 
 
 @torch.no_grad()
@@ -159,6 +167,8 @@ def _in_one_line(what: str) -> Iterator[None]:
             yield
     # Whatever an exporter raises, the answer is the same.
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise RunError(f"{what}: {_first_reason(error)}") from error
 
 

@@ -1,55 +1,65 @@
-"""Weights that other programs have saved, in whichever form torch.save had then."""
+"""Weights that other programs have saved, in whichever form torch.save had then, or as safetensors."""
 
 import hashlib
-import io
 import re
 from pathlib import Path
 from typing import Any
 
-from train.folder.saving import DamagedFile, load_tensors, reason_of
-from train.terminal import warn
+from train.errors import DamagedFile, UserError
+from train.folder.file_kinds import BEFORE_ARCHIVES, is_safetensors
+from train.folder.pickled import inspect_before_archives
+from train.folder.reading import read_tensors, reason_of
+from train.folder.saving import head_of, load_tensors
 
-# How files of torch.save began before it wrote archives (PyTorch 1.5 and earlier): a pickled number, the same in all.
-# torchvision's DenseNets for ImageNet are such files.
-BEFORE_ARCHIVES = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")
 # torchvision and torch.hub put the beginning of the SHA-256 digest into the name.
-DIGEST_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.pth?")
+DIGEST_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.(?:pth?|safetensors)$")
 
 
 def load_foreign(path: Path) -> dict[str, Any]:
-    """Read a dict of tensors and plain values onto the CPU. Nothing else is unpickled.
+    """Read a dict of tensors and plain values onto the CPU, as `load_tensors` does; nothing runs.
 
-    Archives are verified as `load_tensors` does it. The form before has no checksum; if the name of the file holds
-    none either, a warning says so.
+    Archives are verified too. Other forms have no checksum; if the name of the file holds none either, a warning says
+    so.
 
     Raises:
-        DamagedFile: If the file is damaged, or is no such file.
+        DamagedFile: If the file is damaged, or holds something else.
         UserError: If it cannot be read.
     """
-    if not _is_from_before_archives(path):
-        return load_tensors(path)
-    import torch
+    try:
+        head = head_of(path)
+        if not (head.startswith(BEFORE_ARCHIVES) or is_safetensors(head)):
+            return load_tensors(path)
+        content = path.read_bytes()
+    except (OSError, MemoryError, OverflowError) as error:
+        raise UserError(f"{path} cannot be read: {reason_of(error)}") from error
+    form = "safetensors" if is_safetensors(head) else "torch's old form"
+    is_whole = _is_verified(path, content)
+    if is_safetensors(head):
+        weights = _read_safetensors(path, content)
+    else:
+        weights = read_tensors(path, content, inspect_before_archives, is_whole=is_whole)
+    if not is_whole:
+        warn(f"{path} is in {form}, which has no checksum: damage would not be seen")
+    return weights
 
-    content = path.read_bytes()
+
+def _is_verified(path: Path, content: bytes) -> bool:
+    """Whether the name of a file holds the digest of its contents.
+
+    Raises:
+        DamagedFile: If it holds another one.
+    """
     named = DIGEST_IN_NAME.search(path.name)
     if named and not hashlib.sha256(content).hexdigest().startswith(named[1]):
         raise DamagedFile(f"{path} is damaged: its digest is not the one in its name")
-    if not named:
-        warn(f"{path} is in torch's old form, which has no checksum: damage would not be seen")
-    try:
-        loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a parser of foreign bytes raises
-        raise DamagedFile(f"{path} is damaged, or is no file of tensors: {reason_of(error)}") from error
-    if not isinstance(loaded, dict):
-        raise DamagedFile(f"{path} holds no dict of tensors, but {type(loaded).__name__}")
-    return loaded
+    return bool(named)
 
 
-def _is_from_before_archives(path: Path) -> bool:
+def _read_safetensors(path: Path, content: bytes) -> dict[str, Any]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
     try:
-        if not path.is_file():
-            return False
-        with open(path, "rb") as file:
-            return file.read(len(BEFORE_ARCHIVES)) == BEFORE_ARCHIVES
-    except OSError:
-        return False  # load_tensors says why
+        return load(content)
+    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        raise DamagedFile(f"{path} is damaged, or is no safetensors file: {reason_of(error)}") from error

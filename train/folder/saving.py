@@ -3,13 +3,15 @@
 import hashlib
 import io
 import os
-import pickle
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from train.errors import RunError, UserError
+from train.errors import DamagedFile, RunError, UserError
+from train.folder.file_kinds import HEAD, kind_of, kind_of_archive, model_in
+from train.folder.pickled import inspect_archive
+from train.folder.reading import NOT_READABLE, read_tensors, reason_of
 
 # The comment of the archive ends with a digest of all that stands before it.
 SEAL = b"sha256 "
@@ -77,70 +79,71 @@ def save_tensors(path: Path, content: dict[str, Any], *, keep: Path | None = Non
     atomic_write(path, lambda file: file.write(sealed + digest), keep=keep)
 
 
-class DamagedFile(UserError):
-    """A file does not hold what was written, or was never such a file."""
-
-
 def load_tensors(path: Path) -> dict[str, Any]:
-    """Read a dict of tensors and plain values onto the CPU. Nothing else is unpickled, and every byte is verified.
+    """Read a dict of tensors and plain values onto the CPU. Nothing runs, and every byte is verified.
 
-    A file that `torch.save` wrote, without the digest, is verified by the checksums of its parts.
+    A file that `torch.save` wrote, without the digest, is verified by the checksums of its parts. Each tensor has its
+    own place in the file's bytes, so that a file asks for memory in proportion to its size.
 
     Raises:
-        DamagedFile: If the file is damaged, or is no such file.
+        DamagedFile: If the file is damaged, or holds something else.
         UserError: If it cannot be read.
     """
-    import torch
-
     try:
         content = _contents(path)
     except (OSError, MemoryError, OverflowError) as error:
         raise UserError(f"{path} cannot be read: {reason_of(error)}") from error
     try:
-        _verify(content)
-        loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        _verify(path, content)
+    except DamagedFile:
+        raise
     # Whatever a parser of foreign bytes raises, the answer is the same.
     except Exception as error:
-        raise DamagedFile(f"{path} is damaged, or is no file of tensors: {reason_of(error)}") from error
-    if not isinstance(loaded, dict):
-        raise DamagedFile(f"{path} holds no dict of tensors, but {type(loaded).__name__}")
-    return loaded
+        raise DamagedFile(f"{path} {NOT_READABLE}: {reason_of(error)}") from error
+    return read_tensors(path, content, inspect_archive, is_whole=True)
 
 
 def _contents(path: Path) -> bytes:
     """The bytes of an archive. What does not end like one is not read, as it may be of any size."""
-    if path.exists() and not path.is_file():  # a pipe would be waited for
-        raise UserError(f"{path} cannot be read: it is not a file")
+    head = head_of(path)
     with open(path, "rb") as file:
         if not zipfile.is_zipfile(file):
-            raise DamagedFile(f"{path} is damaged, or is no file of tensors: it does not end like one")
+            raise DamagedFile(f"{path} {kind_of(path, head) or f'{NOT_READABLE}: it does not end like one'}")
         file.seek(0)
         return file.read()
 
 
-def _verify(content: bytes) -> None:
+def head_of(path: Path) -> bytes:
+    """The first bytes of a file, which tell its kind.
+
+    Raises:
+        UserError: If it is a folder or a pipe, which would be waited for.
+        OSError: If it cannot be read.
+    """
+    if path.is_dir():
+        raise UserError(f"{path} cannot be read: it is not a file, but a folder{model_in(path)}")
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} cannot be read: it is not a file")
+    with open(path, "rb") as file:
+        return file.read(HEAD)
+
+
+def _verify(path: Path, content: bytes) -> None:
     """Raise an exception unless the contents are those that were written; torch.load verifies no checksum."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-            raise ValueError("it is compressed")
         if archive.comment:
             if hashlib.sha256(content[:-DIGEST_SIZE]).hexdigest().encode() != content[-DIGEST_SIZE:]:
                 raise ValueError("its digest is another one")
-            return
-        if content[-2:] != b"\0\0":  # the length of the comment
+        elif content[-2:] != b"\0\0":  # the length of the comment
             raise ValueError("its digest is missing")
-        damaged = archive.testzip()
+        kind = kind_of_archive(path, archive.namelist())
+        if kind:
+            raise DamagedFile(f"{path} {kind}")
+        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+            raise ValueError("it is compressed")
+        damaged = None if archive.comment else archive.testzip()
         if damaged:
             raise ValueError(f"the checksum of {damaged} is another one")
-
-
-def reason_of(error: BaseException) -> str:
-    """Say in a few words why a file could not be read."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    if isinstance(error, pickle.UnpicklingError):  # torch goes on to say how to load it anyway
-        return "it holds more than tensors and plain values"
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def read_small(path: Path, *, largest: int) -> str | None:

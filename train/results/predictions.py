@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from train.errors import RunError
 from train.results.tables import to_csv
 from train.terminal import Bar, printable, say, say_error
 
@@ -59,6 +60,9 @@ def predict_files(
 
     Returns:
         The predictions, and how many files could not be read.
+
+    Raises:
+        RunError: If an answer of the network is NaN, as by infinite logits.
     """
     model.eval()
     predictions: list[Prediction] = []
@@ -84,7 +88,11 @@ def _column_width(names: Sequence[str], widest: int) -> int:
 def _predict(
     model: nn.Module, paths: Sequence[str], images: Tensor, classes: Sequence[str], top: int
 ) -> list[Prediction]:
-    rows = zip(*(values.tolist() for values in most_likely(model, images, top=top)), strict=True)
+    probabilities, labels = most_likely(model, images, top=top)
+    faulty = probabilities.isnan().any(1).nonzero()
+    if len(faulty):
+        raise RunError(f"the network's answer to {paths[faulty[0]]} is NaN or infinite, so that it means nothing")
+    rows = zip(probabilities.tolist(), labels.tolist(), strict=True)
     return [
         Prediction(path, tuple(classes[label] for label in labels), tuple(probabilities))
         for path, (probabilities, labels) in zip(paths, rows, strict=True)

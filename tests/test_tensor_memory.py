@@ -1,0 +1,184 @@
+"""A file of tensors asks for memory in proportion to its own size, whoever wrote it."""
+
+import json
+import zipfile
+from collections import OrderedDict
+
+import pytest
+import torch
+from PIL import Image
+
+from models import densenet_bc
+from tests.application import SMALL, assert_refused, everything_in, run_here
+from tests.made_images import encoded, write
+from train.errors import DamagedFile
+from train.folder.foreign import load_foreign
+from train.folder.saving import load_tensors, save_tensors
+
+FORMS = {"archive": {}, "before archives": {"_use_new_zipfile_serialization": False}}
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The PyTorch API of nested tensors", "ignore:Sparse .* tensor support is in beta", "ignore:torch.quantize"
+)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "file.pt"
+
+
+def base() -> torch.Tensor:
+    return torch.arange(24.0)
+
+
+# What torch.save writes of tensors that are views of others.
+VIEWS = {
+    "transposed": base().view(2, 3, 4).permute(2, 0, 1),
+    "channels_last": torch.rand(2, 3, 4, 5).to(memory_format=torch.channels_last),
+    "a slice": base()[5:9],
+    "every second": base().view(4, 6)[1:, ::2],
+    "a column": base().view(4, 6)[:, 2],
+    "a diagonal": torch.rand(5, 5).diagonal(),
+    "a diagonal of three": torch.rand(3, 2, 3).diagonal(dim1=0, dim2=2),
+    "one number": torch.tensor(1.5),
+    "one number of many": base()[7],
+    "dimensions of one": base().view(1, 24, 1).expand(1, 24, 1),
+    "unsqueezed": base()[None, :, None],
+    "empty": torch.zeros(0, 3),
+    "empty, expanded": torch.zeros(1, 0).expand(7, 0),
+    "a parameter": torch.nn.Parameter(torch.rand(3)),
+    "half": torch.rand(3).half()[1:],
+    "bfloat16": torch.rand(3).bfloat16(),
+    "bool": torch.tensor([True, False]),
+    "complex": torch.rand(3) * 1j,
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_view_comes_back(form, path):
+    tied = torch.rand(2, 2)
+    views = {**VIEWS, "tied": tied, "tied again": tied, "tied and transposed": tied.T}
+    if form == "archive":  # torch itself reads these from archives only
+        views |= {"uint16": torch.arange(4).to(torch.uint16)[1:], "float8": torch.rand(4).to(torch.float8_e4m3fn)[1:]}
+    torch.save(views, path, **FORMS[form])
+    loaded = load_foreign(path)
+    assert loaded.keys() == views.keys()
+    for name, view in views.items():
+        assert (loaded[name].dtype, loaded[name].stride()) == (view.dtype, view.stride()), name
+        assert loaded[name].tolist() == view.tolist(), name
+        assert loaded[name].untyped_storage().nbytes() == view.untyped_storage().nbytes(), name
+
+
+class Called:
+    """What a function makes of some arguments, when it is unpickled."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+def beyond() -> Called:
+    """A tensor of 4 petabytes over 16 bytes; torch would make room for it."""
+    shape = (10**9, 10**6), (10**6, 1)
+    return Called(torch._utils._rebuild_tensor_v2, torch.zeros(4).untyped_storage(), 0, *shape, False, OrderedDict())
+
+
+def shared() -> list[torch.Tensor]:
+    """150 tensors of 4 MB over the same 4 MB."""
+    numbers = torch.ones(10**6)
+    return [numbers[:] for _ in range(150)]
+
+
+OVERLAP = "numbers overlap in memory, as after expand"
+REFUSED = {
+    "expanded": (
+        lambda: torch.zeros(()).expand(10**6, 10**6),
+        rf"a tensor of shape \(1000000, 1000000\) whose {OVERLAP}",
+    ),
+    "expanded in one dimension": (lambda: torch.zeros(3, 1).expand(3, 10**12), OVERLAP),
+    "expanded, beside enough numbers": (lambda: base()[:1].expand(20), OVERLAP),
+    "windows": (lambda: base().unfold(0, 3, 1), rf"a tensor of shape \(22, 3\) whose {OVERLAP}"),
+    "beyond its numbers": (beyond, r"a tensor of shape \(1000000000, 1000000\), but only 16 numbers for it"),
+    "bytes": (lambda: Called(bytearray, 10**12), "an array of bytes without contents"),
+    "many of the same numbers": (shared, "tensors of 600,000,008 bytes together, but only [0-9,]+ bytes for them"),
+    "sparse": (lambda: torch.eye(3).to_sparse(), "a sparse tensor"),
+    "sparse rows": (lambda: torch.eye(3).to_sparse_csr(), "a sparse tensor"),
+    "quantized": (lambda: torch.quantize_per_tensor(torch.ones(2), 1, 0, torch.quint8), "a quantized tensor"),
+    "nested": (lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]), "a nested tensor"),
+    "jagged": (lambda: torch.nested.nested_tensor([torch.ones(2)], layout=torch.jagged), "a nested tensor"),
+    "meta": (lambda: torch.empty(10**6, 10**9, device="meta"), "a tensor without values"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_asks_for_more_than_the_file_holds_is_refused_before_torch_reads_it(case, form, path, monkeypatch):
+    make, message = REFUSED[case]
+    torch.save({"fine": torch.ones(2), "more": make()}, path, **FORMS[form])
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch has read it"))
+    with pytest.raises(DamagedFile, match=rf"^{path} (is whole, but )?holds .*{message}") as refusal:
+        load_foreign(path)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_tensor_type_that_takes_any_amount_of_memory_is_not_called(path, monkeypatch):
+    torch.save({"more": Called(torch.Tensor, 10**3, 10**3)}, path)
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch has read it"))
+    with pytest.raises(DamagedFile, match="is damaged, or is no file of tensors: "):
+        load_foreign(path)
+
+
+def rewritten(path, change) -> None:
+    """The same archive, with other contents of its members, and with checksums of those."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, change(name, content))
+
+
+def test_a_storage_that_is_shorter_than_the_pickle_says_is_refused(path):
+    torch.save({"a": torch.ones(1000)}, path)
+    rewritten(path, lambda name, content: content[:8] if "/data/" in name else content)
+    with pytest.raises(DamagedFile, match=r"is damaged, .*: storage 0 is cut short$"):
+        load_tensors(path)
+
+
+COMMANDS = {
+    "evaluate": ["evaluate", "--save=run"],
+    "predict": ["predict", "image.png", "--save=run"],
+    "export": ["export", "--save=run", "--format=torch"],
+    "": [*SMALL[:1], "--depth=10", "--growth_rate=4000", "--init_weights=run/model.pt", "--save=new"],
+}
+
+
+@pytest.mark.parametrize("kind", ["expanded", "of a smaller network"])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_command_takes_the_memory_that_a_small_file_asks_for(command, kind, here, monkeypatch, capsys):
+    """Weights of 41 kB for a network of 30 GB."""
+    write(here / "image.png", encoded(Image.new("RGB", (32, 32)), "PNG"))
+    config = json.loads((here / "run/config.json").read_text())
+    config["flags"]["growth_rate"] = 4000
+    (here / "run/config.json").write_text(json.dumps(config))
+    if kind == "expanded":
+        with torch.device("meta"):
+            shapes = densenet_bc(10, 4000).state_dict()
+        weights = {name: torch.zeros((), dtype=value.dtype).expand(value.shape) for name, value in shapes.items()}
+        save_tensors(here / "run/model.pt", weights)
+        assert (here / "run/model.pt").stat().st_size < 10**5
+    monkeypatch.setattr(torch.nn.Module, "to_empty", lambda *_, **__: pytest.fail("memory was taken"))
+    message = (
+        OVERLAP if kind == "expanded" else "the weights do not fit the network; unfit: features.conv0.weight is (4, "
+    )
+    refuse = assert_refused if command else assert_training_refused
+    refuse(*COMMANDS[command], message=message, folder=here, capture=capsys)
+
+
+def assert_training_refused(*words, message, folder, capture):
+    before = everything_in(folder)
+    assert run_here(*words) == 2
+    out, error = capture.readouterr()
+    assert (out, error.count("\n")) == ("", 1)
+    assert message in error
+    assert everything_in(folder) == before

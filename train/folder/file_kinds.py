@@ -1,0 +1,106 @@
+"""Files that people take for weights of PyTorch, known by how they begin."""
+
+import shlex
+import struct
+from pathlib import Path
+
+# How files of torch.save began before it wrote archives (PyTorch 1.5 and earlier): a pickled number, the same in all.
+BEFORE_ARCHIVES = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")
+HEAD = 512  # bytes that tell
+LONGEST_HEADER = 100_000_000  # bytes, of safetensors
+
+AGAIN = "download it again"
+UNPACK = "unpack it first"
+OF_TENSORFLOW = "convert it with TensorFlow and torch.save"
+BEGINNINGS = {
+    b"\x89HDF\r\n\x1a\n": ("an HDF5 file, as Keras writes", OF_TENSORFLOW),
+    b"model_checkpoint_path:": ("the index of a TensorFlow checkpoint", OF_TENSORFLOW),
+    b"\x1f\x8b": ("packed by gzip", f"{UNPACK}: gunzip"),
+    b"BZh": ("packed by bzip2", f"{UNPACK}: bunzip2"),
+    b"\xfd7zXZ\0": ("packed by xz", f"{UNPACK}: unxz"),
+    b"\x28\xb5\x2f\xfd": ("packed by zstd", f"{UNPACK}: unzstd"),
+    b"7z\xbc\xaf\x27\x1c": ("a 7z archive", UNPACK),
+    b"Rar!": ("a RAR archive", UNPACK),
+    b"version https://git-lfs": ("a pointer of Git LFS in place of the file", "fetch the file: git lfs pull"),
+    b"\x93NUMPY": ("an array of NumPy", "save a dict of tensors by torch.save"),
+    b"\x89PNG": ("a picture", "name a file of weights"),
+    b"\xff\xd8\xff": ("a picture", "name a file of weights"),
+}
+SHELL = set('"$`\\!')  # what a shell reads in double quotes
+PAGES = (b"<!doctype", b"<html", b"<?xml", b"<head")
+# Members of archives, by the end of their names; torch.save's have a data.pkl and neither of these.
+MEMBERS = {
+    "/constants.pkl": ("a TorchScript archive", "save its weights alone: {line}"),
+    "/archive_format": ("a program of torch.export", "name the file of weights that it was made from"),
+    "model.weights.h5": ("a model of Keras", OF_TENSORFLOW),
+    ".npy": ("an archive of NumPy arrays", "save a dict of tensors by torch.save"),
+}
+
+
+def kind_of(path: Path, head: bytes) -> str | None:
+    """Say what a file is that is no file of torch.save, and what to do; None where its beginning does not tell.
+
+    Args:
+        path: Its name may tell too.
+        head: Its first `HEAD` bytes, or all if it has fewer.
+    """
+    if not head:
+        return "is damaged: it is empty"
+    if head.lstrip().lower().startswith(PAGES):
+        return f"is a web page, as a failed download leaves it; {AGAIN}"
+    for beginning, (kind, advice) in BEGINNINGS.items():
+        if head.startswith(beginning):
+            return f"is {kind}; {advice}"
+    if is_safetensors(head):
+        return "is a safetensors file, which only --init_weights takes"
+    if head.startswith(BEFORE_ARCHIVES):
+        return "is in the form of PyTorch before 1.6, which has no checksums; only --init_weights takes it"
+    if head.startswith(b"\x80") and len(head) > 1 and head[1] <= 5:  # the version of a pickle
+        line = python_line(path, "c", load="__import__('pickle').load(open({}, 'rb'))")
+        return f"is a pickle that torch.save did not write; if you trust its author, save it by torch.save: {line}"
+    if head.lstrip().startswith((b"{", b"[")):
+        return "is JSON, which holds no weights; name the file of weights"
+    if head[257:262] == b"ustar":
+        return f"is a tar archive; {UNPACK}: tar -xf"
+    if path.suffix == ".index" or ".data-0000" in path.name:
+        return f"is a part of a TensorFlow checkpoint; {OF_TENSORFLOW}"
+    if head[0] == 8 and head[1:2] < b"\x20" and head[2:3] in (b"\x12", b"\x3a"):  # a version; its writer, or a graph
+        return "is an ONNX file, which has a network and no state_dict; name the file of weights that it was made from"
+    return None
+
+
+def kind_of_archive(path: Path, names: list[str]) -> str | None:
+    """Say what an archive is that torch.save did not write, by the names of its members; None for torch.save's."""
+    line = python_line(path, "c.state_dict()", load="torch.jit.load({}, 'cpu')")
+    for end, (kind, advice) in MEMBERS.items():
+        if any(name.endswith(end) for name in names):
+            return f"is {kind}; {advice.replace('{line}', line)}"
+    if any(name.endswith("/data.pkl") for name in names):
+        return None
+    return "is an archive, but not one of torch.save; unpack it if the file of weights is inside"
+
+
+def model_in(folder: Path) -> str:
+    """Advise to name a file of weights in a folder; empty if there is none."""
+    models = sorted(path for path in folder.glob("*.*") if path.suffix in (".pt", ".pth", ".safetensors"))
+    return f"; name a file in it, as {models[-1]}" if models else ""
+
+
+def is_safetensors(head: bytes) -> bool:
+    """Whether a file begins as safetensors do: the length of a header, and a header of JSON."""
+    return len(head) > 8 and struct.unpack("<Q", head[:8])[0] <= LONGEST_HEADER and head[8:9] == b"{"
+
+
+def python_line(path: Path, expression: str, *, load: str = "torch.load({}, 'cpu', weights_only=False)") -> str:
+    """The command line that saves a part of a file as a new one.
+
+    Args:
+        path: The file.
+        expression: The part of what it holds, which is called `c`.
+        load: The call that reads it.
+    """
+    new = path.with_name(f"{path.stem}.weights.pt")
+    loaded = load.format(repr(str(path)))
+    # "x" refuses a file that exists.
+    code = f"import torch; c = {loaded}; f = open({str(new)!r}, 'xb'); torch.save({expression}, f); f.close()"
+    return f'python -c "{code}"' if not SHELL & set(code) else f"python -c {shlex.quote(code)}"
