@@ -10,6 +10,7 @@ from train.folder.file_kinds import BEFORE_ARCHIVES, is_safetensors
 from train.folder.pickled import inspect_before_archives
 from train.folder.reading import read_tensors, reason_of
 from train.folder.saving import head_of, load_tensors
+from train.terminal import warn
 
 # torchvision and torch.hub put the beginning of the SHA-256 digest into the name.
 DIGEST_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.(?:pth?|safetensors)$")
