@@ -31,3 +31,12 @@ def listed(names: Sequence[object], *, most: int = MOST_NAMES) -> str:
     if len(names) > most:
         shown.append(f"{len(names) - most:,} more")
     return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
+
+
+def as_one(errors: Sequence[DataError]) -> DataError:
+    """One error for one or more: the only one, or a line with the first ten and their number."""
+    if len(errors) == 1:
+        return errors[0]
+    lines = "; ".join(str(error) for error in errors[:MOST_NAMES])
+    others = f"; and {len(errors) - MOST_NAMES:,} more" if len(errors) > MOST_NAMES else ""
+    return CorruptedData(f"{len(errors):,} files are broken: {lines}{others}")
