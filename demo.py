@@ -250,9 +250,10 @@ def check(
     from data.datasets import load
     from data.verify import describe, verify_all
 
-    source = load(dataset, folder=data, download=download)
-    _say("\n".join([*source.notes, describe(source)]))
-    broken, every = verify_all(source), sum(source.sizes().values())
+    with explained({}):
+        source = load(dataset, folder=data, download=download)
+        _say("\n".join([*source.notes, describe(source)]))
+        broken, every = verify_all(source), sum(source.sizes().values())
     if broken:
         raise RunError(f"{broken:,} of {every:,} images cannot be read")
     _say(f"All {every:,} images can be read.")

@@ -42,7 +42,8 @@ def explained(flags: Mapping[str, Any], folder: Path | None = None) -> Iterator[
     """Turn memory that runs out into one line that says what to try.
 
     Args:
-        flags: "batch_size" of a command that trains nothing, or all flags of a run. Read when memory has run out.
+        flags: All flags of a run, or of a command that trains nothing "batch_size" if it has that. Read when memory
+            has run out.
         folder: Of the run that is trained; None where none is.
 
     Raises:
@@ -53,14 +54,18 @@ def explained(flags: Mapping[str, Any], folder: Path | None = None) -> Iterator[
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise RunError(f"memory ran out with {_what_happened(folder, flags)}") from error
+        raise RunError(f"memory ran out{_what_happened(folder, flags)}") from error
 
 
 def _what_happened(folder: Path | None, flags: Mapping[str, Any]) -> str:
+    if "batch_size" not in flags:
+        return ""
     if folder is None:
-        return f"--batch_size {flags['batch_size']}; try a smaller --batch_size"
+        return f" with --batch_size {flags['batch_size']}; try a smaller --batch_size"
     stands = f"{folder} stands at the last finished epoch; " if (folder / CHECKPOINT).exists() else ""
-    return f"--efficient {flags['efficient']} and --batch_size {flags['batch_size']}; {stands}{what_to_try(flags)}"
+    return (
+        f" with --efficient {flags['efficient']} and --batch_size {flags['batch_size']}; {stands}{what_to_try(flags)}"
+    )
 
 
 def what_to_try(flags: Mapping[str, Any]) -> str:
