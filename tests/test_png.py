@@ -79,12 +79,16 @@ def test_bits_above_those_of_a_sample_do_not_count(bits, seen):
     assert (pixels[:, 4:] == 255).all()
 
 
-@pytest.mark.parametrize("bits", [8, 16])
-def test_the_transparent_colour_shows_white(bits, seen):
-    scale = 1 if bits == 8 else 257
+@pytest.mark.parametrize(("bits", "low"), [(8, None), (16, 0), (16, 99)])
+def test_the_transparent_colour_shows_white(bits, low, seen):
+    """Of 16 bits the upper 8 are what is seen."""
+
+    def sample(channel):
+        return channel if low is None else channel * 256 + low
+
     colours = [(10, 20, 30)] * 4 + [(200, 0, 7)] * 4
-    samples = [channel * scale for colour in colours for channel in colour]
-    before = png_chunk(b"tRNS", struct.pack(">3H", *(channel * scale for channel in (200, 0, 7))))
+    samples = [sample(channel) for colour in colours for channel in colour]
+    before = png_chunk(b"tRNS", struct.pack(">3H", *map(sample, (200, 0, 7))))
     pixels = seen(png_file(packed(samples, bits), shape=(8, 8), bits=bits, colour_type=2, before=before))
     assert pixels[0].tolist() == [[10, 20, 30]] * 4 + [[*WHITE]] * 4
 
