@@ -137,7 +137,8 @@ def _can_be_read(kind: bytes, text: bytes, reader: PngStream) -> bool:
 
 
 def _header(contents: bytes) -> Header:
-    width, height, bits, colour_type, _, _, interlaced = IHDR.unpack_from(contents, len(SIGNATURE) + 8)
+    start = next(start for kind, start, _ in _chunks(contents) if kind == b"IHDR")
+    width, height, bits, colour_type, _, _, interlaced = IHDR.unpack_from(contents, start + 8)
     return Header(width, height, bits, colour_type, bool(interlaced))
 
 

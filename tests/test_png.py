@@ -199,6 +199,12 @@ def test_a_picture_is_turned_wherever_its_file_says_so(name, place, seen):
     assert seen(turned(place, TURNS[name]))[..., 0].flatten().tolist() == [*range(63, -1, -1)]
 
 
+def test_a_chunk_before_the_header_does_not_matter(seen):
+    contents = grey(4, 9, 5, 5)
+    contents = contents[:8] + png_chunk(b"CgBI", bytes(4)) + contents[8:]
+    assert seen(contents)[0, :, 0].tolist() == [153] * 4 + [255] * 4
+
+
 def test_a_file_without_metadata_stays_as_it_is():
     contents = png_file(packed(range(8), 8), shape=(8, 8))
     assert without_metadata(contents) is contents
