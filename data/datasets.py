@@ -89,7 +89,7 @@ def validation_size(source: Source, dataset: Dataset, asked: int | None) -> int 
 def _read_cifar(reader: type[datasets.CIFAR10], folder: Path, download: bool) -> Source:
     digests = [*reader.train_list, *reader.test_list, (reader.meta["filename"], reader.meta["md5"])]
     inside = {filename: f"{reader.base_folder}/{filename}" for filename, _ in digests}
-    if any((folder / filename).is_file() for filename in inside):  # --data is that folder itself
+    if files.holds_some(folder, inside):  # --data is that folder itself
         reader = type(reader.__name__, (reader,), {"base_folder": ""})
     files.ensure(
         folder,

@@ -7,7 +7,7 @@ import shutil
 import socket
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -70,6 +70,13 @@ def ensure(folder: Path, *, members: list[File], archive: File | None, download:
         _clear_leftovers(folder, [*members, archive] if archive else members)
     except OSError as error:
         raise DataError(f"cannot use the data folder {folder}: {error}") from error
+
+
+def holds_some(folder: Path, names: Iterable[str]) -> bool:
+    """Whether files of some of these names lie in a folder; if it cannot be read, none does."""
+    with suppress(OSError):
+        return any((folder / name).is_file() for name in names)
+    return False
 
 
 def _check_folder(folder: Path, wanted: File, download: bool) -> None:
