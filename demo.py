@@ -1,11 +1,13 @@
 """Train memory-efficient DenseNets on CIFAR-10, CIFAR-100 and SVHN, or on handwritten digits that need no download.
 
-A first run, the run that most people come for, a cell of the paper's table, what came of it, several runs side by side,
-classes of images, the network as a file for other programs, what it all saves in memory and time, and all flags:
+A first run, the run that most people come for, a cell of the paper's table, a check of all images, what came of it,
+several runs side by side, classes of images, the network as a file for other programs, what it all saves in memory and
+time, and all flags:
 
     python demo.py --dataset digits --depth 10 --n_epochs 30 --batch_size 32 --save runs/digits
     python demo.py --efficient True --data <folder> --save <folder>
     python demo.py --recipe densenet-bc-100-12-c10+ --data <folder> --save <folder>
+    python demo.py check --dataset folder --data <folder>
     python demo.py evaluate --save <folder>
     python demo.py compare <folder> <folder>
     python demo.py predict <image> --save <folder>
@@ -83,6 +85,7 @@ if TYPE_CHECKING:
 
 NAME = "demo.py"
 
+DatasetName = Literal["cifar10", "cifar100", "svhn", "digits", "folder"]
 Network = Literal["densenet_bc", "densenet", "densenet121", "densenet169", "densenet201", "densenet161", "densenet264"]
 # Of all networks; check_network knows the rest.
 Depth = Annotated[
@@ -98,7 +101,7 @@ def train(
     *,
     save: Path,
     data: Path | None = None,
-    dataset: Literal["cifar10", "cifar100", "svhn", "digits", "folder"] = "cifar10",
+    dataset: DatasetName = "cifar10",
     image_size: Annotated[int, Range(8, 1024)] | None = None,
     recipe: Annotated[str, Names(tuple(PAPER), rule=RULE)] | None = None,
     network: Network = "densenet_bc",
@@ -253,6 +256,39 @@ def train(
         with watched(device):
             test_error = fit(replicas, stepper, loaders, folder, checkpoint, schedule=schedule, seed=seed)
         say(f"Test error {test_error:.2%} (accuracy {1 - test_error:.2%}); everything is in {save}")
+
+
+def check(
+    *,
+    data: Path | None = None,
+    dataset: DatasetName = "cifar10",
+    download: bool = True,
+    debug: bool = False,
+) -> None:
+    """Read all images of a data set, and say which classes it has and which files are broken.
+
+    Of "folder" every training, validation and test image is decoded; of CIFAR and SVHN the md5 digest of every file is
+    verified. A file that cannot be read gets a line on stderr, and the exit code is then 1.
+
+    Args:
+        data: Folder of the data set, as in train.
+        dataset: As in train.
+        download: Fetch missing files of the data set from the network.
+        debug: Show where in the program an error came from.
+    """
+    from data.datasets import load
+    from data.verify import describe, unreadable_images
+
+    with explained({}):
+        source = load(dataset, folder=data, download=download)
+        say(*source.notes, *describe(source))
+        broken, every = 0, sum(source.sizes().values())
+        for error in unreadable_images(source, bar=Bar):
+            say_error(f"error: {error}")
+            broken += 1
+    if broken:
+        raise RunError(f"{broken:,} of {every:,} images cannot be read")
+    say(f"All {every:,} images can be read.")
 
 
 def predict(
@@ -601,7 +637,7 @@ def _read(
         UserError: If it is not the same in all processes, or not the one that the run began with.
     """
     from data.datasets import load
-    from data.first_look import look_at_files
+    from data.verify import verify_held_out
 
     where = {"folder": data, "download": flags["download"], "image_size": flags["image_size"]}
     source = team.first_then_others(lambda: load(flags["dataset"], **where))
@@ -615,7 +651,7 @@ def _read(
     loaders = team.first_then_others(lambda: _loaders(flags, source, device, team))
     check_last_batch(flags, num_images=loaders.train.num_images, num_processes=team.count)
     if not goes_on:
-        look_at_files([loader for loader in (loaders.valid, loaders.test) if loader], bar=Bar)
+        verify_held_out([loader for loader in (loaders.valid, loaders.test) if loader], bar=Bar)
     return source, loaders
 
 
@@ -762,6 +798,7 @@ def _how_to_go_on(given: Mapping[str, Any]) -> str:
 
 COMMANDS = {
     "train": train,
+    "check": check,
     "evaluate": evaluate,
     "predict": predict,
     "compare": compare,

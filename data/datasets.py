@@ -88,9 +88,15 @@ def validation_size(source: Source, dataset: Dataset, asked: int | None) -> int 
 
 def _read_cifar(reader: type[datasets.CIFAR10], folder: Path, download: bool) -> Source:
     digests = [*reader.train_list, *reader.test_list, (reader.meta["filename"], reader.meta["md5"])]
+    inside = {filename: f"{reader.base_folder}/{filename}" for filename, _ in digests}
+    if files.holds_some(folder, inside):  # --data is that folder itself
+        reader = type(reader.__name__, (reader,), {"base_folder": ""})
     files.ensure(
         folder,
-        members=[File(f"{reader.base_folder}/{filename}", md5, reader.url) for filename, md5 in digests],
+        members=[
+            File((Path(reader.base_folder) / filename).as_posix(), md5, reader.url, inside[filename])
+            for filename, md5 in digests
+        ],
         archive=File(reader.filename, reader.tgz_md5, reader.url),
         download=download,
     )
@@ -107,12 +113,12 @@ def _cifar_split(data: datasets.CIFAR10) -> Split:
 
 
 def read_cifar10(folder: Path, download: bool) -> Source:
-    """CIFAR-10 as `folder/cifar-10-batches-py/`, or as its archive."""
+    """CIFAR-10 as `folder/cifar-10-batches-py/`, as that folder itself, or as its archive."""
     return _read_cifar(datasets.CIFAR10, folder, download)
 
 
 def read_cifar100(folder: Path, download: bool) -> Source:
-    """CIFAR-100 with its 100 fine labels, as `folder/cifar-100-python/`, or as its archive."""
+    """CIFAR-100 with its 100 fine labels, as `folder/cifar-100-python/`, as that folder, or as its archive."""
     return _read_cifar(datasets.CIFAR100, folder, download)
 
 

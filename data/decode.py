@@ -12,6 +12,8 @@ import numpy as np
 from PIL import ExifTags, Image
 from PIL.JpegImagePlugin import JpegImageFile
 
+from data import jpeg, png
+from data.budget import Budget
 from data.crops import Crop
 from data.errors import CorruptedData, DataError
 from data.modes import to_rgb
@@ -23,6 +25,13 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000
 # A JPEG file can be decoded at 1/2, 1/4 or 1/8 of its size in a fraction of the time. What is left is at least so many
 # times larger than the result, so that the resizing that follows, and not the decoder, decides how the result looks.
 MARGIN = 2
+
+# Bytes of memory that pictures take while they are decoded, in all threads together, and what a pixel takes at most: 24
+# where a WebP picture with transparent parts becomes RGB, measured; 4 to 20 elsewhere. The two largest pictures that
+# are accepted can be decoded at a time, or 14 of 12 million pixels.
+MEMORY = Budget(4 << 30)
+BYTES_PER_PIXEL = 24
+COEFFICIENT_BYTES = 6  # a progressive JPEG file is held whole, as three coefficients a pixel, at whatever scale
 
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -76,19 +85,24 @@ def decode(path: str, choose: Callable[[int, int], Crop], *, size: int, grey: bo
         DataError: If it cannot be opened.
     """
     contents = _read(path)
-    with _one_line(path):
-        image = Image.open(io.BytesIO(contents), formats=formats())
-        is_jpeg = isinstance(image, JpegImageFile)
-        if not is_jpeg:
-            image.load()  # TIFF files are turned by this, and those of PNG may have their EXIF data at the end
-        orientation = _orientation(image)
-    width, height = image.size if orientation < 5 else image.size[::-1]
-    crop = choose(width, height)
-    box = _as_stored(crop.box, orientation, width, height)
-    with _one_line(path):
-        divisor = _load_small(image, box, size) if is_jpeg else 1
-        picture = to_rgb(image)
-    picture = _cut(picture, [edge / divisor for edge in box], size, alone=crop.alone)
+    with MEMORY.part() as memory:
+        with _one_line(path):
+            image = _open(contents)
+            is_jpeg = isinstance(image, JpegImageFile)
+            if not is_jpeg:
+                memory.take(_memory_of(image))
+                _load(image, contents)  # TIFF files are turned by this, and those of PNG may have EXIF data at the end
+            orientation = _orientation(image)
+        width, height = image.size if orientation < 5 else image.size[::-1]
+        crop = choose(width, height)
+        box = _as_stored(crop.box, orientation, width, height)
+        with _one_line(path):
+            divisor = _choose_scale(image, box, size) if is_jpeg else 1
+            if is_jpeg:
+                memory.take(_memory_of(image, divisor))
+                image.load()
+            picture = to_rgb(image)
+        picture = _cut(picture, [edge / divisor for edge in box], size, alone=crop.alone)
     for turn in (TURNS.get(orientation), TURNS[2] if crop.flip else None):
         picture = picture if turn is None else picture.transpose(turn)
     return np.asarray(picture.convert("L").convert("RGB") if grey else picture)
@@ -100,6 +114,38 @@ def _read(path: str) -> bytes:
             return file.readall()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _open(contents: bytes) -> Image.Image:
+    """Read the head of a file, by its pixels alone: metadata cannot keep them from being decoded."""
+    for kind, is_kind in ((png, png.is_png), (jpeg, jpeg.is_jpeg)):
+        if is_kind(contents):
+            contents = kind.without_metadata(contents)
+    return Image.open(io.BytesIO(contents), formats=formats())
+
+
+def _memory_of(image: Image.Image, divisor: int = 1) -> int:
+    """Bytes that a picture takes at most while it is decoded with both sides divided by `divisor`."""
+    pixels = image.width * image.height
+    coefficients = pixels * divisor**2 * COEFFICIENT_BYTES if "progressive" in image.info else 0
+    return pixels * BYTES_PER_PIXEL + coefficients
+
+
+def _load(image: Image.Image, contents: bytes) -> None:
+    """Decode all pixels of a file.
+
+    Raises:
+        ValueError: If it does not hold all of them, and Pillow would leave the rest black.
+    """
+    if image.format == "TIFF":
+        boxes = {tile[1] for tile in image.tile}
+        if sum((right - left) * (bottom - top) for left, top, right, bottom in boxes) < image.width * image.height:
+            raise ValueError("it is cut off: some of its strips or tiles are missing")
+    if image.format != "PNG":
+        image.load()
+        return
+    png.load(image, contents)
+    png.correct_transparency(image, contents)
 
 
 @contextmanager
@@ -140,14 +186,13 @@ def _as_stored(box: Sequence[float], orientation: int, width: int, height: int) 
     return (left, top, right, bottom) if orientation < 5 else (top, left, bottom, right)
 
 
-def _load_small(image: JpegImageFile, box: Sequence[float], size: int) -> int:
-    """Decode at the smallest scale that `MARGIN` allows, and return the number that both sides are divided by."""
+def _choose_scale(image: JpegImageFile, box: Sequence[float], size: int) -> int:
+    """Choose the smallest scale that `MARGIN` allows, and return the number that both sides are divided by."""
     left, top, right, bottom = box
     possible = min(right - left, bottom - top) / (MARGIN * size)
     divisor = next((divisor for divisor in (8, 4, 2) if divisor <= possible), 1)
     if divisor > 1:
         image.draft(None, (image.width // divisor, image.height // divisor))
-    image.load()
     return divisor
 
 

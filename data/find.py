@@ -2,11 +2,25 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from data.decode import suffixes
 from data.errors import DataError, MissingData
+
+# Folders, in small letters, in which systems and file managers keep thumbnails and other copies of files. Others of
+# that kind are hidden.
+SYSTEM_FOLDERS = (
+    "@eadir",
+    "#recycle",
+    "#snapshot",
+    "__macosx",
+    "$recycle.bin",
+    "system volume information",
+    "lost+found",
+)
 
 
 @dataclass
@@ -15,32 +29,29 @@ class Found:
 
     Attributes:
         images: Paths of image files, sorted.
-        skipped: Paths that are hidden, or whose names have another ending.
+        skipped: Paths that are hidden or of a system, or whose names have another ending.
+        unreadable: Those of `images` that may not be read, or are links that lead nowhere.
     """
 
     images: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
 
 
-def find_images(folder: Path, *, strict: bool = True) -> Found:
+def find_images(folder: Path) -> Found:
     """Look for image files in a folder and in all folders below it, along symbolic links too.
 
-    Args:
-        folder: Where to look.
-        strict: Whether one image file that cannot be read is an error here. If not, it is among the images, and an
-            error when it is read.
-
     Raises:
-        DataError: If a folder cannot be read, or an image file.
+        DataError: If a folder cannot be read.
     """
     found = Found()
     for entry in _everything(str(folder), above=()):
-        if entry.name.startswith(".") or Path(entry.name).suffix.lower() not in suffixes():
+        if not is_named_as_image(entry.name):
             found.skipped.append(entry.path)
-        elif strict and not _is_readable(entry):
-            advice = "mend the link" if entry.is_symlink() else "give it permission"
-            raise DataError(f"{entry.path} cannot be read; {advice}, or take it away")
-        elif entry.is_file() or not _is_readable(entry):
+        elif not os.access(entry.path, os.R_OK):
+            found.images.append(entry.path)
+            found.unreadable.append(entry.path)
+        elif entry.is_file():
             found.images.append(entry.path)
         else:  # a pipe, which would be waited for
             found.skipped.append(entry.path)
@@ -48,8 +59,32 @@ def find_images(folder: Path, *, strict: bool = True) -> Found:
     return found
 
 
-def _is_readable(entry: os.DirEntry) -> bool:
-    return os.access(entry.path, os.R_OK)
+def count_images(folder: Path, *, most_files: int) -> tuple[int, bool]:
+    """Count image files by their names, below a folder that is of no use otherwise.
+
+    Args:
+        folder: Where to look.
+        most_files: Files of any kind after which the search ends.
+
+    Returns:
+        The number, and whether all files were looked at.
+    """
+    number = files = 0
+    with suppress(DataError):  # a folder that cannot be read
+        for entry in islice(_everything(str(folder), above=()), most_files):
+            files += 1
+            number += is_named_as_image(entry.name)
+    return number, files < most_files
+
+
+def is_ignored(name: str) -> bool:
+    """Whether a file or folder of this name is hidden, or keeps what a system needs for itself."""
+    return name.startswith(".") or name.lower() in SYSTEM_FOLDERS
+
+
+def is_named_as_image(name: str) -> bool:
+    """Whether a file of this name is taken for an image."""
+    return not is_ignored(name) and Path(name).suffix.lower() in suffixes()
 
 
 def entries(folder: str | Path) -> list[os.DirEntry]:
@@ -77,12 +112,12 @@ def is_folder(entry: os.DirEntry) -> bool:
 
 
 def _everything(folder: str, above: tuple[str, ...]) -> Iterator[os.DirEntry]:
-    """Files below a folder, and hidden folders in place of what they hold. A link to a folder above leads nowhere."""
+    """Files below a folder, and ignored folders in place of what they hold. A link to a folder above leads nowhere."""
     here = os.path.realpath(folder)
     if here in above:
         return
     for entry in entries(folder):
-        if is_folder(entry) and not entry.name.startswith("."):
+        if is_folder(entry) and not is_ignored(entry.name):
             yield from _everything(entry.path, (*above, here))
         else:
             yield entry

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from data.crops import SMALL, middle_crop, random_crop
 from data.decode import decode, prepare
+from data.errors import DataError, as_one
 from data.threads import count_threads, in_order
 
 
@@ -56,12 +57,15 @@ class ImageFiles:
         """Yield the pixels of each part, see `data.source.Images`.
 
         Raises:
-            DataError: If a file cannot be read as an image.
+            DataError: If files cannot be read as images. It names those of the same batch.
         """
         prepare()
         groups = (self._items(order[part], None if seeds is None else seeds[part]) for part in parts)
         with closing(in_order(self._decode, groups, threads=count_threads())) as batches:
             for pixels in batches:
+                broken = [error for error in pixels if isinstance(error, DataError)]
+                if broken:
+                    raise as_one(broken)
                 yield as_batch(pixels, size=self.image_size, device=self.labels.device)
 
     def _items(self, order: Tensor, seeds: Tensor | None) -> list[tuple[str, int | None]]:
@@ -69,10 +73,13 @@ class ImageFiles:
         paths = [self.paths[index] for index in order.tolist()]
         return list(zip(paths, [None] * len(paths) if seeds is None else seeds.tolist(), strict=True))
 
-    def _decode(self, item: tuple[str, int | None]) -> np.ndarray:
+    def _decode(self, item: tuple[str, int | None]) -> np.ndarray | DataError:
         path, seed = item
         choose = partial(middle_crop, size=self.image_size) if seed is None else partial(random_crop, seed=seed)
-        return decode(path, choose, size=self.image_size)
+        try:
+            return decode(path, choose, size=self.image_size)
+        except DataError as error:
+            return error
 
 
 def as_batch(pixels: list[np.ndarray], *, size: int, device: torch.device) -> Tensor:

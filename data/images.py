@@ -45,7 +45,7 @@ def list_images(words: Iterable[Path]) -> list[str]:
 
 def _images_at(word: Path) -> list[str]:
     if word.is_dir():
-        images = find_images(word, strict=False).images
+        images = find_images(word).images
         if not images:
             raise MissingData(f"there is no image in the folder {word}: no file in it ends in .jpg, .png or the like")
         return images
@@ -98,7 +98,7 @@ def read_images(
     """
     mean, std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in (mean, std))
     groups = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
-    work = partial(_try_to_decode, image_size=image_size, grey=grey)
+    work = partial(try_to_decode, image_size=image_size, grey=grey)
     prepare()
     with closing(in_order(work, groups, threads=count_threads())) as batches:
         for group, results in zip(groups, batches, strict=True):
@@ -110,7 +110,8 @@ def read_images(
             yield ImageBatch([path for path, _ in good], normalise(images, mean, std), errors)
 
 
-def _try_to_decode(path: str, *, image_size: int, grey: bool) -> np.ndarray | DataError:
+def try_to_decode(path: str, *, image_size: int, grey: bool = False) -> np.ndarray | DataError:
+    """Decode a file as it is for evaluation, or return the error in place of its pixels."""
     try:
         return decode(path, partial(middle_crop, size=image_size), size=image_size, grey=grey)
     except DataError as error:

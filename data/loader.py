@@ -123,6 +123,10 @@ class Loader:
         plan = plan_epoch(len(self.split), seed=self.seed, epoch=epoch)
         return self._batches(plan.order, plan if self.augment else None)
 
+    def own_images(self) -> Images:
+        """This process's images in the order in which iterating gives them."""
+        return self.split.take(torch.cat([torch.arange(part.start, part.stop) for part, _ in self._parts()]))
+
     def _batches(self, order: Tensor, plan: Plan | None) -> Generator[Batch]:
         """Yield the batches of an order, augmented as planned."""
         parts = list(self._parts())

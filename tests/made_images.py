@@ -1,6 +1,7 @@
 """Small made image files, good and bad ones, and folders of them in the layout of --dataset folder."""
 
 import io
+import struct
 import threading
 import zlib
 from pathlib import Path
@@ -82,3 +83,34 @@ def _bomb() -> bytes:
 def data_threads() -> list[str]:
     """Names of the threads that read data at this moment."""
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("data")]
+
+
+def png_chunk(kind: bytes, body: bytes) -> bytes:
+    """A chunk of a PNG file: length, kind, body and checksum."""
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def png_file(
+    rows: bytes,
+    *,
+    shape: tuple[int, int],
+    bits: int = 8,
+    colour_type: int = 0,
+    interlaced: bool = False,
+    before: bytes = b"",
+    after: bytes = b"",
+) -> bytes:
+    """A PNG file by its specification, without Pillow.
+
+    Args:
+        rows: Of the picture, each after a byte 0, which says that it is not filtered.
+        shape: Width and height as the file says, whatever `rows` holds.
+        bits: Of a sample.
+        colour_type: 0 is grey, 2 RGB, 3 a palette, 4 grey with alpha and 6 RGB with alpha.
+        interlaced: What the file says.
+        before: Chunks before the pixels.
+        after: Chunks after the pixels.
+    """
+    header = struct.pack(">IIBBBBB", *shape, bits, colour_type, 0, 0, interlaced)
+    pixels = png_chunk(b"IDAT", zlib.compress(rows))
+    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + before + pixels + after + png_chunk(b"IEND", b"")

@@ -3,6 +3,8 @@
 import contextlib
 import functools
 import io
+import struct
+import threading
 import warnings
 from importlib import resources
 
@@ -17,9 +19,11 @@ from torchvision import transforms
 from torchvision.transforms import functional as transform
 
 from data import decode as module
+from data.budget import Budget
 from data.crops import Crop, middle_crop, random_crop
 from data.decode import TURNS, decode, prepare, suffixes
 from data.errors import CorruptedData, DataError
+from data.images import read_images
 from tests.made_images import bad_files, encoded, picture, write
 
 generated = settings(deadline=None, derandomize=True, max_examples=25)
@@ -226,6 +230,85 @@ def test_what_pillow_warns_of_is_not_shown(file):
         prepare()
         middle(path, 32)
     assert shown == []
+
+
+def tiff_of(height, strips, rows_per_strip=4):
+    """A grey TIFF file of 8 columns by its specification, which says `height` and holds some strips."""
+    pixels = bytes(8 * rows_per_strip * strips)
+    entries = [(256, 8), (257, height), (258, 8), (259, 1), (262, 1), (273, None), (277, 1), (278, rows_per_strip)]
+    start = 8 + 2 + 12 * (len(entries) + 1) + 4
+    lists = struct.pack(
+        f"<{2 * strips}I",
+        *range(start + 8 * strips, start + 8 * strips + len(pixels), 8 * rows_per_strip),
+        *[8 * rows_per_strip] * strips,
+    )
+    body = struct.pack("<H", len(entries) + 1)
+    for tag, value in [*entries, (279, None)]:
+        place = {273: start, 279: start + 4 * strips}.get(tag, value)
+        body += struct.pack("<HHII", tag, 4, strips if value is None else 1, place)
+    return b"II*\0\x08\0\0\0" + body + bytes(4) + lists + pixels
+
+
+@pytest.mark.parametrize("strips", [2, 3, 5])
+def test_a_file_without_all_of_its_strips_is_an_error(strips, tmp_path):
+    path = str(write(tmp_path / "strips.tiff", tiff_of(20, strips)))
+    if strips == 5:
+        assert (middle(path, 8) == 0).all()
+        return
+    with pytest.raises(CorruptedData, match="it is cut off: some of its strips or tiles are missing"):
+        middle(path, 8)
+
+
+class Slow:
+    """A picture whose decoding notes how many pixels are decoded at that moment, in all threads."""
+
+    decoderconfig, info, format, mode, tile = (), {}, "BMP", "RGB", ()
+    now, most, lock = 0, 0, threading.Lock()
+
+    def __init__(self, contents):
+        self.width = self.height = int(contents)
+        self.size = (self.width, self.height)
+
+    def load(self):
+        with Slow.lock:
+            Slow.now += self.width * self.height
+            Slow.most = max(Slow.most, Slow.now)
+        threading.Event().wait(0.002)  # others come in between
+        with Slow.lock:
+            Slow.now -= self.width * self.height
+
+    def getexif(self):
+        return {}
+
+
+@pytest.mark.parametrize("with_budget", [True, False])
+def test_pictures_that_threads_decode_together_stay_within_a_budget(with_budget, tmp_path, monkeypatch):
+    """Of ten pixels a side and of a hundred: no more than 20,000 pixels at a time, or one that is larger."""
+    total = 20_000 * module.BYTES_PER_PIXEL if with_budget else 10**12
+    monkeypatch.setattr(module, "MEMORY", Budget(total))
+    monkeypatch.setattr(Image, "open", lambda file, **_: Slow(file.read()))
+    monkeypatch.setattr(module, "to_rgb", lambda image: Image.new("RGB", (image.width, image.height)))
+    monkeypatch.setattr("data.images.count_threads", lambda: 8)
+    monkeypatch.setattr(Slow, "most", 0)
+    sides = [b"100", b"10", b"100", b"90", b"200", b"10", b"100", b"100"] * 3
+    paths = [str(write(tmp_path / f"{i:02}.bmp", side)) for i, side in enumerate(sides)]
+    options = {"image_size": 8, "grey": False, "mean": (0.0,) * 3, "std": (1.0,) * 3}
+    (batch,) = read_images(paths, **options, batch_size=99, device=torch.device("cpu"))
+    assert (len(batch.paths), batch.errors) == (len(paths), [])
+    assert (Slow.most == 200 * 200) == with_budget  # which is above the budget, and so alone
+    assert module.MEMORY.taken == 0
+
+
+@pytest.mark.parametrize(
+    ("image_format", "options", "pixels", "coefficients"),
+    [("PNG", {}, 640 * 480, 0), ("JPEG", {}, 160 * 120, 0), ("JPEG", {"progressive": True}, 160 * 120, 640 * 480)],
+)
+def test_a_picture_takes_its_part_of_the_budget(image_format, options, pixels, coefficients, file, monkeypatch):
+    """A JPEG is decoded at a quarter of both sides; a progressive one is held whole, in 6 bytes a pixel."""
+    taken = []
+    monkeypatch.setattr("data.budget.Part.take", lambda self, amount: taken.append(amount))
+    middle(file(picture(640, 480), image_format, **options), 60)
+    assert taken == [24 * pixels + 6 * coefficients]
 
 
 def test_files_that_cannot_be_opened_are_named(tmp_path):

@@ -1,6 +1,9 @@
 """What is downloaded, and what is said and left behind if that fails."""
 
+import os
+import re
 import socket
+import time
 import traceback
 from http.client import BadStatusLine
 
@@ -11,7 +14,7 @@ from data import files
 from data.datasets import load
 from data.errors import CorruptedData, MissingData, NoNetwork
 from tests.data_files import ADDRESS, ARCHIVE, CIFAR, KINDS, SVHN_ADDRESS, contents_of, refused
-from tests.made_data import cifar10, make_svhn
+from tests.made_data import cifar10, make_cifar10, make_svhn
 
 pytestmark = pytest.mark.usefixtures("server")
 
@@ -72,7 +75,7 @@ def test_a_download_gets_its_name_when_it_is_complete(tmp_path, monkeypatch, ser
     server.on_read = lambda: seen.append([path.name for path in tmp_path.iterdir()])
     load("cifar10", folder=tmp_path, download=True)
     assert seen
-    assert all(names == [f"{ARCHIVE}.part"] for names in seen)
+    assert all(len(names) == 1 and re.fullmatch(rf"{ARCHIVE}\.[0-9a-f]{{16}}\.part", names[0]) for names in seen)
     assert {path.name for path in tmp_path.iterdir()} == {ARCHIVE, str(CIFAR)}
 
 
@@ -80,10 +83,26 @@ def test_the_rest_of_a_killed_download_is_not_taken_for_the_file(tmp_path, monke
     made = cifar10(50, 20, 0)
     made.trust(monkeypatch)
     server.contents = made.downloads
-    (tmp_path / f"{ARCHIVE}.part").write_bytes(made.archive[:100])
+    rest = tmp_path / f"{ARCHIVE}.0123456789abcdef.part"
+    rest.write_bytes(made.archive[:100])
     refused(MissingData, "cifar10", tmp_path)
     load("cifar10", folder=tmp_path, download=True)
-    assert {path.name for path in tmp_path.iterdir()} == {ARCHIVE, str(CIFAR)}
+    assert {path.name for path in tmp_path.iterdir()} == {ARCHIVE, str(CIFAR), rest.name}
+
+
+def test_what_killed_programs_have_left_is_removed_after_a_day_and_nothing_else(tmp_path, monkeypatch):
+    make_cifar10(tmp_path, monkeypatch=monkeypatch)
+    of_ours = [f"{ARCHIVE}.part", f"{ARCHIVE}.0123456789abcdef.part", f"{CIFAR}/data_batch_3.fedcba9876543210.part"]
+    of_others = [f"{ARCHIVE}.mine.part", "other.part", f"{CIFAR}/notes.0123456789abcdef.part", f"{CIFAR}/data_batch_3"]
+    for name in [*of_ours, *of_others[:-1]]:
+        (tmp_path / name).write_bytes(b"rest")
+    load("cifar10", folder=tmp_path, download=False)
+    assert all((tmp_path / name).exists() for name in of_ours)  # somebody may be writing it
+    for name in [*of_ours, *of_others]:
+        os.utime(tmp_path / name, (0, time.time() - 25 * 3600))
+    load("cifar10", folder=tmp_path, download=False)
+    assert not any((tmp_path / name).exists() for name in of_ours)
+    assert all((tmp_path / name).exists() for name in of_others)
 
 
 @pytest.mark.parametrize("name", KINDS)

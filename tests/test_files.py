@@ -1,16 +1,19 @@
 """Files that are missing, corrupted or may not be read are named, and stay as they are."""
 
 import pickle
+import threading
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+import torch
 
 from data import files
 from data.datasets import load
-from data.errors import CorruptedData, DataError, MissingData, NoNetwork
+from data.errors import CorruptedData, DataError, MissingData, NoNetwork, listed
 from tests.data_files import ADDRESS, ARCHIVE, CIFAR, KINDS, SVHN_ADDRESS, contents_of, flip_a_byte, refused
 from tests.hostile import Hostile
-from tests.made_data import cifar10, make_cifar10, make_cifar100, make_svhn
+from tests.made_data import cifar10, make_cifar10, make_cifar100, make_svhn, md5
 
 pytestmark = pytest.mark.usefixtures("server")
 MAKERS = {"cifar10": make_cifar10, "cifar100": make_cifar100, "svhn": make_svhn}
@@ -59,6 +62,174 @@ def test_one_flipped_bit_in_any_file_is_found(name, download, tmp_path, monkeypa
         (tmp_path / path).write_bytes(contents)
     assert server.asked == []
     load(name, folder=tmp_path, download=download)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_all_corrupted_files_are_named_in_one_line(name, tmp_path, monkeypatch):
+    made = MAKERS[name](tmp_path, monkeypatch=monkeypatch)
+    names = [*made.files][:3]
+    flip_a_byte(tmp_path / names[0])
+    flip_a_byte(tmp_path / names[2])
+    (tmp_path / names[1]).unlink()
+    (tmp_path / names[1]).mkdir()
+    message = refused(CorruptedData, name, tmp_path)
+    assert f"{tmp_path / names[1]} is not a file; move it away" in message
+    assert f"{tmp_path / names[0]} and {tmp_path / names[2]} are corrupted: their md5 digests are not " in message
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_all_missing_files_are_named_in_one_line(name, tmp_path, monkeypatch):
+    made = MAKERS[name](tmp_path, monkeypatch=monkeypatch)
+    names = [*made.files][:3]
+    for path in names:
+        (tmp_path / path).unlink()
+    message = refused(MissingData, name, tmp_path)
+    paths, _, _ = message.partition(" are missing")
+    assert sorted(paths.replace(" and ", ", ").split(", ")) == sorted(str(tmp_path / path) for path in names)
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"), [(1, "1"), (2, "1 and 2"), (3, "1, 2 and 3"), (10, "1, 2, 3, 4, 5, 6, 7, 8, 9 and 10")]
+)
+def test_names_are_listed_as_in_a_sentence(number, expected):
+    names = range(1, number + 1)
+    assert listed(names) == expected
+    assert listed([*range(1, 2001)]) == "1, 2, 3, 4, 5, 6, 7, 8, 9, 10 and 1,990 more"
+
+
+@pytest.mark.parametrize("way", ["by its name", "renamed", "linked"])
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_the_folder_of_the_files_itself_may_be_named(name, way, tmp_path, monkeypatch, server):
+    made = MAKERS[name](tmp_path, monkeypatch=monkeypatch)
+    folder = tmp_path / made.reader.base_folder
+    if way == "renamed":
+        folder = folder.rename(tmp_path / "mine")
+    elif way == "linked":
+        (tmp_path / "link").symlink_to(folder)
+        folder = tmp_path / "link"
+    before = contents_of(tmp_path)
+    source = load(name, folder=folder, download=True)
+    assert torch.equal(source.train.images, made.train.images)
+    assert torch.equal(source.test.labels, made.test.labels)
+    assert source.classes == made.classes
+    assert server.asked == []
+    assert contents_of(tmp_path) == before
+
+
+def test_files_that_such_a_folder_lacks_are_named_or_fetched_into_it(tmp_path, monkeypatch, server):
+    made = make_cifar10(tmp_path, monkeypatch=monkeypatch)
+    (tmp_path / CIFAR / "data_batch_2").unlink()
+    message = refused(MissingData, "cifar10", tmp_path / CIFAR)
+    assert f"{tmp_path / CIFAR / 'data_batch_2'} is missing, and so is {tmp_path / CIFAR / ARCHIVE}" in message
+    server.contents = made.downloads
+    assert torch.equal(load("cifar10", folder=tmp_path / CIFAR, download=True).train.images, made.train.images)
+
+
+def files_of(made):
+    members = [files.File(path, md5(contents), made.reader.url) for path, contents in made.files.items()]
+    return {"members": members, "archive": files.File(made.reader.filename, md5(made.archive), made.reader.url)}
+
+
+def together(number, work):
+    """Do something in several threads, as in processes that know nothing of each other, and return what went wrong."""
+    errors = []
+
+    def try_to():
+        try:
+            work()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=try_to) for _ in range(number)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    return errors
+
+
+class Meeting:
+    """Lets threads go on together when all of them have come here for the first time."""
+
+    def __init__(self, number):
+        self.barrier, self.seen = threading.Barrier(number, timeout=30), set()
+
+    def __call__(self):
+        if threading.get_ident() not in self.seen:
+            self.seen.add(threading.get_ident())
+            self.barrier.wait()
+
+
+@pytest.mark.parametrize("number", [2, 4])
+@pytest.mark.parametrize("moment", ["before a file", "after a file"])
+def test_runs_that_unpack_at_once_all_find_the_files(moment, number, tmp_path, monkeypatch):
+    made = cifar10(50, 20, 0)
+    copy = files.shutil.copyfileobj
+    for attempt in range(3):
+        folder, meet = tmp_path / str(attempt), Meeting(number)
+        made.write_archive(folder)
+
+        def copy_together(source, target, meet=meet):
+            if moment == "before a file":
+                meet()
+            copy(source, target)
+            target.flush()
+            if moment == "after a file":
+                meet()
+
+        monkeypatch.setattr(files.shutil, "copyfileobj", copy_together)
+        assert together(number, lambda folder=folder: files.ensure(folder, **files_of(made), download=False)) == []
+        found = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        assert found == {**made.files, ARCHIVE: made.archive}
+
+
+def test_runs_that_download_at_once_all_find_the_files(tmp_path, server):
+    made, meet = cifar10(50, 20, 0), Meeting(3)
+    server.contents = made.downloads
+    server.on_read = meet
+    folder = tmp_path / "new"
+    assert together(3, lambda: files.ensure(folder, **files_of(made), download=True)) == []
+    found = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert found == {**made.files, ARCHIVE: made.archive}
+
+
+def test_a_download_that_fails_does_not_matter_where_the_file_has_come_meanwhile(tmp_path, server):
+    made = cifar10(50, 20, 0)
+    server.contents = made.downloads
+
+    def come_and_fail():
+        made.write_archive(tmp_path)
+        raise ConnectionResetError("reset")
+
+    server.on_read = come_and_fail
+    files.ensure(tmp_path, **files_of(made), download=True)
+    assert {path.name for path in tmp_path.iterdir()} == {ARCHIVE, str(CIFAR)}
+
+
+def test_a_file_that_comes_meanwhile_with_other_contents_stays(tmp_path, server):
+    made = cifar10(50, 20, 0)
+    server.contents = made.downloads
+    server.on_read = lambda: (tmp_path / ARCHIVE).write_bytes(b"mine")
+    with pytest.raises(CorruptedData, match="is corrupted"):
+        files.ensure(tmp_path, **files_of(made), download=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {ARCHIVE: b"mine"}
+
+
+@pytest.mark.parametrize("came", [True, False])
+def test_a_system_that_does_not_replace_a_file_in_use(came, tmp_path, monkeypatch):
+    """As Windows, where another process reads it under its name."""
+    made = cifar10(50, 20, 0)
+    made.write_archive(tmp_path)
+
+    def refuse(partial, path):
+        if came:
+            Path(path).write_bytes(Path(partial).read_bytes())
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(files.os, "replace", refuse)
+    with nullcontext() if came else pytest.raises(DataError, match="Permission denied"):
+        files.ensure(tmp_path, **files_of(made), download=False)
+    assert {path.name for path in tmp_path.rglob("*.part")} == set()
 
 
 @pytest.mark.parametrize("path", ["data_batch_1", "data_batch_5", "test_batch", "batches.meta"])

@@ -1,6 +1,7 @@
 """A user's own folder of images: what is found in it, and what is said of one that cannot be used."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -75,13 +76,13 @@ def test_files_are_found_at_any_depth_and_by_their_ending_in_any_case(tmp_path):
 def test_what_is_skipped_is_counted_in_one_line(tmp_path):
     make(tmp_path, "train/a/1.png", "train/b/1.png", "test/a/1.png", "test/b/1.png")
     make(tmp_path, "train/a/.hidden.png", "train/a/notes.txt", "train/list.csv", "train/.cache/1.png", "test/a/png")
-    make(tmp_path, "readme.md", "other/1.png")  # beside the folders that are looked into: nobody's business
+    make(tmp_path, "train/a/@eaDir/1.png", "train/__MACOSX/a/1.png", "test/b/__MACOSX/1.png")  # thumbnails
     os.mkfifo(tmp_path / "train/b/pipe.png")
     source = read(tmp_path)
     assert len(source.train) == len(source.test) == 2
     (note,) = source.notes
     why = "hidden, no image by their name or in no class's folder"
-    assert note.startswith(f"Skipped in {tmp_path}: 6 that are {why}, as train/")
+    assert note.startswith(f"Skipped in {tmp_path}: 9 that are {why}, as train/")
 
 
 def test_classes_that_val_or_test_lack_are_named(tmp_path):
@@ -127,7 +128,7 @@ BAD_FOLDERS = {
     "no class": (without("train/a", "train/b"), DataError, "{}/train has 0 class folders, but must have 2 or more"),
     "empty class": (without("train/b/1.png"), DataError, "{}/train/b has no image: no file in it ends in .jpg"),
     "empty test": (without("test/a/1.png", "test/b"), DataError, "{}/test/a has no image"),
-    "empty val": (without("val/a"), DataError, "{}/val/a has no image"),
+    "empty val": (without("val/a"), DataError, "{}/val has no class folders, and no image; --data needs train/"),
     "unknown in test": (lambda folder: make(folder, "test/c/1.png"), DataError, "{}/test/c is no class"),
     "unknown in val": (lambda folder: make(folder, "val/A/1.png"), DataError, "{}/val/A is no class"),
     "broken link": (
@@ -136,6 +137,151 @@ BAD_FOLDERS = {
         "{}/train/a/2.png cannot be read; mend the link, or take it away",
     ),
 }
+
+
+SEVERAL = {
+    "empty classes": (
+        without("train/a/1.png", "train/b/1.png"),
+        "{0}/train/a and {0}/train/b have no image: no file in them ends in .jpg, .png, .webp or the like",
+    ),
+    "unknown classes": (
+        lambda folder: make(folder, "test/c/1.png", "test/d/1.png", "val/e/1.png"),
+        "{0}/val/e is no class: the training images have no folder of that name; {0}/test/c and {0}/test/d are no "
+        "classes: the training images have no folders of those names",
+    ),
+    "links and files": (
+        lambda folder: [(folder / f"train/a/{i}.png").symlink_to("nowhere") for i in range(2, 14)],
+        ", ".join(f"{{0}}/train/a/{i}.png" for i in (10, 11, 12, 13, 2, 3, 4, 5, 6, 7))
+        + " and 2 more cannot be read; mend the links, or take them away",
+    ),
+    "problems of different kinds": (
+        lambda folder: (without("train/b/1.png")(folder), (folder / "test/a/2.png").symlink_to("nowhere")),
+        "{0}/train/b has no image: no file in it ends in .jpg, .png, .webp or the like; {0}/test/a/2.png cannot be "
+        "read; mend the link, or take it away",
+    ),
+    "images without labels in test": (
+        lambda folder: (
+            without("test/a", "test/b")(folder),
+            make(folder, "test/1.png", "test/2.png", "test/notes.txt"),
+        ),
+        "{0}/test has no class folders, but 2 images: they have no labels; rename it, or use predict",
+    ),
+    "one image without a label in val": (
+        lambda folder: (without("val/a")(folder), make(folder, "val/1.png")),
+        "{0}/val has no class folders, but 1 image: they have no labels; rename it, or use predict",
+    ),
+    "images without labels in train": (
+        lambda folder: (without("train/a", "train/b")(folder), make(folder, "train/1.png", "train/2.png")),
+        "{0}/train has 0 class folders, but must have 2 or more; --data needs train/ with a folder for each class, and "
+        "test/ or val/ with the same folders; 2 images in it lie in no class's folder, and so have no labels",
+    ),
+    "classes one folder too deep": (
+        lambda folder: (
+            (folder / "train").rename(folder / "x"),
+            (folder / "train").mkdir(),
+            (folder / "x").rename(folder / "train/x"),
+        ),
+        "{0}/train has 1 class folder, but must have 2 or more; --data needs train/ with a folder for each class, and "
+        "test/ or val/ with the same folders; a and b in {0}/train/x look like classes: move them into {0}/train",
+    ),
+    "classes of test one folder too deep": (
+        lambda folder: (
+            (folder / "test").rename(folder / "x"),
+            (folder / "test").mkdir(),
+            (folder / "x").rename(folder / "test/x"),
+        ),
+        "{0}/test/x is no class: the training images have no folder of that name; {0}/test/x holds folders of "
+        "classes: move them into {0}/test",
+    ),
+    "other endings": (
+        lambda folder: (
+            without("train/b/1.png")(folder),
+            make(folder, "train/b/1.HEIC", "train/b/2.heic", "train/b/x"),
+        ),
+        "{0}/train/b has no image: no file in it ends in .jpg, .png, .webp or the like, but in .heic and x",
+    ),
+    "two names for a use": (
+        lambda folder: make(folder, "valid/a/1.png"),
+        "{0} has val and valid, which are names for the same use; keep one of them",
+    ),
+    "two names for training": (
+        lambda folder: make(folder, "Training/a/1.png"),
+        "{0} has Training and train, which are names for the same use; keep one of them",
+    ),
+    "another Unicode form": (
+        lambda folder: make(folder, "train/caf\u00e9/1.png", "test/cafe\u0301/1.png"),
+        "{0}/test/cafe\u0301 is no class: the training images have no folder of that name; cafe\u0301 only looks like "
+        "one, and is written in another Unicode form: give both the same",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_a_line_says_all_that_is_on_the_disk(name, tmp_path):
+    damage, message = SEVERAL[name]
+    good(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(DataError) as caught:
+        read(tmp_path)
+    assert str(caught.value) == message.format(tmp_path)
+
+
+@pytest.mark.parametrize("valid", ["val", "valid", "validation", "dev", "Val", "VALIDATION"])
+@pytest.mark.parametrize(("train", "test"), [("train", "test"), ("Training", "Testing"), ("TRAIN", "Test")])
+def test_folders_have_the_names_that_people_give_them(train, valid, test, tmp_path):
+    make(tmp_path, *(f"{use}/{name}/1.png" for use in (train, valid, test) for name in "ab"), f"{valid}/a/2.png")
+    source = read(tmp_path)
+    assert names_of(source.train, tmp_path) == [f"{train}/a/1.png", f"{train}/b/1.png"]
+    assert names_of(source.valid, tmp_path) == [f"{valid}/a/1.png", f"{valid}/a/2.png", f"{valid}/b/1.png"]
+    assert names_of(source.test, tmp_path) == [f"{test}/a/1.png", f"{test}/b/1.png"]
+    assert source.notes == ()
+
+
+def test_the_names_of_the_folders_do_not_tell_data_sets_apart_where_they_are_the_usual_ones(tmp_path):
+    """A run that began before other names were known goes on."""
+    source = read(make_folder(tmp_path, {"train": 2, "val": 1, "test": 1}))
+    paths = ["/val/ant/000.png", "/val/bee/000.png", "/val/cat/000.png"]
+    assert [name.replace(str(tmp_path), "") for name in source.valid.paths] == paths
+    assert source.valid.names() == [path.removeprefix("/val") for path in paths]
+
+
+def test_what_lies_beside_is_named_and_counted(tmp_path):
+    good(tmp_path)
+    make(tmp_path, "readme.md", "other/1.png", "other/x/2.png", "other/x/.3.png", "more/1.txt", "unlabelled/1.png")
+    make(tmp_path, ".git/1.png", ".DS_Store", "__MACOSX/train/1.png")  # which nobody has put there
+    *_, note = read(tmp_path).notes
+    assert note == (f"Not used in {tmp_path}: more/ (no image), other/ (2 images), readme.md and unlabelled/ (1 image)")
+
+
+def test_a_large_folder_beside_is_not_counted_to_its_end(tmp_path, monkeypatch):
+    monkeypatch.setattr("data.layout.FILES_LOOKED_AT", 3)
+    good(tmp_path)
+    make(tmp_path, *(f"other/{i}.png" for i in range(4)), *(f"texts/{i}.txt" for i in range(4)))
+    *_, note = read(tmp_path).notes
+    assert note == f"Not used in {tmp_path}: other/ (many images) and texts/ (many files)"
+
+
+def test_a_folder_above_or_below_that_was_meant_is_named(tmp_path, monkeypatch):
+    good(tmp_path / "data/three")
+    for wrong, right in (("data", "data/three"), ("data/three/train", "data/three"), ("data/three/val", "data/three")):
+        with pytest.raises(MissingData) as caught:
+            read(tmp_path / wrong)
+        assert str(caught.value).endswith(f"; did you mean --data {tmp_path / right}?")
+    monkeypatch.chdir(tmp_path / "data")
+    with pytest.raises(MissingData, match=r"did you mean --data three\?$"):
+        read(Path())
+    good(tmp_path / "data/four")
+    for unclear in (tmp_path / "data", tmp_path / "data/three/train/a"):
+        with pytest.raises(MissingData) as caught:
+            read(unclear)
+        assert "did you mean" not in str(caught.value)
+
+
+def test_classes_that_look_the_same_are_told(tmp_path):
+    good(tmp_path)
+    make(tmp_path, "train/caf\u00e9/1.png", "train/cafe\u0301/1.png", "test/caf\u00e9/1.png", "test/cafe\u0301/1.png")
+    note = "2 classes look like caf\u00e9, and are written in different Unicode forms"
+    assert read(tmp_path).notes[-1] == note
 
 
 @pytest.mark.parametrize("name", BAD_FOLDERS)

@@ -13,9 +13,9 @@ from PIL import Image
 
 from data.datasets import load
 from data.errors import CorruptedData
-from data.first_look import look_at_files
 from data.loader import Loader
 from data.source import Split
+from data.verify import verify_held_out
 from tests.application import command, everything_in, read_results, run_here
 from tests.made_images import data_threads, encoded, make_folder, picture, write
 from train.errors import UserError
@@ -109,7 +109,7 @@ def test_a_first_look_is_at_files_only(in_memory, tmp_path):
     test = Split(torch.zeros(6, 3, 32, 32, dtype=torch.uint8), test.labels) if in_memory else test
     loader = Loader(test, batch_size=2, mean=(0.0,) * 3, std=(1.0,) * 3)
     with nullcontext() if in_memory else pytest.raises(CorruptedData, match=r"cat/001\.png"):
-        look_at_files([loader], bar=Bar)
+        verify_held_out([loader], bar=Bar)
 
 
 @pytest.mark.parametrize(("use", "goes_on"), [("train", False), ("val", False), ("test", True)])

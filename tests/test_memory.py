@@ -91,13 +91,15 @@ OF_NETWORK = [["evaluate", "--save=run"], ["predict", "image.png", "--save=run"]
 def test_a_network_that_does_not_fit_gets_no_advice_about_batches(owner, name, words, here, monkeypatch, capsys):
     write(here / "image.png", encoded(Image.new("RGB", (32, 32)), "PNG"))
     monkeypatch.setattr(owner, name, take_all)
-    message = "memory ran out for the network itself, whatever the batch; use a machine with more memory\n"
+    message = "memory ran out; use a machine with more memory\n"
     assert_refused(*words, message=message, folder=here, capture=capsys, code=1)
 
 
 def test_an_exporter_without_memory_is_one_line(here, monkeypatch, capsys):
     monkeypatch.setitem(EXPORTERS, "torch", replace(EXPORTERS["torch"], write=take_all))
-    assert_refused(*EXPORT, message="memory ran out for the network itself", folder=here, capture=capsys, code=1)
+    assert_refused(
+        *EXPORT, message="memory ran out; use a machine", folder=here, capture=capsys, code=1
+    )
 
 
 OF_RUN = "demo.py: error: memory ran out with --efficient True and --batch_size 128; "

@@ -23,6 +23,7 @@ from train.command_line.recipes import PAPER
 README = (ROOT / "README.md").read_text()
 HEADINGS = {
     "train": "### Flags",
+    "check": "### Check your images",
     "evaluate": "### Evaluate",
     "predict": "### Predict",
     "compare": "### Compare",
@@ -81,7 +82,7 @@ def test_every_command_line_in_it_is_accepted():
     assert len(LINES) >= 27
     for line in LINES:
         given = given_by(line.replace("<folder>", "folder"))
-        assert command_of(line) in ("benchmark", "compare") or "save" in given
+        assert command_of(line) in ("benchmark", "check", "compare") or "save" in given
 
 
 @pytest.mark.parametrize("line", [line for line in LINES if command_of(line) == "train"])
@@ -115,12 +116,22 @@ def test_training_lines_train(line, tmp_path, server, monkeypatch):
     assert read_results(tmp_path / "run")[-1]["test_error"] != ""
 
 
-@pytest.mark.parametrize("line", [line for line in LINES if command_of(line) not in ("train", "benchmark")])
+@pytest.mark.parametrize("line", [line for line in LINES if command_of(line) not in ("train", "check", "benchmark")])
 def test_lines_about_runs_work_as_they_stand(line, here):
     shutil.copytree(here / "run", here / "other")
     write(here / "picture.jpg", encoded(picture(60, 50), "JPEG"))
     write(here / "more_pictures/a.png", encoded(picture(32, 32), "PNG"))
     assert run_here(*words_of(line.replace("<folder>", "run", 1).replace("<folder>", "other"))) == 0
+
+
+@pytest.mark.parametrize("line", [line for line in LINES if command_of(line) == "check"])
+def test_lines_about_data_work_as_they_stand(line, tmp_path, monkeypatch, server):
+    monkeypatch.chdir(tmp_path)
+    if "--dataset folder" in line:
+        make_folder(tmp_path / "data", {"train": 2, "test": 2})
+    else:
+        make_cifar10(tmp_path / "data", 100, 50, monkeypatch=monkeypatch)
+    assert run_here(*words_of(line.replace("<folder>", "data"))) == 0
 
 
 def test_its_table_of_recipes_is_the_paper_s():

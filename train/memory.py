@@ -29,8 +29,8 @@ def explained(flags: Mapping[str, Any], folder: Path | None = None) -> Iterator[
     """Turn memory that runs out into one line that says what to try.
 
     Args:
-        flags: "batch_size" of a command that trains nothing, nothing for work that has no batches, or all flags of a
-            run. Read when memory has run out.
+        flags: "batch_size" of a command that trains nothing, nothing for work that no smaller batch helps, or all flags
+            of a run. Read when memory has run out.
         folder: Of the run that is trained; None where none is.
 
     Raises:
@@ -41,22 +41,24 @@ def explained(flags: Mapping[str, Any], folder: Path | None = None) -> Iterator[
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise RunError(f"memory ran out {_what_happened(folder, flags)}") from error
+        raise RunError(f"memory ran out{_what_happened(folder, flags)}") from error
 
 
 def _what_happened(folder: Path | None, flags: Mapping[str, Any]) -> str:
     if folder is None:
         return _without_training(flags.get("batch_size"))
     stands = f"{folder} stands at the last finished epoch; " if (folder / CHECKPOINT).exists() else ""
-    return f"with --efficient {flags['efficient']} and --batch_size {flags['batch_size']}; {stands}{what_to_try(flags)}"
+    return (
+        f" with --efficient {flags['efficient']} and --batch_size {flags['batch_size']}; {stands}{what_to_try(flags)}"
+    )
 
 
 def _without_training(batch_size: int | None) -> str:
     if batch_size is None:
-        return "for the network itself, whatever the batch; use a machine with more memory"
+        return "; use a machine with more memory"
     if batch_size == 1:
-        return "with --batch_size 1; use a machine with more memory"
-    return f"with --batch_size {batch_size}; try a smaller --batch_size"
+        return " with --batch_size 1; use a machine with more memory"
+    return f" with --batch_size {batch_size}; try a smaller --batch_size"
 
 
 def what_to_try(flags: Mapping[str, Any]) -> str:
