@@ -8,7 +8,7 @@ import pytest
 from tests.application import assert_refused, everything_in, run_here
 from tests.preparations import changed, lacking, nothing, placed, recorded
 from train.export.formats import PACKAGES
-from train.folder.saving import load_tensors, save_tensors
+from train.folder.saving import load_tensors, sealed
 
 
 def weights_with(change):
@@ -18,7 +18,7 @@ def weights_with(change):
         path = here / "run/model.pt"
         weights = load_tensors(path)
         change(weights)
-        save_tensors(path, weights)
+        path.write_bytes(sealed(weights))
 
     return prepare
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from train.errors import RunError
-from train.folder.run import CHECKPOINT
+from train.folder.names import CHECKPOINT
 
 GB = 1e9
 # In the message of a RuntimeError: of PyTorch on the CPU, of CUDA (as for pinned memory), of cuDNN or cuBLAS, of C++.
