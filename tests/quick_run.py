@@ -74,6 +74,8 @@ def run_quickly(
         checkpoint = folder.load(n_epochs=EPOCHS)
         now("before config")
         folder.write_config({"flags": flags, **CONFIG})
+        if checkpoint.epoch:
+            folder.write_products(checkpoint)
         for epoch in range(checkpoint.epoch + 1, EPOCHS + 1):
             now("in training")
             train(checkpoint, seed, epoch)

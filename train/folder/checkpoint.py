@@ -67,7 +67,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise UserError(f"{path} is of a newer version of this program (format {written_in}; this one reads {FORMAT})")
     try:
         if type(written_in) is not int or written_in < 1:
-            raise ValueError("it has no number of a format")
+            raise ValueError(f"its format is {short_repr(written_in)}")
         older = {"scaler": {}} if written_in == 1 else {}
         return _checked(older | {"flags": {}} | content if written_in < FORMAT else content)
     except (KeyError, TypeError, ValueError) as error:

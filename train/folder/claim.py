@@ -19,14 +19,18 @@ from train.team import ALONE, Team
 def without_links(folder: Path) -> Path:
     """The folder that a path leads to now, whichever way links on it are turned later; the path itself without links.
 
+    A link that leads nowhere is kept, so that nothing is made where a disk is not mounted.
+
     Raises:
         UserError: If the path is relative to a folder that does not exist any more.
     """
     try:
+        if any(path.is_symlink() and not path.exists() for path in (folder, *folder.parents)):
+            return folder
         real = os.path.realpath(folder)
         return folder if real == os.path.normpath(folder.absolute()) else Path(real)
     except OSError as error:
-        raise UserError(f"--save {folder} cannot be found: {error.strerror or error}") from error
+        raise UserError(f"--save {folder} cannot be written: {error.strerror or error}") from error
 
 
 def recorded_flags(folder: Path) -> dict[str, Any]:

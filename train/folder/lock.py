@@ -45,11 +45,13 @@ def locked(path: Path) -> Iterator[OpenFolder]:
                     folder.marks[NAME] = descriptor
             yield folder
         finally:
-            with suppress(OSError):  # while it is locked, so that nobody else holds a file without a name
-                if folder.is_at(NAME, descriptor):
-                    folder.discard(NAME)
             folder.marks.clear()
-            os.close(descriptor)
+            try:
+                with suppress(OSError):  # while it is locked, so that nobody else holds a file without a name
+                    if folder.is_at(NAME, descriptor):
+                        folder.discard(NAME)
+            finally:
+                os.close(descriptor)
 
 
 def _open_and_lock(folder: OpenFolder) -> int | None:

@@ -201,7 +201,7 @@ class OpenFolder:
         """Remove a file that does no harm if it stays: where that is not allowed, a warning says so."""
         with (
             suppress(FileNotFoundError),
-            optional(f"{self.path / name} cannot be removed, and stays", errno.EACCES, errno.EISDIR),
+            optional(f"{self.path / name} cannot be removed, and stays", errno.EACCES),
         ):
             os.unlink(self._at(name), dir_fd=self._dir_fd)
 
