@@ -398,7 +398,7 @@ def evaluate(
     require_new(plot, flag="plot", suffix=".png")
     require_new(csv, flag="csv", suffix=".csv")
     run = read_saved_run(save, command=train)
-    read_logbook(save)
+    read_logbook(save)  # or it is refused now
     # From here on the line is known to be good. torch takes seconds to import.
     from data.datasets import DATASETS, load
     from data.loader import make_test_loader

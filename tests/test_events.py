@@ -71,7 +71,8 @@ def test_another_process_begins_anew_and_removes_what_was_ours(tmp_path):
     foreign = ["events.out.tfevents.1.host.7.0", "notes.txt", "events.out.tfevents.1.densenet.mine"]
     for name in foreign:
         (tmp_path / name).write_bytes(b"")
-    (tmp_path / ".events.out.tfevents.1.densenet.tmp").write_bytes(b"half")
+    for between in ("", "17-01234abc."):
+        (tmp_path / f".events.out.tfevents.1.densenet.{between}tmp").write_bytes(b"half")
     (tmp_path / "events.out.tfevents.2.densenet").mkdir()
     rows = make_rows(5, test_error=0.5)
     events_in(tmp_path).write(rows)

@@ -101,21 +101,21 @@ def system(monkeypatch):
 
 NOT_OFFERED = {
     "locks": ((*NO_SUCH_CALL, errno.ENOLCK, errno.EBADF), [UNLOCKED]),
-    "fcntl": ((errno.ENOSYS,), [UNLOCKED]),
-    "lock_files": ((errno.ENOSYS, errno.EINVAL), [UNLOCKED]),
-    "sync_of_files": (NO_SUCH_CALL, [UNSYNCED]),
-    "sync_of_folders": ((*NO_SUCH_CALL, errno.EBADF, errno.EISDIR, errno.EACCES), [UNSYNCED_NAMES]),
-    "open_folders": ((*NO_SUCH_CALL, errno.EACCES, errno.EISDIR), [UNSYNCED_NAMES]),
+    "fcntl": ((0,), [UNLOCKED]),
+    "lock_files": ((errno.ENOSYS,), [UNLOCKED]),
+    "sync_of_files": ((errno.EINVAL, errno.ENOSYS), [UNSYNCED]),
+    "sync_of_folders": ((errno.EINVAL, errno.EOPNOTSUPP, errno.EBADF, errno.EACCES), [UNSYNCED_NAMES]),
+    "open_folders": ((errno.EACCES, errno.EPERM, errno.EISDIR), [UNSYNCED_NAMES]),
     "unlink": (
-        (*NO_SUCH_CALL, errno.EACCES),
-        [r"results\.csv cannot be removed, and stays", r"\.lock cannot be removed"],
+        (errno.EPERM, errno.EACCES),
+        [r"results\.csv cannot be removed", r"\.lock cannot be removed"],
     ),
-    "rmdir": (NO_SUCH_CALL, []),
-    "truncation": ((*NO_SUCH_CALL, errno.EBADF), []),
-    "writes_to_the_lock": ((errno.EBADF, errno.EINVAL), []),
+    "rmdir": ((errno.EPERM,), []),
+    "truncation": ((errno.EINVAL, errno.EBADF), []),
+    "writes_to_the_lock": ((errno.EBADF,), []),
     "status": ((errno.ENOSYS,), [UNKNOWN]),
     "lasting_numbers": ((0,), [UNKNOWN]),
-    "lists": ((errno.EACCES, errno.ENOSYS), ["cannot be listed: what a killed run has left of its files stays"]),
+    "lists": ((errno.EACCES,), ["cannot be listed: what a killed run has left of its files stays"]),
 }
 CASES = [(name, number) for name, (numbers, _) in NOT_OFFERED.items() for number in numbers]
 

@@ -9,6 +9,7 @@ import pytest
 from tests.application import everything_in
 from tests.quick_run import MOMENTS, run_quickly, seeds_in
 from train.errors import RunError
+from train.folder import open_folder
 from train.folder.lock import locked
 from train.folder.saved_run import FREE_FLAGS
 
@@ -186,6 +187,13 @@ def test_a_run_whose_place_is_taken_changes_nothing_there(change, moment, finish
     for folder in (scene.run, scene.other, scene.moved):
         if folder.is_dir():
             assert len(seeds_in(folder)) <= 1
+
+
+@pytest.mark.parametrize("moment", ["before load", "before the checkpoint", "between temporary and check"])
+@pytest.mark.parametrize("change", [let_another_run_begin, swap, link_the_parent_elsewhere])
+def test_a_system_that_takes_whole_paths_only_looks_before_each_rename(change, moment, finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(open_folder, "HAS_DIR_FD", False)
+    test_a_run_whose_place_is_taken_changes_nothing_there(change, moment, finished, tmp_path)
 
 
 @pytest.mark.parametrize(
