@@ -55,9 +55,11 @@ from train.command_line.recipes import PAPER, RULE, altered_flags, describe_alte
 from train.compiler import require_compiler
 from train.errors import RunError, UserError
 from train.export.formats import SUFFIXES, require_packages
-from train.folder.claim import claim, recorded_flags, require_recorded_data
+from train.folder.claim import claim, recorded_flags, require_recorded_data, without_links
 from train.folder.foreign import load_foreign
-from train.folder.logbook import read_logbook, read_logbooks
+from train.folder.logbook import read_logbook, read_logbooks, read_with_logbook
+from train.folder.names import CONFIG, MODEL
+from train.folder.open_folder import atomic_write
 from train.folder.output import (
     is_of_output,
     print_and_write,
@@ -66,11 +68,9 @@ from train.folder.output import (
     require_working_directory,
     write_new,
 )
-from train.folder.run import CONFIG, MODEL
 from train.folder.saved_run import CHOSEN_FLAGS, SavedRun, read_saved_run
-from train.folder.saving import atomic_write
 from train.memory import explained
-from train.pictures.events import FOLDER, Events
+from train.pictures.events import Events
 from train.provenance import git_revision, version_line, versions
 from train.results.runs_table import RunsTable
 from train.team import Team, alone_among_others, connected, here, is_launched, launcher
@@ -215,7 +215,7 @@ def train(
         flags["augment"] = spec.augment if augment is None else augment
         folder.title = f"{title_of(flags)}, seed {seed}"
         if tensorboard:
-            folder.writers.append(Events(save / FOLDER).write)
+            team.first(lambda: folder.writers.append(Events(folder.held).write))
         checkpoint = folder.load(n_epochs=n_epochs)
         if checkpoint.is_finished(n_epochs):
             folder.write_products(checkpoint)
@@ -469,7 +469,8 @@ def evaluate(
     """
     require_new(plot, flag="plot", suffix=".png")
     require_new(csv, flag="csv", suffix=".csv")
-    run, book = read_saved_run(save, command=train), read_logbook(save)
+    run = read_saved_run(save, command=train)
+    read_logbook(save)  # or it is refused now
     # From here on the line is known to be good. torch takes seconds to import.
     from data.datasets import DATASETS, load
     from data.loader import make_test_loader
@@ -488,7 +489,8 @@ def evaluate(
     device = runtime.pick_device()
     where = {"folder": data or flags["data"], "download": download, "image_size": flags["image_size"]}
     with explained({}):
-        network = runtime.placed(_network_of(run), device)
+        book, network = read_with_logbook(save, lambda: _network_of(run))
+        network = runtime.placed(network, device)
     with explained({"batch_size": batch_size}):
         model = replicate(network, device, precision=flags["precision"]).evaluation
         source = load(flags["dataset"], **where)
@@ -766,6 +768,7 @@ def _bind(command: str, words: list[str], name: str) -> dict[str, Any]:
         if is_launched():
             raise UserError(f"torchrun is for training; start {command} with python")
         return given
+    given["save"] = without_links(given["save"])
     if given.get("resume"):
         of_run = _flags_of_run(given["save"])
         open_flags = {flag for flag in CHOSEN_FLAGS if given.get(flag) is None}

@@ -12,6 +12,8 @@ import socket
 import pytest
 import torch
 
+from train.folder import offered
+
 # What they assert is shown as what tests assert.
 pytest.register_assert_rewrite("tests.application", "tests.data_files", "tests.tensors", "tests.twins")
 
@@ -30,6 +32,7 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def same_global_state():
     """Undo what the application sets for a whole process."""
+    offered.forget()
     yield
     torch.use_deterministic_algorithms(False)
     torch.utils.deterministic.fill_uninitialized_memory = True

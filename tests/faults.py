@@ -27,8 +27,9 @@ import matplotlib.image
 
 from tests.application import ROOT, assert_same_run, command
 from tests.faulty import ERRORS, KILLS
+from train.folder.checkpoint import Checkpoint, read_checkpoint
 from train.folder.history import to_csv
-from train.folder.run import CHECKPOINT, CONFIG, CURVES, FILES, MODEL, PREVIOUS, RESULTS, Checkpoint, read_checkpoint
+from train.folder.names import CHECKPOINT, CONFIG, CURVES, FILES, MODEL, PREVIOUS, RESULTS
 from train.folder.saving import load_tensors
 
 WORDS = ["--dataset=digits", "--depth=10", "--growth_rate=2", "--batch_size=128", "--seed=5", "--drop_rate=0.2"]
@@ -149,8 +150,8 @@ def check_files(save: Path) -> int:
             except Exception as error:
                 raise Violation(f"{name} is not whole: {error!r}") from error
     checkpoint = content.get(CHECKPOINT) or content.get(PREVIOUS) or Checkpoint()
-    possible = [to_csv(rows).encode() for rows in (checkpoint.rows, checkpoint.rows[:-1])]
-    possible += [None] if checkpoint.epoch <= 1 else []
+    # It is not there while model.pt is replaced.
+    possible = [None, *(to_csv(rows).encode() for rows in (checkpoint.rows, checkpoint.rows[:-1]))]
     require(content.get(RESULTS) in possible, f"{RESULTS} is not that of epoch {checkpoint.epoch} or the one before")
     return checkpoint.epoch
 

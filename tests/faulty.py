@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from unittest import mock
 
 import demo
-from train.folder import saving
+from train.folder import open_folder
 
 # What fails, with which error: writing after so many bytes, or the n-th call of a function.
 ERRORS = {"full": errno.ENOSPC, "quota": errno.EDQUOT, "fsync": errno.EIO, "open": errno.EACCES}
@@ -40,8 +40,8 @@ def failure(what: str) -> OSError:
 class LimitedFile(io.FileIO):
     """A file, below Python's buffer, on a disk that becomes full."""
 
-    def __init__(self, path, countdown: Countdown, what: str):
-        super().__init__(path, "w+")
+    def __init__(self, path, countdown: Countdown, what: str, opener):
+        super().__init__(path, "x+", opener=opener)
         self.countdown = countdown
         self.what = what
 
@@ -53,7 +53,7 @@ class LimitedFile(io.FileIO):
 
 
 class FailingSystem:
-    """What `train.folder.saving` calls as `open` and `os`, with one fault.
+    """What `train.folder.open_folder` calls as `open` and `os`, with one fault.
 
     Args:
         spec: What fails, a colon, and when: after how many bytes, or at which call, counted from 1.
@@ -71,24 +71,22 @@ class FailingSystem:
     def _is_due(self, *calls: str) -> bool:
         return self.what in calls and self.countdown.take(1) == 1 and self.countdown.left == 0
 
-    def open_file(self, path, mode: str):
-        if mode == "rb":
-            return open(path, mode)
+    def open_file(self, path, mode: str, opener):
         if self._is_due("open"):
             raise failure("open")
         if self.what in ("full", "quota"):
-            return io.BufferedRandom(LimitedFile(path, self.countdown, self.what))
-        return open(path, mode)
+            return io.BufferedRandom(LimitedFile(path, self.countdown, self.what, opener))
+        return open(path, mode, opener=opener)
 
     def fsync(self, descriptor: int) -> None:
         if self._is_due("fsync"):
             raise failure("fsync")
         os.fsync(descriptor)
 
-    def replace(self, old, new) -> None:
+    def replace(self, old, new, **folders) -> None:
         due = self._is_due(*KILLS)
         if not (due and self.what == "kill-before-rename"):
-            os.replace(old, new)
+            os.replace(old, new, **folders)
         if due:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -98,7 +96,7 @@ def failing(spec: str) -> Iterator[FailingSystem]:
     """Let what this process writes meet a fault."""
     system = FailingSystem(spec)
     replaced = {"open": system.open_file, "os": system}
-    with mock.patch.multiple(saving, create=True, **replaced):
+    with mock.patch.multiple(open_folder, create=True, **replaced):
         yield system
 
 

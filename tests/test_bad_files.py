@@ -135,10 +135,10 @@ CHECKPOINTS = [
     (both("epoch,train_loss\n"), "checkpoint.pt is damaged"),
     (both(b"PK\x05\x06" + bytes(18)), "checkpoint.pt is damaged"),
     (both(b"PK\x03\x04" + bytes(200)), "checkpoint.pt is damaged"),
-    (checkpoint_with(format=3), "is of a newer version of this program (format 3; this one reads 2)"),
-    (checkpoint_with(format=None), "is no checkpoint of this program (format None"),
-    (checkpoint_with(format="1"), "is no checkpoint of this program (format '1'"),
-    (checkpoint_with(rows=[]), "is no checkpoint of this program (format 2, 0 epochs)"),
+    (checkpoint_with(format=4), "is of a newer version of this program (format 4; this one reads 3)"),
+    (checkpoint_with(format=None), "is no checkpoint of this program: its format is None"),
+    (checkpoint_with(format="1"), "is no checkpoint of this program: its format is '1'"),
+    (checkpoint_with(rows=[]), "is no checkpoint of this program: it has no epochs"),
     (checkpoint_with(rows=None), "is no checkpoint of this program"),
     (checkpoint_with(rows=[{"epoch": 1}]), "is no checkpoint of this program"),
     (checkpoint_with(rows=lambda rows: [row | {"test_error": "low"} for row in rows]), "are not those of a run"),
@@ -215,8 +215,11 @@ STRANGERS = [
     (checkpoint_with(chosen={}), "is of another network than its config.json says"),
     (checkpoint_with(optimizer={}), "is of another optimizer"),
     (checkpoint_with(optimizer={"state": {}, "param_groups": [1]}), "is of another optimizer"),
-    (recorded(growth_rate=3), "is of another network than its config.json says"),
-    (recorded(depth=16), "is of another network than its config.json says"),
+    (
+        recorded(growth_rate=3),
+        "is of another run: it was trained with --growth_rate 2, and this run has --growth_rate 3;",
+    ),
+    (recorded(depth=16), "is of another run: it was trained with --depth 10, and this run has --depth 16; put"),
 ]
 
 

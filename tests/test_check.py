@@ -13,6 +13,7 @@ from tests.application import everything_in, run_here
 from tests.data_files import flip_a_byte
 from tests.made_data import make_cifar10, make_svhn
 from tests.made_images import bad_files, data_threads, encoded, make_folder, picture, write
+from train.terminal import Bar
 
 RAW = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3}
 SMALL = ["--dataset=folder", "--depth=10", "--growth_rate=2", "--seed=3", "--n_epochs=1"]
@@ -158,8 +159,8 @@ def test_processes_look_at_their_own_parts(count, data):
     for rank in range(count):
         loader = Loader(test, batch_size=4, share=Share(rank, count), **RAW)
         try:
-            verify_held_out([loader])
+            verify_held_out([loader], bar=Bar)
         except DataError as error:
             found += [name for name in names if str(data / name) in str(error)]
     assert sorted(found) == names
-    verify_held_out([Loader(test, batch_size=1, limit=1, **RAW)])
+    verify_held_out([Loader(test, batch_size=1, limit=1, **RAW)], bar=Bar)

@@ -6,6 +6,7 @@ import torch
 from tests.application import SMALL, read_results, run_here
 from tests.made_rows import make_rows
 from train.errors import RunError, UserError
+from train.folder.open_folder import OpenFolder
 from train.folder.run import RunFolder
 from train.pictures import events
 from train.pictures.events import Events, require_tensorboard
@@ -38,19 +39,24 @@ def expected(rows):
     return {tag: [(step, torch.tensor(v).item()) for step, v in pairs] for tag, pairs in known.items() if pairs}
 
 
+def events_in(folder):
+    """Events in this folder of a run."""
+    return Events(OpenFolder(folder.parent), folder.name)
+
+
 def files(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
 @pytest.mark.parametrize("rows", [[], make_rows(1), make_rows(5, valid=False), make_rows(40, test_error=0.25)])
 def test_events_are_the_rows(rows, tmp_path):
-    Events(tmp_path / "tensorboard").write(rows)
+    events_in(tmp_path / "tensorboard").write(rows)
     assert read_back(tmp_path / "tensorboard") == expected(rows)
 
 
 def test_events_grow_with_the_rows_in_one_file(tmp_path):
     rows = make_rows(4)
-    writer = Events(tmp_path)
+    writer = events_in(tmp_path)
     for epochs in range(1, 5):
         writer.write(rows[:epochs])
         assert read_back(tmp_path) == expected(rows[:epochs])
@@ -65,13 +71,14 @@ def test_another_process_begins_anew_and_removes_what_was_ours(tmp_path):
     foreign = ["events.out.tfevents.1.host.7.0", "notes.txt", "events.out.tfevents.1.densenet.mine"]
     for name in foreign:
         (tmp_path / name).write_bytes(b"")
-    (tmp_path / ".events.out.tfevents.1.densenet.tmp").write_bytes(b"half")
+    for between in ("", "17-01234abc."):
+        (tmp_path / f".events.out.tfevents.1.densenet.{between}tmp").write_bytes(b"half")
     (tmp_path / "events.out.tfevents.2.densenet").mkdir()
     rows = make_rows(5, test_error=0.5)
-    Events(tmp_path).write(rows)
+    events_in(tmp_path).write(rows)
     (first,) = set(files(tmp_path)) - {*foreign, "events.out.tfevents.2.densenet"}
     rows = make_rows(3)  # the last checkpoint was damaged, or the run is made longer
-    Events(tmp_path).write(rows)
+    events_in(tmp_path).write(rows)
     (second,) = set(files(tmp_path)) - {*foreign, "events.out.tfevents.2.densenet"}
     assert second > first  # a TensorBoard that watches goes on to later names
     (tmp_path / "events.out.tfevents.2.densenet").rmdir()
@@ -79,7 +86,7 @@ def test_another_process_begins_anew_and_removes_what_was_ours(tmp_path):
 
 
 def test_a_file_that_somebody_removed_is_written_anew(tmp_path):
-    writer = Events(tmp_path)
+    writer = events_in(tmp_path)
     writer.write(make_rows(2))
     (tmp_path / files(tmp_path)[0]).unlink()
     writer.write(make_rows(3))
@@ -88,7 +95,7 @@ def test_a_file_that_somebody_removed_is_written_anew(tmp_path):
 
 def test_time_between_events_is_time_of_training(tmp_path):
     rows = make_rows(3)
-    Events(tmp_path).write(rows)
+    events_in(tmp_path).write(rows)
     accumulator = accumulators.EventAccumulator(str(tmp_path))
     accumulator.Reload()
     first, second, third = (event.wall_time for event in accumulator.Scalars("loss/train"))
@@ -109,12 +116,12 @@ def test_no_package_is_one_line_before_any_work(tmp_path, monkeypatch, capsys):
 def test_something_else_in_place_of_the_folder_is_refused(tmp_path):
     (tmp_path / "tensorboard").write_text("mine")
     with pytest.raises(UserError, match="tensorboard is not a folder"):
-        Events(tmp_path / "tensorboard")
+        events_in(tmp_path / "tensorboard")
 
 
 @pytest.mark.parametrize("when", [1, 2])
 def test_a_system_that_refuses_is_one_line(when, tmp_path, monkeypatch):
-    writer = Events(tmp_path)
+    writer = events_in(tmp_path)
     for epochs in range(1, when):
         writer.write(make_rows(epochs))
 

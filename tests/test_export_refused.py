@@ -9,7 +9,7 @@ import torch
 from tests.application import assert_refused, everything_in, run_here
 from tests.preparations import changed, lacking, nothing, placed, recorded
 from train.export.formats import PACKAGES
-from train.folder.saving import load_tensors, save_tensors
+from train.folder.saving import load_tensors, sealed
 
 
 def weights_with(change):
@@ -19,7 +19,7 @@ def weights_with(change):
         path = here / "run/model.pt"
         weights = load_tensors(path)
         change(weights)
-        save_tensors(path, weights)
+        path.write_bytes(sealed(weights))
 
     return prepare
 

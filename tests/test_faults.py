@@ -9,7 +9,7 @@ import pytest
 from tests import faults
 from tests.application import run_here
 from tests.faulty import ERRORS, failing
-from train.folder.run import FILES
+from train.folder.names import FILES
 
 EPOCHS = 2
 # Bytes or calls, in each file of the first epoch and in the second one.

@@ -96,8 +96,10 @@ def test_a_file_that_its_owner_removed_meanwhile_is_not_taken_for_the_lock(is_re
     path = tmp_path / NAME
     real, opened = os.open, []
 
-    def open_and_lose(*arguments):
-        descriptor = real(*arguments)
+    def open_and_lose(path_or_name, *arguments, **folder):
+        descriptor = real(path_or_name, *arguments, **folder)
+        if path_or_name != NAME:
+            return descriptor
         opened.append(descriptor)
         if len(opened) == 1:
             path.unlink()

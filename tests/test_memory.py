@@ -97,9 +97,7 @@ def test_a_network_that_does_not_fit_gets_no_advice_about_batches(owner, name, w
 
 def test_an_exporter_without_memory_is_one_line(here, monkeypatch, capsys):
     monkeypatch.setitem(EXPORTERS, "torch", replace(EXPORTERS["torch"], write=take_all))
-    assert_refused(
-        *EXPORT, message="memory ran out; use a machine", folder=here, capture=capsys, code=1
-    )
+    assert_refused(*EXPORT, message="memory ran out; use a machine", folder=here, capture=capsys, code=1)
 
 
 OF_RUN = "demo.py: error: memory ran out with --efficient True and --batch_size 128; "

@@ -11,7 +11,9 @@ from data.loader import Loader
 from tests.application import EPOCHS, LONGER, SMALL, assert_same_run, everything_in, read_results, run_here
 from tests.made_rows import make_rows
 from train import engine
-from train.folder.run import Checkpoint, RunFolder
+from train.folder.checkpoint import Checkpoint
+from train.folder.open_folder import OpenFolder
+from train.folder.run import RunFolder
 
 
 class Killed(BaseException):
@@ -96,7 +98,7 @@ def test_more_epochs_go_on_with_the_rates_of_the_longer_run(long_copy, capsys):
 
 
 def test_one_epoch_is_not_several(tmp_path, capsys):
-    folder = RunFolder(tmp_path)
+    folder = RunFolder(tmp_path, OpenFolder(tmp_path))
     folder.save(Checkpoint(make_rows(1, test_error=0.25)))
     assert folder.load(n_epochs=2).test_error is None
     assert capsys.readouterr().out == "The run had ended after 1 epoch with test error 25.00%.\n"

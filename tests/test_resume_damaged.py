@@ -71,7 +71,7 @@ def test_two_damaged_checkpoints_are_one_line_that_names_both(long_copy, capsys)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 3}, "checkpoint.pt is of a newer version of this program (format 3; this one reads 2)"),
+        ({"format": 4}, "checkpoint.pt is of a newer version of this program (format 4; this one reads 3)"),
         ({"network": {"weight": torch.ones(1)}}, "is of another network than its config.json says"),
         ({"chosen": {}}, "is of another network than its config.json says"),
         ({"optimizer": {"state": {}, "param_groups": []}}, "is of another optimizer"),

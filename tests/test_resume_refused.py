@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.application import SMALL, everything_in, read_results, run_here
-from train.folder.run import FILES
+from train.folder.names import FILES
 
 
 def test_second_run_without_resume_is_refused_and_changes_nothing(long_copy, capsys):

@@ -11,7 +11,7 @@ import demo
 from tests.preparations import put
 from train.errors import UserError
 from train.folder.saved_run import read_saved_run
-from train.folder.saving import DamagedFile, save_tensors
+from train.folder.saving import DamagedFile, sealed
 
 CONFIG = {
     "flags": {
@@ -149,5 +149,5 @@ def test_weights_are_read_only_when_they_are_asked_for(tmp_path):
     (tmp_path / "model.pt").write_bytes(b"mine")
     with pytest.raises(DamagedFile, match=r"model.pt is damaged"):
         run.weights()
-    save_tensors(tmp_path / "model.pt", {"weight": torch.ones(2)})
+    (tmp_path / "model.pt").write_bytes(sealed({"weight": torch.ones(2)}))
     assert torch.equal(run.weights()["weight"], torch.ones(2))

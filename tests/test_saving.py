@@ -10,7 +10,8 @@ import torch
 
 from tests.hostile import Hostile
 from train.errors import RunError, UserError
-from train.folder.saving import atomic_write, load_tensors, save_tensors
+from train.folder.open_folder import atomic_write
+from train.folder.saving import load_tensors, sealed
 
 
 @pytest.fixture
@@ -20,7 +21,7 @@ def path(tmp_path):
 
 @pytest.fixture
 def saved(path):
-    save_tensors(path, {"weights": torch.arange(1000.0), "rows": [{"epoch": 1, "error": 0.5}]})
+    path.write_bytes(sealed({"weights": torch.arange(1000.0), "rows": [{"epoch": 1, "error": 0.5}]}))
     return path
 
 
@@ -65,9 +66,9 @@ def test_contents_are_synced_before_the_rename_and_the_folder_after_it(path, mon
         calls.append("sync folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "sync file")
         real_fsync(descriptor)
 
-    def replace(old, new):
+    def replace(old, new, **folders):
         calls.append("rename")
-        real_replace(old, new)
+        real_replace(old, new, **folders)
 
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(os, "replace", replace)

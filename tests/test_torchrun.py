@@ -15,7 +15,7 @@ from tests.application import ROOT, SMALL, assert_same_run, read_results, run_ap
 from tests.made_images import make_folder
 from tests.torchrun import lines_of_the_application, run_team, start_team
 from train import engine
-from train.folder.run import read_checkpoint
+from train.folder.checkpoint import read_checkpoint
 from train.stops import Stop
 from train.terminal import Bar
 

@@ -8,8 +8,10 @@ from torchvision import models as torchvision_models
 from models import IMAGENET_NETWORKS, load_weights, torchvision_names
 from tests.other_weights import dotted, other, perturbed, prefixed, small
 from tests.tensors import unequal
+from train.folder.checkpoint import Checkpoint
 from train.folder.history import Row
-from train.folder.run import Checkpoint, RunFolder
+from train.folder.open_folder import OpenFolder
+from train.folder.run import RunFolder
 from train.folder.saving import load_tensors
 
 TORCHVISION = ("densenet121", "densenet169", "densenet201", "densenet161")
@@ -93,7 +95,7 @@ def test_counters_that_old_files_lack_are_left_and_named():
 
 
 def test_the_files_of_a_run_are_loaded(tmp_path):
-    weights, folder = other(), RunFolder(tmp_path)
+    weights, folder = other(), RunFolder(tmp_path, OpenFolder(tmp_path))
     later = {name: value + 1 for name, value in weights.items()}
     rows = [Row(1, 2.0, 0.75, 2.0, 0.5, None, 0.1, 1.5, 100.0, None)]
     folder.save(Checkpoint(rows, network=later, chosen=weights))

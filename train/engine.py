@@ -11,13 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from train import runtime
-from train.errors import RunError, UserError
+from train.errors import RunError
+from train.folder.checkpoint import Checkpoint
 from train.folder.history import Metrics, Row, best_row
-from train.folder.run import CONFIG, Checkpoint, RunFolder
+from train.folder.run import RunFolder
 from train.metrics import NonFiniteLoss, RunningMetrics
 from train.optim import learning_rate, set_learning_rate
 from train.replicas import Replicas
 from train.report import EpochBar, epoch_line
+from train.restore import restore
 from train.step import EndlessOverflow, Stepper
 from train.stops import Stop, after_the_step
 from train.team import ALONE, Team
@@ -167,7 +169,9 @@ def fit(
             written after an epoch. The folder stands at the last epoch that was written.
     """
     team, n_epochs = stepper.team, schedule.n_epochs
-    _restore(replicas.network, stepper, checkpoint, folder)
+    if checkpoint.epoch:
+        restore(replicas.network, stepper, checkpoint, folder.path)
+        folder.write_products(checkpoint)
     with after_the_step(team) as stop:
         for epoch in range(checkpoint.epoch + 1, n_epochs + 1):
             runtime.seed_epoch(seed, epoch, team)
@@ -188,37 +192,6 @@ def _note_state(checkpoint: Checkpoint, network: nn.Module, stepper: Stepper) ->
     checkpoint.network = network.state_dict()
     checkpoint.optimizer = stepper.optimizer.state_dict()
     checkpoint.scaler = stepper.scaler.state_dict()
-
-
-def _restore(network: nn.Module, stepper: Stepper, checkpoint: Checkpoint, folder: RunFolder) -> None:
-    """Put a checkpoint into network and optimizer, once it is known to be theirs; an empty one changes nothing.
-
-    The folder's other files are then brought up to it.
-    """
-    if not checkpoint.epoch:
-        return
-    expected = {name: value.shape for name, value in network.state_dict().items()}
-    for state in (checkpoint.network, checkpoint.chosen):
-        if {name: getattr(value, "shape", None) for name, value in state.items()} != expected:
-            raise UserError(f"the checkpoint in {folder.path} is of another network than its {CONFIG} says")
-    network.load_state_dict(checkpoint.network)
-    try:
-        stepper.optimizer.load_state_dict(checkpoint.optimizer)
-        stepper.restore_scale(checkpoint.scaler)
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"the checkpoint in {folder.path} is of another optimizer: {error}") from error
-    if not _has_all_buffers(stepper.optimizer):
-        raise UserError(
-            f"the checkpoint in {folder.path} is of another optimizer: its buffers are not those of momentum"
-        )
-    folder.write_products(checkpoint)
-
-
-def _has_all_buffers(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether each parameter has the buffer that its momentum needs."""
-    with_momentum = (weight for group in optimizer.param_groups if group["momentum"] for weight in group["params"])
-    shapes = ((weight.shape, optimizer.state[weight].get("momentum_buffer")) for weight in with_momentum)
-    return all(getattr(buffer, "shape", None) == shape for shape, buffer in shapes)
 
 
 def _run_epoch(replicas: Replicas, stepper: Stepper, loaders: Loaders, epoch: int, n_epochs: int, stop: Stop) -> Row:

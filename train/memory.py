@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from train.errors import RunError
-from train.folder.run import CHECKPOINT
+from train.folder.names import CHECKPOINT
 from train.out_of_memory import is_out_of_memory
 
 GB = 1e9

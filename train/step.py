@@ -1,6 +1,7 @@
 """One step of training: gradients of a batch, and what the optimizer does with them."""
 
 from contextlib import AbstractContextManager, nullcontext
+from reprlib import repr as short_repr
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from train.metrics import RunningMetrics
 from train.team import ALONE, Team
 
+LARGEST_SCALE = 2.0**127  # in 32 bits
 SMALLEST_SCALE = 2**-10  # a gradient that overflows fp16 even so is above 6e7
 
 
@@ -116,11 +118,20 @@ class Stepper:
     def restore_scale(self, state: dict[str, Any]) -> None:
         """Go on with the scale of a checkpoint; of one without a scale if the scaler is switched off.
 
+        How it grows and shrinks is this program's own.
+
         Raises:
-            KeyError, TypeError, ValueError: If the state is not that of a scaler.
+            ValueError: If the state is not that of a scaler.
         """
-        if self.scaler.is_enabled():
-            self.scaler.load_state_dict({name: state[name] + 0 for name in self.scaler.state_dict()})
+        if not self.scaler.is_enabled():
+            return
+        own = self.scaler.state_dict()
+        scale, steps = state.get("scale"), state.get("_growth_tracker")
+        if type(scale) is not float or not 0 < scale <= LARGEST_SCALE:
+            raise ValueError(f"the scale of its loss is {short_repr(scale)}")
+        if type(steps) is not int or not 0 <= steps < own["growth_interval"]:
+            raise ValueError(f"the steps since its loss was scaled otherwise are {short_repr(steps)}")
+        self.scaler.load_state_dict(own | {"scale": scale, "_growth_tracker": steps})
 
     def num_skipped(self) -> int | None:
         """Wait for the device, and return how many steps were skipped in the epoch; None where none can be."""

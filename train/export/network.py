@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from train.errors import RunError
 from train.export.exporters import EXPORTERS, INPUT, OUTPUT, Exporter
 from train.export.silence import silenced
+from train.folder.open_folder import atomic_write
 from train.folder.saved_run import SavedRun
-from train.folder.saving import atomic_write
 from train.out_of_memory import is_out_of_memory
 
 TRACED = 2  # images that an exporter follows through the network; 1 would be taken for a constant

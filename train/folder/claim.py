@@ -1,5 +1,6 @@
 """Who may write into a folder: a new run, or the run that is in it with the same flags."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -8,9 +9,28 @@ from typing import Any
 from train.errors import UserError
 from train.folder.config import read_config
 from train.folder.lock import locked
-from train.folder.run import CHECKPOINT, CONFIG, FILES, PREVIOUS, RunFolder
-from train.folder.saved_run import CHOSEN_FLAGS, FREE_FLAGS, counts, require_classes, texts
+from train.folder.names import CHECKPOINT, CONFIG, FILES, PREVIOUS
+from train.folder.run import RunFolder
+from train.folder.same_run import first_difference
+from train.folder.saved_run import counts, require_classes, texts
 from train.team import ALONE, Team
+
+
+def without_links(folder: Path) -> Path:
+    """The folder that a path leads to now, whichever way links on it are turned later; the path itself without links.
+
+    A link that leads nowhere is kept, so that nothing is made where a disk is not mounted.
+
+    Raises:
+        UserError: If the path is relative to a folder that does not exist any more.
+    """
+    try:
+        if any(path.is_symlink() and not path.exists() for path in (folder, *folder.parents)):
+            return folder
+        real = os.path.realpath(folder)
+        return folder if real == os.path.normpath(folder.absolute()) else Path(real)
+    except OSError as error:
+        raise UserError(f"--save {folder} cannot be written: {error.strerror or error}") from error
 
 
 def recorded_flags(folder: Path) -> dict[str, Any]:
@@ -79,36 +99,50 @@ def claim(
         UserError: If the folder cannot be written, holds a run that may not be touched, or one with other flags.
     """
     with ExitStack() as stack:
-        team.first(stack.enter_context, _held(folder, flags, defaults))
-        yield RunFolder(folder, team, label_smoothing=flags["label_smoothing"])
+        held = _held(folder, flags, team, defaults)
+        first = team.first_keeps(stack.enter_context, held)
+        yield first or RunFolder(folder, team=team, flags=flags)
 
 
 @contextmanager
-def _held(folder: Path, flags: dict[str, Any], defaults: Mapping[str, Any]) -> Iterator[None]:
-    made: list[Path] = []
+def _held(folder: Path, flags: dict[str, Any], team: Team, defaults: Mapping[str, Any]) -> Iterator[RunFolder]:
+    with ExitStack() as stack:
+        try:
+            if folder.exists() and not folder.is_dir():
+                raise UserError(f"--save is {str(folder)!r}, but must be a folder, not a file")
+            stack.enter_context(_made(folder))
+            held = stack.enter_context(locked(folder))
+        except OSError as error:
+            raise UserError(f"--save {folder} cannot be written: {error.strerror or error}") from error
+        is_new = not _found_checkpoint(folder, resume=flags["resume"])
+        recorded = recorded_flags(folder)
+        if recorded:
+            _check_flags({**defaults, **recorded}, flags, folder)
+        run = RunFolder(folder, held, team, flags=flags, defaults=defaults, is_new=is_new)
+        run.clear()
+        held.require_same()
+        yield run
+        held.require_same()  # or nobody would learn that the files of the run are elsewhere
+
+
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Make a folder and those that it lies in; remove those of them that are empty at the end."""
+    made: list[tuple[Path, os.stat_result]] = []
     try:
-        with ExitStack() as stack:
-            try:
-                if folder.exists() and not folder.is_dir():
-                    raise UserError(f"--save is {str(folder)!r}, but must be a folder, not a file")
-                made += [path for path in (folder, *folder.parents) if not path.exists()]
-                folder.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(locked(folder))
-            except OSError as error:
-                raise UserError(f"--save {folder} cannot be written: {error.strerror or error}") from error
-            _check_unused(folder, resume=flags["resume"])
-            recorded = recorded_flags(folder)
-            if recorded:
-                _check_flags({**defaults, **recorded}, flags, folder)
-            RunFolder(folder).clear()
-            yield
+        for path in reversed([path for path in (folder, *folder.parents) if not path.exists()]):
+            path.mkdir(exist_ok=True)
+            made.append((path, path.stat()))
+        yield
     finally:
-        for path in made:
+        for path, status in reversed(made):
             with suppress(OSError):  # not empty
-                path.rmdir()
+                if os.path.samestat(path.stat(), status):
+                    path.rmdir()
 
 
-def _check_unused(folder: Path, *, resume: bool) -> None:
+def _found_checkpoint(folder: Path, *, resume: bool) -> bool:
+    """Whether there is a checkpoint to go on from, in a folder that is unused or holds all that is needed for it."""
     found = [name for name in FILES if (folder / name).exists()]
     if found and not resume:
         raise UserError(
@@ -124,25 +158,16 @@ def _check_unused(folder: Path, *, resume: bool) -> None:
             f"--save {folder} holds {', '.join(found)} but no {lacking}, so it cannot be continued; "
             "choose another folder"
         )
-
-
-def _is_same(flag: str, recorded: Any, value: Any) -> bool:
-    """Whether a flag is as it was. The file of first weights, which were read long ago, may have been moved."""
-    if flag == "init_weights" and isinstance(recorded, str) and isinstance(value, str):
-        return Path(recorded).name == Path(value).name
-    return recorded == value
+    return has_checkpoint
 
 
 def _check_flags(recorded: dict[str, Any], flags: dict[str, Any], folder: Path) -> None:
-    for flag, value in flags.items():
-        is_chosen = value is None and flag in CHOSEN_FLAGS
-        if flag not in recorded or flag in FREE_FLAGS or is_chosen or _is_same(flag, recorded[flag], value):
-            continue
-        if flag == "n_epochs":
-            if isinstance(recorded[flag], int) and value > recorded[flag]:
-                continue
-            raise UserError(f"--n_epochs is {value}, but the run in {folder} has {recorded[flag]}; it may only grow")
-        raise UserError(
-            f"--{flag} is {value!r}, but the run in {folder} has {recorded[flag]!r}; "
-            "continue it as it is, or choose another folder"
-        )
+    flag = first_difference(recorded, flags)
+    if flag is None:
+        return
+    if flag == "n_epochs":
+        raise UserError(f"--n_epochs is {flags[flag]}, but the run in {folder} has {recorded[flag]}; it may only grow")
+    raise UserError(
+        f"--{flag} is {flags[flag]!r}, but the run in {folder} has {recorded[flag]!r}; "
+        "continue it as it is, or choose another folder"
+    )

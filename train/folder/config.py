@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from train.errors import UserError
-from train.folder.run import CONFIG
+from train.folder.names import CONFIG
 from train.folder.saving import read_small
 
 LARGEST = 1_000_000  # bytes

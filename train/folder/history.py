@@ -55,8 +55,30 @@ class Row:
     skipped_steps: int | None = None
 
     def is_valid(self) -> bool:
-        """Whether each value is of its field's type."""
-        return all(isinstance(getattr(self, field.name), field.type) for field in fields(self))
+        """Whether each value is of its field's type, and in the range of what it measures."""
+        return all(
+            type(value) in _kinds(field) and (value is None or 0 <= value <= _highest(field))
+            for field, value in ((field, getattr(self, field.name)) for field in fields(self))
+        )
+
+
+def why_no_run(rows: Sequence[Row]) -> str:
+    """Say why some rows are not those of a run, from its first epoch on; nothing if they are."""
+    if not all(row.is_valid() and row.epoch == epoch for epoch, row in enumerate(rows, start=1)):
+        return "its epochs are not those of a run"
+    if len({value is None for row in rows for value in (row.valid_loss, row.valid_error)}) > 1:
+        return "valid_loss and valid_error are empty in some places only"
+    if any(row.test_error is not None for row in rows[:-1]):
+        return "it has a test error before the last epoch"
+    return ""
+
+
+def _kinds(field: Field) -> tuple[type, ...]:
+    return typing.get_args(field.type) or (field.type,)
+
+
+def _highest(field: Field) -> float:
+    return 1 if field.name.endswith("_error") else LARGEST
 
 
 def best_row(rows: Sequence[Row]) -> Row | None:
@@ -119,11 +141,11 @@ def _read_row(cells: dict[str, str], line: int, *, expected: int) -> Row:
 
 def _read_cell(cell: str, field: Field, line: int) -> float | None:
     """A number of one column, None for an empty cell where that is allowed."""
-    kinds = typing.get_args(field.type) or (field.type,)
+    kinds = _kinds(field)
     if not cell and type(None) in kinds:
         return None
     value = float(cell) if NUMBER.fullmatch(cell) else -1.0
-    highest = 1 if field.name.endswith("_error") else LARGEST
+    highest = _highest(field)
     if not 0 <= value <= highest or (int in kinds and not value.is_integer()):
         kind = "a whole number" if int in kinds else "a number"
         shown = cell if len(cell) <= 20 else f"{cell[:20]}..."

@@ -1,19 +1,22 @@
 """What a run wrote down about itself, config.json and results.csv, read without trusting a byte of it."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from train.errors import UserError
 from train.folder.config import read_config
 from train.folder.history import Row, best_row, from_csv
-from train.folder.run import CONFIG, RESULTS
+from train.folder.names import CONFIG, RESULTS
 from train.folder.saving import read_small
 from train.results.tables import plain
 
 LARGEST_RESULTS = 50_000_000  # bytes, some 300,000 epochs
+TRIES = 20  # to read files that no epoch comes between
+
+Contents = TypeVar("Contents")
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,26 @@ def read_logbook(folder: Path) -> Logbook:
         parameters=_whole_number(config, "parameters", path),
         rows=read_results(folder),
     )
+
+
+def read_with_logbook(folder: Path, read: Callable[[], Contents]) -> tuple[Logbook, Contents]:
+    """Read another file of a run together with its logbook, so that one speaks of the other if the run goes on.
+
+    A run takes results.csv away before it writes new weights. A logbook that is the same before and after is therefore
+    that of what was read in between.
+
+    Args:
+        folder: Of the run.
+        read: Reads the other file.
+
+    Raises:
+        UserError: If the folder holds no run, or a file in it is not what a run writes.
+    """
+    for _ in range(TRIES):
+        before, contents = read_logbook(folder), read()
+        if read_logbook(folder) == before:
+            return before, contents
+    raise UserError(f"the run in {folder} writes its files faster than they can be read; try again when it has ended")
 
 
 def read_logbooks(folders: Sequence[Path]) -> tuple[list[Logbook], list[UserError]]:

@@ -15,7 +15,7 @@ from train.command_line.flags import checked, defaults_of
 from train.command_line.networks import check_network, image_size_of
 from train.errors import UserError
 from train.folder.config import read_config
-from train.folder.run import CONFIG, MODEL
+from train.folder.names import CONFIG, MODEL
 from train.folder.saving import load_tensors
 
 # Flags that leave the results of a run as they are. --efficient, --compile and --threads change them by rounding, or

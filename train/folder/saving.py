@@ -1,14 +1,12 @@
-"""Files that are either whole or not there, and reading them back without trusting them."""
+"""Files of tensors with a digest, and reading files back without trusting them."""
 
 import hashlib
 import io
-import os
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from train.errors import DamagedFile, RunError, UserError
+from train.errors import DamagedFile, UserError
 from train.folder.file_kinds import HEAD, kind_of, kind_of_archive, model_in
 from train.folder.pickled import inspect_archive
 from train.folder.reading import NOT_READABLE, read_tensors, reason_of
@@ -18,55 +16,8 @@ SEAL = b"sha256 "
 DIGEST_SIZE = 64
 
 
-def atomic_write(path: Path, write: Callable[[BinaryIO], object], *, keep: Path | None = None) -> None:
-    """Replace a file by what `write` puts into an open one; a reader sees the old contents or the new, no mixture.
-
-    Args:
-        path: The file.
-        write: Takes a file that is open for reading and writing.
-        keep: Where the old contents stay. Between two renames there is nothing at `path`, and the old is there.
-
-    Raises:
-        RunError: If the system refuses (disk full, no such folder, ...). The old file is untouched.
-    """
-    temporary = temporary_name(path)
-    try:
-        try:
-            with open(temporary, "w+b") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            if keep and path.exists():
-                os.replace(path, keep)
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror or error}; what is there is whole") from error
-
-
-def temporary_name(path: Path) -> Path:
-    """Where `atomic_write` prepares a file. The name is fixed, so that the next write clears what a kill left."""
-    return path.with_name(f".{path.name}.tmp")
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename survive a power cut; systems that cannot open folders do without."""
-    if hasattr(os, "O_DIRECTORY"):
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def save_tensors(path: Path, content: dict[str, Any], *, keep: Path | None = None) -> None:
-    """Write a dict of tensors and plain values as `torch.load` and `load_tensors` read it, with a digest of it all.
-
-    The old contents stay in `keep`, if that is given.
-    """
+def sealed(content: dict[str, Any]) -> bytes:
+    """A dict of tensors and plain values as `torch.load` and `load_tensors` read it, with a digest of it all."""
     import torch
 
     # In memory: where a write fails, torch.save hides the reason behind an exception of its own.
@@ -74,9 +25,8 @@ def save_tensors(path: Path, content: dict[str, Any], *, keep: Path | None = Non
     torch.save(content, buffer)
     with zipfile.ZipFile(buffer, "a") as archive:
         archive.comment = SEAL + bytes(DIGEST_SIZE)
-    sealed = buffer.getvalue()[:-DIGEST_SIZE]
-    digest = hashlib.sha256(sealed).hexdigest().encode()
-    atomic_write(path, lambda file: file.write(sealed + digest), keep=keep)
+    contents = buffer.getvalue()[:-DIGEST_SIZE]
+    return contents + hashlib.sha256(contents).hexdigest().encode()
 
 
 def load_tensors(path: Path) -> dict[str, Any]:

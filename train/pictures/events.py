@@ -7,19 +7,17 @@ error that the run could report.
 
 import importlib.util
 import io
-import os
 import re
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from train.errors import RunError, UserError
 from train.folder.history import Row
-from train.folder.saving import atomic_write
+from train.folder.open_folder import OpenFolder
 
 FOLDER = "tensorboard"
-OURS = re.compile(r"\.?events\.out\.tfevents\.[0-9]+\.densenet(\.tmp)?")  # the last are of killed runs
+OURS = re.compile(r"\.?events\.out\.tfevents\.[0-9]+\.densenet(\.([0-9a-f-]+\.)?tmp)?")  # the last are of killed runs
 TAGS = {
     "train_loss": "loss/train",
     "valid_loss": "loss/validation",
@@ -75,50 +73,48 @@ class Events:
     """The events of a run, in a file that is begun anew by each process and then grows with the rows.
 
     Args:
-        folder: Theirs. It is made with the first file. Files of others in it are left alone.
+        run: The folder of the run. That of the events is made in it with the first file. Files of others in there are
+            left alone.
+        name: Of the folder of the events.
 
     Raises:
         UserError: If there is something else in its place.
     """
 
-    def __init__(self, folder: Path):
-        if folder.exists() and not folder.is_dir():
-            raise UserError(f"--tensorboard is True, but {folder} is not a folder")
-        self.folder = folder
-        self.path: Path | None = None
+    def __init__(self, run: OpenFolder, name: str = FOLDER):
+        self.run = run
+        self.name = name
+        self.folder = run.path / name
+        if self.folder.exists() and not self.folder.is_dir():
+            raise UserError(f"--tensorboard is True, but {self.folder} is not a folder")
+        self.file = ""
         self.written = 0  # scalars
 
     def write(self, rows: Sequence[Row]) -> None:
         """Bring the events up to some rows, which begin with those of the last call.
 
         Raises:
-            RunError: If the system refuses.
+            RunError: If the system refuses, or the folder of the run is not ours any more.
         """
         known = scalars(rows)
         try:
-            if self.path is None or not self.path.exists():
-                self._begin(known)
-            else:
-                self._append(known[self.written :])
+            with self.run.subfolder(self.name) as folder:
+                if self.file and (self.folder / self.file).exists():
+                    folder.append(self.file, _as_records(known[self.written :], with_header=False))
+                else:
+                    self._begin(folder, known)
         except OSError as error:
             raise RunError(f"cannot write events into {self.folder}: {error.strerror or error}") from error
         self.written = len(known)
 
-    def _begin(self, known: Sequence[Scalar]) -> None:
+    def _begin(self, folder: OpenFolder, known: Sequence[Scalar]) -> None:
         """Write a file with all of them, and then remove those of earlier processes."""
-        self.folder.mkdir(exist_ok=True)
-        earlier = [path for path in self.folder.iterdir() if OURS.fullmatch(path.name) and path.is_file()]
+        earlier = [path.name for path in self.folder.iterdir() if OURS.fullmatch(path.name) and path.is_file()]
         # A name of its own, later than the others: a TensorBoard that is watching goes on to it.
-        self.path = self.folder / f"events.out.tfevents.{time.time_ns()}.densenet"
-        atomic_write(self.path, lambda file: file.write(_as_records(known, with_header=True)))
-        for path in earlier:
-            path.unlink()
-
-    def _append(self, further: Sequence[Scalar]) -> None:
-        with open(self.path, "ab") as file:
-            file.write(_as_records(further, with_header=False))
-            file.flush()
-            os.fsync(file.fileno())
+        self.file = f"events.out.tfevents.{time.time_ns()}.densenet"
+        folder.write(self.file, lambda file: file.write(_as_records(known, with_header=True)))
+        for name in earlier:
+            folder.discard(name)
 
 
 def _as_records(known: Sequence[Scalar], *, with_header: bool) -> bytes:
