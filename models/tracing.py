@@ -38,7 +38,7 @@ def is_plain(tensor: Tensor | None) -> bool:
 
 def warn(reason: str) -> None:
     """Warn that modules are called where their strategy would have saved memory."""
-    warnings.warn(f"a part of the network runs module by module and keeps more memory: {reason}", stacklevel=3)
+    warnings.warn(f"a part of the network runs module by module and keeps more memory: {reason}", stacklevel=1)
 
 
 # Compilers call it while they compile, in place of stopping at a function that they cannot follow.
