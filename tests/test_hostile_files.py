@@ -1,10 +1,15 @@
 """Files whose loading would run a program: none does."""
 
+import argparse
 import hashlib
+import importlib
 import io
 import json
 import pickle
 import re
+import shutil
+import subprocess
+import sys
 import tarfile
 import zipfile
 from contextlib import suppress
@@ -17,6 +22,7 @@ import torch
 from tests.application import SMALL, everything_in, run_here
 from tests.hostile import Hostile
 from tests.made_data import cifar10, cifar100
+from train.folder.foreign import load_foreign
 from train.folder.saving import DamagedFile, load_tensors, sealed
 
 TENSOR_FILES = ["checkpoint.pt", "checkpoint.previous.pt", "model.pt"]
@@ -39,7 +45,7 @@ def as_a_plain_pickle(content, path):
     path.write_bytes(pickle.dumps(content))
 
 
-RUNS_CODE = r"is whole, but holds \w+\.mkdir, which could run code, and no weights beside it"
+RUNS_CODE = r"is whole, but holds \w+\.mkdir, which could run code"
 # How a file is called that was written in one of these ways.
 CALLED = {
     "sealed": RUNS_CODE,
@@ -71,6 +77,97 @@ def test_a_hostile_file_of_tensors_runs_only_where_it_is_loaded_carelessly(way, 
     assert not marker.exists()
     load_carelessly(path)
     assert marker.exists()
+
+
+class Calls:
+    """Calls a function when it is unpickled."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+class Stateful:
+    """Makes a folder when its state is set."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __setstate__(self, state):
+        Path(state["marker"]).mkdir()
+
+
+class New:
+    """Makes a folder when an object is made."""
+
+    def __new__(cls, marker):
+        Path(marker).mkdir(exist_ok=True)
+        return super().__new__(cls)
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __getnewargs__(self):
+        return (str(self.marker),)
+
+
+# Types and functions that torch does not know: their values are left out, and the weights beside them are read.
+UNKNOWN = {
+    "eval": lambda marker: Calls(eval, f"__import__('os').mkdir({str(marker)!r})"),
+    "exec": lambda marker: Calls(exec, f"import os; os.mkdir({str(marker)!r})"),
+    "a program": lambda marker: Calls(subprocess.call, ["mkdir", str(marker)]),
+    "a function of a library": lambda marker: Calls(shutil.copyfile, __file__, str(marker)),
+    "a state": Stateful,
+    "a new object": New,
+    "inside a harmless value": lambda marker: argparse.Namespace(more=[Stateful(marker)]),
+}
+
+
+@pytest.mark.parametrize("way", ["sealed", "torch"])
+@pytest.mark.parametrize("case", UNKNOWN)
+def test_what_runs_code_beside_weights_does_not_run_and_is_left_out(case, way, tmp_path, marker):
+    path = tmp_path / "file.pt"
+    content = {"weights": torch.ones(2), "more": UNKNOWN[case](marker), "inner": {"more": UNKNOWN[case](marker)}}
+    WAYS[way](content, path)
+    with suppress(OSError):
+        marker.rmdir()  # `New` has made it
+    loaded = load_tensors(path)
+    assert torch.equal(loaded.pop("weights"), torch.ones(2))
+    assert loaded == {"inner": {}}
+    assert not marker.exists()
+    with suppress(OSError):
+        load_carelessly(path)
+    assert marker.exists()
+
+
+def test_a_module_that_a_file_names_is_not_imported(tmp_path, monkeypatch):
+    (tmp_path / "named_in_a_file.py").write_text("class Thing:\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    thing = importlib.import_module("named_in_a_file").Thing()
+    torch.save({"weights": torch.ones(2), "more": thing}, tmp_path / "file.pt")
+    monkeypatch.delitem(sys.modules, "named_in_a_file")
+    assert load_tensors(tmp_path / "file.pt").keys() == {"weights"}
+    assert "named_in_a_file" not in sys.modules
+    load_carelessly(tmp_path / "file.pt")
+    assert sys.modules.pop("named_in_a_file")
+
+
+ALONE = UNKNOWN | {"a method of an object": lambda marker: Calls(marker.mkdir)}
+
+
+@pytest.mark.parametrize("way", ["sealed", "torch", "old torch"])
+@pytest.mark.parametrize("case", ALONE)
+def test_a_file_of_nothing_else_is_refused(case, way, tmp_path, marker):
+    path = tmp_path / "file.pt"
+    WAYS[way]({"epoch": 3, "more": ALONE[case](marker)}, path)
+    with suppress(OSError):
+        marker.rmdir()
+    held = "is damaged, or holds a pickle" if way == "old torch" else r"is whole, but holds [\w., ]+"
+    with pytest.raises(DamagedFile, match=rf"file\.pt {held}, which could run code; [^\n]*$"):
+        load_foreign(path)
+    assert not marker.exists()
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -87,11 +87,18 @@ OF_NETWORK = [["evaluate", "--save=run"], ["predict", "image.png", "--save=run"]
 
 
 @pytest.mark.parametrize("words", OF_NETWORK, ids=lambda words: words[0])
-@pytest.mark.parametrize(("owner", "name"), [(torch, "load"), (torch.nn.Module, "to_empty")])
-def test_a_network_that_does_not_fit_gets_no_advice_about_batches(owner, name, words, here, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("owner", "name", "message"),
+    [
+        (torch, "load", "memory ran out while run/model.pt was read\n"),
+        (torch.nn.Module, "to_empty", "memory ran out; use a machine with more memory\n"),
+    ],
+)
+def test_a_network_that_does_not_fit_gets_no_advice_about_batches(
+    owner, name, message, words, here, monkeypatch, capsys
+):
     write(here / "image.png", encoded(Image.new("RGB", (32, 32)), "PNG"))
     monkeypatch.setattr(owner, name, take_all)
-    message = "memory ran out; use a machine with more memory\n"
     assert_refused(*words, message=message, folder=here, capture=capsys, code=1)
 
 

@@ -9,22 +9,12 @@ BEFORE_ARCHIVES = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")
 HEAD = 512  # bytes that tell
 LONGEST_HEADER = 100_000_000  # bytes, of safetensors
 
-AGAIN = "download it again"
-UNPACK = "unpack it first"
 OF_TENSORFLOW = "convert it with TensorFlow and torch.save"
 BEGINNINGS = {
     b"\x89HDF\r\n\x1a\n": ("an HDF5 file, as Keras writes", OF_TENSORFLOW),
-    b"model_checkpoint_path:": ("the index of a TensorFlow checkpoint", OF_TENSORFLOW),
-    b"\x1f\x8b": ("packed by gzip", f"{UNPACK}: gunzip"),
-    b"BZh": ("packed by bzip2", f"{UNPACK}: bunzip2"),
-    b"\xfd7zXZ\0": ("packed by xz", f"{UNPACK}: unxz"),
-    b"\x28\xb5\x2f\xfd": ("packed by zstd", f"{UNPACK}: unzstd"),
-    b"7z\xbc\xaf\x27\x1c": ("a 7z archive", UNPACK),
-    b"Rar!": ("a RAR archive", UNPACK),
+    b"\x1f\x8b": ("packed by gzip", "unpack it first: gunzip"),
     b"version https://git-lfs": ("a pointer of Git LFS in place of the file", "fetch the file: git lfs pull"),
     b"\x93NUMPY": ("an array of NumPy", "save a dict of tensors by torch.save"),
-    b"\x89PNG": ("a picture", "name a file of weights"),
-    b"\xff\xd8\xff": ("a picture", "name a file of weights"),
 }
 SHELL = set('"$`\\!')  # what a shell reads in double quotes
 PAGES = (b"<!doctype", b"<html", b"<?xml", b"<head")
@@ -47,7 +37,7 @@ def kind_of(path: Path, head: bytes) -> str | None:
     if not head:
         return "is damaged: it is empty"
     if head.lstrip().lower().startswith(PAGES):
-        return f"is a web page, as a failed download leaves it; {AGAIN}"
+        return "is a web page, as a failed download leaves it; download it again"
     for beginning, (kind, advice) in BEGINNINGS.items():
         if head.startswith(beginning):
             return f"is {kind}; {advice}"
@@ -61,9 +51,7 @@ def kind_of(path: Path, head: bytes) -> str | None:
     if head.lstrip().startswith((b"{", b"[")):
         return "is JSON, which holds no weights; name the file of weights"
     if head[257:262] == b"ustar":
-        return f"is a tar archive; {UNPACK}: tar -xf"
-    if path.suffix == ".index" or ".data-0000" in path.name:
-        return f"is a part of a TensorFlow checkpoint; {OF_TENSORFLOW}"
+        return "is a tar archive; unpack it first: tar -xf"
     if head[0] == 8 and head[1:2] < b"\x20" and head[2:3] in (b"\x12", b"\x3a"):  # a version; its writer, or a graph
         return "is an ONNX file, which has a network and no state_dict; name the file of weights that it was made from"
     return None

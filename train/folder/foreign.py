@@ -7,7 +7,6 @@ from typing import Any
 
 from train.errors import DamagedFile, UserError
 from train.folder.file_kinds import BEFORE_ARCHIVES, is_safetensors
-from train.folder.pickled import inspect_before_archives
 from train.folder.reading import read_tensors, reason_of
 from train.folder.saving import head_of, load_tensors
 from train.terminal import warn
@@ -38,7 +37,7 @@ def load_foreign(path: Path) -> dict[str, Any]:
     if is_safetensors(head):
         weights = _read_safetensors(path, content)
     else:
-        weights = read_tensors(path, content, inspect_before_archives, is_whole=is_whole)
+        weights = read_tensors(path, content, is_whole=is_whole)
     if not is_whole:
         warn(f"{path} is in {form}, which has no checksum: damage would not be seen")
     return weights

@@ -8,7 +8,6 @@ from typing import Any
 
 from train.errors import DamagedFile, UserError
 from train.folder.file_kinds import HEAD, kind_of, kind_of_archive, model_in
-from train.folder.pickled import inspect_archive
 from train.folder.reading import NOT_READABLE, read_tensors, reason_of
 
 # The comment of the archive ends with a digest of all that stands before it.
@@ -32,8 +31,7 @@ def sealed(content: dict[str, Any]) -> bytes:
 def load_tensors(path: Path) -> dict[str, Any]:
     """Read a dict of tensors and plain values onto the CPU. Nothing runs, and every byte is verified.
 
-    A file that `torch.save` wrote, without the digest, is verified by the checksums of its parts. Each tensor has its
-    own place in the file's bytes, so that a file asks for memory in proportion to its size.
+    A file that `torch.save` wrote, without the digest, is verified by the checksums of its parts.
 
     Raises:
         DamagedFile: If the file is damaged, or holds something else.
@@ -50,7 +48,7 @@ def load_tensors(path: Path) -> dict[str, Any]:
     # Whatever a parser of foreign bytes raises, the answer is the same.
     except Exception as error:
         raise DamagedFile(f"{path} {NOT_READABLE}: {reason_of(error)}") from error
-    return read_tensors(path, content, inspect_archive, is_whole=True)
+    return read_tensors(path, content, is_whole=True)
 
 
 def _contents(path: Path) -> bytes:
@@ -91,6 +89,8 @@ def _verify(path: Path, content: bytes) -> None:
             raise DamagedFile(f"{path} {kind}")
         if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
             raise ValueError("it is compressed")
+        if sum(member.file_size for member in archive.infolist()) > len(content):
+            raise ValueError("its members overlap")
         damaged = None if archive.comment else archive.testzip()
         if damaged:
             raise ValueError(f"the checksum of {damaged} is another one")
