@@ -742,7 +742,6 @@ def main(argv: list[str]) -> None:
             command, words = here().first(command_line.choose, COMMANDS, argv, name=NAME)
             name = NAME if words == argv else f"{NAME} {command}"
             given = here().first(_bind, command, words, name)
-            require_working_directory()
             command_line.call(COMMANDS[command], given)
     except (UserError, RunError, DataError) as error:
         if given.get("debug"):
@@ -763,6 +762,7 @@ def _bind(command: str, words: list[str], name: str) -> dict[str, Any]:
     """The flags of a command line, with those that other flags stand for."""
     about = {"commands": COMMANDS, "version": lambda: version_line(NAME, Path(__file__).parent)}
     given = command_line.bind(COMMANDS[command], words, name=name, **about)
+    require_working_directory()
     given = flags_of_network(given.get("network", "")) | given
     if command != "train":
         if is_launched():

@@ -23,7 +23,7 @@ class Budget:
 
 
 class Part:
-    """What one thread takes of a budget."""
+    """The amount of a budget that one thread has taken."""
 
     def __init__(self, budget: Budget):
         self.budget = budget

@@ -53,7 +53,7 @@ def images_in(folder: Path) -> str:
 
 
 def beside(folder: Path, uses: dict[str, Path]) -> list[str]:
-    """What lies in a data folder and is not used, by name; a folder with the number of its images."""
+    """Name everything in a data folder that is not used; of a folder, say how many images it has."""
     used = {path.name for path in uses.values()}
     return [
         f"{entry.name}/ ({images_in(Path(entry.path))})" if is_folder(entry) else entry.name

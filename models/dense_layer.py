@@ -1,7 +1,7 @@
 """A dense layer that reads a feature buffer: norm, ReLU, 1x1, norm, ReLU, 3x3, forward and backward.
 
 Its bottleneck z, which the 1x1 convolution makes, has one reader, and is not stored normalised as the block's maps are.
-The norm behind it needs mean and variance of the whole batch; around it everything goes in chunks.
+The norm after it needs mean and variance of the whole batch; around it everything goes in chunks.
 
 Dropout of the bottleneck acts before that norm. z is what the norm reads: where it is kept it is kept with values
 dropped, and where it is computed again the same values are dropped again. For that a mask (R, b) is kept for each
@@ -147,14 +147,14 @@ class DenseLayerBackward:
         """Return the gradients of all parameters."""
         num_columns = max(self.num_inputs, self.num_inner)
         chunks = chunks_of_images(self.work.rows, self.work.shape, num_columns)
-        shares = (self._behind_bottleneck(images, chunk) for images, chunk in chunks)
+        shares = (self._after_bottleneck(images, chunk) for images, chunk in chunks)
         grad_beta2, grad_gamma2, grad_weight2 = totals(shares, self.affine.scale.dtype)
         through = self.normalisation.gradient(self.gamma2, grad_beta2, grad_gamma2, self.work.num_rows)
         chunks = chunks_of_rows(self.work.rows, num_columns)
         shares = (self._before_bottleneck(chunk, through) for chunk in chunks)
         return *self.gradients.close(self.reading, shares), grad_gamma2, grad_beta2, grad_weight2
 
-    def _behind_bottleneck(self, images: slice, chunk: slice) -> tuple[Tensor, ...]:
+    def _after_bottleneck(self, images: slice, chunk: slice) -> tuple[Tensor, ...]:
         """Write g of the bottleneck's ReLU into a chunk of `grad`, and z into one of `z` if it is not kept.
 
         Returns:

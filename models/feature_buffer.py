@@ -92,7 +92,7 @@ class FeatureBuffer:
         self.append(as_rows(maps.to(dtype)))
 
     def append(self, rows: Tensor) -> None:
-        """Normalise new maps, as rows (R, k), and write them behind those that are there."""
+        """Normalise new maps, as rows (R, k), and write them after those that are there."""
         new = slice(self.end, self.end + rows.shape[1])
         mean, unbiased, invstd = (values[new] for values in self.statistics)
         moments = Moments.of(rows)

@@ -146,7 +146,7 @@ class DenseStage(torch.autograd.Function):
 
 
 def _grouped(parameters: tuple[Tensor, ...], modules: Sequence[nn.Module]) -> list[tuple[Tensor, ...]]:
-    """Those of each layer, and behind them those of the reader."""
+    """The parameters of each layer, followed by those of the reader."""
     own = iter(parameters)
     counts = [len(_kind_of(module).parameters_of(module)) for module in modules]
     return [tuple(islice(own, count)) for count in counts] + [tuple(own)]

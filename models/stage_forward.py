@@ -23,7 +23,7 @@ class StageForward:
     """The forward pass of a dense block, whose layers run one after the other.
 
     Attributes:
-        buffer: What a layer makes is written behind the rest.
+        buffer: The maps of a layer are written after the rest.
         work: Of the block.
         running: Notes how running statistics are to move.
         memory_format: In which the plain network would work; which values dropout drops depends on it.

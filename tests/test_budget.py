@@ -1,4 +1,4 @@
-"""What threads take together stays within a budget."""
+"""Threads that work together stay within a budget."""
 
 import threading
 

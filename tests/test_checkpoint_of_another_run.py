@@ -151,7 +151,7 @@ def test_a_link_that_leads_nowhere_is_refused(tmp_path, capsys):
 
 
 class Killed(BaseException):
-    """What no handler expects."""
+    """An error that no handler expects."""
 
 
 def epochs_told(folder):

@@ -81,7 +81,7 @@ def test_bits_above_those_of_a_sample_do_not_count(bits, seen):
 
 @pytest.mark.parametrize(("bits", "low"), [(8, None), (16, 0), (16, 99)])
 def test_the_transparent_colour_shows_white(bits, low, seen):
-    """Of 16 bits the upper 8 are what is seen."""
+    """The upper 8 of 16 bits are seen."""
 
     def sample(channel):
         return channel if low is None else channel * 256 + low

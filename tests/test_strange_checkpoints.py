@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from tests.made_rows import make_rows
-from train.errors import UserError
+from train.errors import DamagedFile, UserError
 from train.folder.checkpoint import Checkpoint, read_checkpoint
 from train.optim import make_optimizer
 from train.restore import restore
@@ -30,7 +30,7 @@ def make_stepper(network, *, momentum=MOMENTUM, fp16=False):
 
 
 def make_content():
-    """What a run of two epochs would have written."""
+    """The content that a run of two epochs would have written."""
     network, chosen = make_network(1), make_network(2)
     stepper = make_stepper(network, fp16=True)
     generator = torch.Generator().manual_seed(3)
@@ -282,12 +282,17 @@ def assert_nesterov_step(network, optimizer, content):
 
 
 def test_a_buffer_that_is_one_number_is_not_written_beyond_it(original, tmp_path):
-    """As many numbers were written as the parameter has, into memory for one."""
+    """A file with one is refused. Without that, as many numbers would be written as the parameter has."""
     change = put(PLACES["momentum"], lambda value: torch.full((1,), 0.5).expand(value.shape))
-    content = changed(original, change, tmp_path / "checkpoint.pt")
+    content = changed(original, change, tmp_path / "expanded.pt")
+    with pytest.raises(DamagedFile, match=r"holds 'momentum_buffer', a tensor that is .*expanded"):
+        read_checkpoint(tmp_path / "expanded.pt")
+    changed(original, lambda content: None, tmp_path / "checkpoint.pt")
+    checkpoint = read_checkpoint(tmp_path / "checkpoint.pt")
+    checkpoint.optimizer = content["optimizer"]
     network = make_network(0)
     stepper = make_stepper(network)
-    restore(network, stepper, read_checkpoint(tmp_path / "checkpoint.pt"), tmp_path)
+    restore(network, stepper, checkpoint, tmp_path)
     buffer = stepper.optimizer.state[network[0].weight]["momentum_buffer"]
     assert buffer.untyped_storage().nbytes() == 4 * 3 * 3 * 3 * 4
     assert buffer.stride() == network[0].weight.stride()

@@ -70,7 +70,7 @@ def test_every_view_comes_back(form, path):
 
 
 class Called:
-    """What a function makes of some arguments, when it is unpickled."""
+    """The result of a function, called when it is unpickled."""
 
     def __init__(self, function, *arguments):
         self.call = function, arguments

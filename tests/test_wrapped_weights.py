@@ -20,7 +20,7 @@ def network():
 
 
 def averaged() -> dict:
-    """What torch's AveragedModel saves of the same network, after one more update by another one."""
+    """The state that torch's AveragedModel saves of the same network, after one more update by another one."""
     model = AveragedModel(small(), use_buffers=True)
     model.update_parameters(network())
     return model.state_dict()

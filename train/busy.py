@@ -27,7 +27,7 @@ TOO_MUCH = 0.25
 
 @dataclass(frozen=True)
 class Reading:
-    """What the scheduler has counted for this process so far, in seconds.
+    """Times that the scheduler has counted for this process so far, in seconds.
 
     Attributes:
         clock: When it was read.

@@ -229,7 +229,7 @@ def _run_epoch(replicas: Replicas, stepper: Stepper, loaders: Loaders, epoch: in
 
 
 def _measure(replicas: Replicas, source: BatchSource, name: str, stop: Stop, team: Team) -> Metrics:
-    """Evaluate behind a bar of this name."""
+    """Evaluate, with a bar of this name."""
     with Bar(name, source.num_images) as bar:
         return evaluate(replicas.evaluation, source, bar, stop, team)
 

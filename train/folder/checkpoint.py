@@ -49,7 +49,7 @@ class Checkpoint:
         return self.epoch == n_epochs and self.test_error is not None
 
     def content(self) -> dict[str, Any]:
-        """What the file holds."""
+        """The content of the file."""
         rows = [asdict(row) for row in self.rows]
         return {"format": FORMAT, "rows": rows} | {part: getattr(self, part) for part in PARTS}
 

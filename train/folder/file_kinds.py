@@ -63,7 +63,7 @@ def kind_of_archive(path: Path, names: list[str]) -> str | None:
     for end, (kind, advice) in MEMBERS.items():
         if any(name.endswith(end) for name in names):
             return f"is {kind}; {advice.replace('{line}', line)}"
-    if any(name.endswith("/data.pkl") for name in names):
+    if not names or any(name.endswith("/data.pkl") for name in names):
         return None
     return "is an archive, but not one of torch.save; unpack it if the file of weights is inside"
 

@@ -49,7 +49,7 @@ class OpenFolder:
         self._status = self._look()
 
     def _look(self) -> os.stat_result | None:
-        """What the folder is known by; None where it cannot be known again."""
+        """The status by which the folder is known; None where it cannot be known again."""
         with optional(f"{self.path}: {IDENTITY_LOST}"):
             status = self.path.stat() if self._descriptor is None else os.fstat(self._descriptor)
             if os.path.samestat(self.path.stat(), status):
@@ -74,7 +74,7 @@ class OpenFolder:
         return self._descriptor if HAS_DIR_FD else None
 
     def _at(self, name: str) -> str | Path:
-        """What a call gets beside `dir_fd`."""
+        """The name or path that a call gets beside `dir_fd`."""
         return self.path / name if self._dir_fd is None else name
 
     def subfolder(self, name: str) -> "OpenFolder":
