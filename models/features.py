@@ -90,7 +90,8 @@ def run_over_buffers(features: nn.Sequential, images: Tensor, *, strategy: str, 
         return _finished(call_in_order(features, images), *features.children(), averages=averages)
     maps = _run_stem(stem, images)
     if not has_statistics(maps):
-        return call_in_order([module for stage in stages for module in stage], maps)
+        maps = call_in_order([module for stage in stages for module in stage], maps)
+        return _finished(maps, stages[-1][1], averages=averages)
     over_buffer = [_may_share_buffer(stage, maps) for stage in stages]
     counts = bottlenecks_kept(maps, stages, over_buffer, strategy=strategy)
     for (block, reader), is_over_buffer, count in zip(stages, over_buffer, counts, strict=True):

@@ -6,6 +6,7 @@ parametrisations, a method replaced on one module or on a class, a function repl
 what is known to be harmless, and whatever differs from what was shipped and is not on it counts as a modification.
 """
 
+import os
 from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import chain
@@ -124,7 +125,7 @@ CALLED = (
     "_check_input_dim",
     "__getattr__",
 )
-SHIPPED_FROM = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+SHIPPED_FROM = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, __file__))
 
 # Functions of torch that the forward methods of the registered classes call.
 FUNCTIONS = {

@@ -11,7 +11,15 @@ from models import DenseNet
 from models.densenet import STRATEGIES
 from models.features import Features
 from models.layers import DenseBlock
-from tests.tensors import LiveStorages, bytes_saved_for_backward, largest_difference, naive_and, random_images, record
+from tests.tensors import (
+    LiveStorages,
+    bytes_saved_for_backward,
+    frozen,
+    largest_difference,
+    naive_and,
+    random_images,
+    record,
+)
 from tests.twins import IMAGENET, KINDS, ROUNDING, SMALL, doubles
 
 EFFICIENT = STRATEGIES[1:]
@@ -162,6 +170,13 @@ def test_a_backward_hook_gets_the_gradient_of_the_output(strategy, name, trainin
 def test_images_without_a_batch_are_refused_with_the_words_of_the_modules(strategy):
     with pytest.raises(ValueError, match="expected 4D input"):
         DenseNet(**SMALL, efficient=strategy)(torch.randn(3, 8, 8))
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_one_value_of_each_channel_is_enough_for_frozen_norms(strategy):
+    config = SMALL | {"block_config": (2,)}
+    expected, actual = (frozen(network)(torch.ones(1, 3, 1, 1)) for network in naive_and(strategy, **config))
+    assert torch.equal(actual, expected)
 
 
 def test_features_can_be_built_of_modules_by_name():
