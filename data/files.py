@@ -114,7 +114,7 @@ def _missing(folder: Path, files: list[File]) -> list[File]:
 
 
 def _words(folder: Path, files: list[File]) -> tuple[str, str, str, str]:
-    """Of some files, as a sentence needs them: paths, addresses, "is" or "are", "it" or "them"."""
+    """The words of a sentence about some files: paths, addresses, "is" or "are", "it" or "them"."""
     paths, urls = listed([folder / file.path for file in files]), listed([*dict.fromkeys(file.url for file in files)])
     return (paths, urls, "is", "it") if len(files) == 1 else (paths, urls, "are", "them")
 

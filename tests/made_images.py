@@ -9,6 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from data.crops import Crop
+from data.decode import decode
+
 
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:
     """Coarse random colours with fine noise, as a photo has large shapes and some grain."""
@@ -114,3 +117,8 @@ def png_file(
     header = struct.pack(">IIBBBBB", *shape, bits, colour_type, 0, 0, interlaced)
     pixels = png_chunk(b"IDAT", zlib.compress(rows))
     return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + before + pixels + after + png_chunk(b"IEND", b"")
+
+
+def decode_whole(path, contents, *, size):
+    """The pixels of a file with these contents, all of the picture resized to `size` x `size`."""
+    return decode(str(write(path, contents)), lambda width, height: Crop((0, 0, width, height)), size=size)

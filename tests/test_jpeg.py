@@ -2,15 +2,15 @@
 
 import io
 import struct
+from functools import partial
 
 import numpy as np
 import pytest
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from data.crops import Crop
-from data.decode import decode, prepare
+from data.decode import prepare
 from data.jpeg import without_metadata
-from tests.made_images import encoded, picture, write
+from tests.made_images import decode_whole, encoded, picture
 
 
 @pytest.fixture(autouse=True)
@@ -20,11 +20,7 @@ def prepared():
 
 @pytest.fixture
 def seen(tmp_path):
-    def decode_file(contents):
-        path = write(tmp_path / "file.jpg", contents)
-        return decode(str(path), lambda width, height: Crop((0, 0, width, height)), size=16)
-
-    return decode_file
+    return partial(decode_whole, tmp_path / "file.jpg", size=16)
 
 
 def segment(number, body):

@@ -1,18 +1,18 @@
 """PNG files: what is transparent, what is metadata, and rows that are missing; worked out by hand."""
 
-import functools
 import struct
 import zlib
+from functools import partial
 
 import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from data.crops import Crop, middle_crop
+from data.crops import middle_crop
 from data.decode import decode, prepare
 from data.errors import CorruptedData
 from data.png import without_metadata
-from tests.made_images import encoded, picture, png_chunk, png_file, write
+from tests.made_images import decode_whole, encoded, picture, png_chunk, png_file, write
 
 WHITE = (255, 255, 255)
 
@@ -25,12 +25,7 @@ def prepared():
 @pytest.fixture
 def seen(tmp_path):
     """The pixels of a file that is decoded in its own size, 8 x 8."""
-
-    def decode_file(contents):
-        path = write(tmp_path / "file.png", contents)
-        return decode(str(path), lambda width, height: Crop((0, 0, width, height)), size=8)
-
-    return decode_file
+    return partial(decode_whole, tmp_path / "file.png", size=8)
 
 
 def packed(values, bits):
@@ -231,7 +226,7 @@ def test_a_file_with_fewer_rows_than_it_says_is_an_error(name, tmp_path):
     rows, options = SHORT[name]
     path = write(tmp_path / "short.png", png_file(rows, shape=(32, 32), **options))
     with pytest.raises(CorruptedData, match=r"short\.png cannot be read as an image: it is cut off: its pixels are"):
-        decode(str(path), functools.partial(middle_crop, size=32), size=32)
+        decode(str(path), partial(middle_crop, size=32), size=32)
 
 
 # Bytes of a picture of 8 x 8 in 8 bits, pass by pass: rows of each with a byte before, by the figure in the standard.
@@ -265,7 +260,7 @@ def test_a_small_file_of_many_rows_is_decoded_for_its_error_only(tmp_path):
     path = write(tmp_path / "tall.png", contents)
     assert len(contents) < 100
     with pytest.raises(CorruptedData, match="its pixels are 20,000,000 bytes, but it holds 20") as caught:
-        decode(str(path), functools.partial(middle_crop, size=8), size=8)
+        decode(str(path), partial(middle_crop, size=8), size=8)
     assert "\n" not in str(caught.value)
 
 
