@@ -38,12 +38,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 from fire.core import FireError
 
-from data.errors import DataError
-from train import stops
-from train.command_line import flags as command_line
-from train.command_line.checks import check_last_batch, check_training
-from train.command_line.flag_types import Names, Range
-from train.command_line.networks import (
+from commands.compare.table import RunsTable
+from commands.compiler import require_compiler
+from commands.export.formats import SUFFIXES, require_packages
+from commands.line import bind as command_line
+from commands.line.types import Names, Range
+from commands.memory import explained
+from commands.networks import (
     LARGEST_SMALL_IMAGES,
     check_network,
     depths_of_plot,
@@ -51,16 +52,7 @@ from train.command_line.networks import (
     image_size_of,
     title_of,
 )
-from train.command_line.recipes import PAPER, RULE, altered_flags, describe_altered, flags_of_recipe
-from train.compiler import require_compiler
-from train.errors import RunError, UserError
-from train.export.formats import SUFFIXES, require_packages
-from train.folder.claim import claim, recorded_flags, require_recorded_data, without_links
-from train.folder.foreign import load_foreign
-from train.folder.logbook import read_logbook, read_logbooks, read_with_logbook
-from train.folder.names import CONFIG, MODEL
-from train.folder.open_folder import atomic_write
-from train.folder.output import (
+from commands.outputs import (
     is_of_output,
     print_and_write,
     require_new,
@@ -68,12 +60,20 @@ from train.folder.output import (
     require_working_directory,
     write_new,
 )
-from train.folder.saved_run import CHOSEN_FLAGS, SavedRun, read_saved_run
-from train.memory import explained
-from train.pictures.events import Events
-from train.provenance import git_revision, version_line, versions
-from train.results.runs_table import RunsTable
-from train.team import Team, alone_among_others, connected, here, is_launched, launcher
+from commands.provenance import git_revision, version_line, versions
+from commands.recipes import PAPER, RULE, altered_flags, describe_altered, flags_of_recipe
+from commands.run_history import read_logbook, read_logbooks, read_with_logbook
+from commands.saved_run import CHOSEN_FLAGS, SavedRun, read_saved_run
+from commands.train.checks import check_last_batch, check_training
+from commands.train.tensorboard import Events
+from data.errors import DataError
+from train import signals
+from train.errors import RunError, UserError
+from train.processes import ProcessGroup, connected, current_group, is_launched, launcher, launcher_warning
+from train.run.acquire import claim, recorded_flags, require_recorded_data, without_links
+from train.run.legacy_weights import load_foreign
+from train.run.names import CONFIG, MODEL
+from train.run.open_folder import atomic_write
 from train.terminal import Bar, leave, open_streams, say, say_error, warn
 
 if TYPE_CHECKING:
@@ -192,30 +192,30 @@ def train(
         debug: Show where in the program an error came from.
     """
     flags = _plain(locals())
-    team = here()
+    processes = current_group()
     check_network(network, depth=depth, growth_rate=growth_rate)
     flags["image_size"] = image_size_of(network, dataset=dataset, image_size=image_size)
-    check_training(flags, num_processes=team.count, is_launched=is_launched())
-    if line := alone_among_others(os.environ):
+    check_training(flags, num_processes=processes.world_size, is_launched=is_launched())
+    if line := launcher_warning(os.environ):
         warn(line)
     # Of an older run, what it did not record was as by default; its images had the one size of their data set.
     defaults = command_line.defaults_of(train) | {"image_size": flags["image_size"]}
-    with claim(save, flags, team, defaults=defaults) as folder, team.watched(), explained(flags, save):
+    with claim(save, flags, processes, defaults=defaults) as folder, processes.watched(), explained(flags, save):
         # From here on the line is known to be good. torch takes seconds to import.
         from data.datasets import DATASETS, validation_size
         from train import runtime
-        from train.busy import watched
+        from train.cpu_contention import watched
         from train.engine import Schedule, fit
         from train.optim import make_optimizer
         from train.replicas import replicate, require_devices
         from train.step import Stepper
 
-        seed = flags["seed"] = team.first(runtime.draw_seed) if seed is None else seed
+        seed = flags["seed"] = processes.on_main(runtime.draw_seed) if seed is None else seed
         spec = DATASETS[dataset]
         flags["augment"] = spec.augment if augment is None else augment
         folder.title = f"{title_of(flags)}, seed {seed}"
         if tensorboard:
-            team.first(lambda: folder.writers.append(Events(folder.held).write))
+            processes.on_main(lambda: folder.writers.append(Events(folder.held).write))
         checkpoint = folder.load(n_epochs=n_epochs)
         if checkpoint.is_finished(n_epochs):
             folder.write_products(checkpoint)
@@ -223,30 +223,30 @@ def train(
             return
 
         runtime.use_threads(threads)
-        device = runtime.pick_device(team)
+        device = runtime.pick_device(processes)
         runtime.be_deterministic()
-        require_devices(device, compile=compile, sync_bn=sync_bn, team=team)
+        require_devices(device, compile=compile, sync_bn=sync_bn, processes=processes)
         is_new = not checkpoint.epoch
-        weights = team.first_keeps(_first_weights, init_weights, flags) if init_weights and is_new else None
-        source, loaders = _read(flags, data, device, team, goes_on=None if is_new else save)
+        weights = processes.on_main_only(_first_weights, init_weights, flags) if init_weights and is_new else None
+        source, loaders = _read(flags, data, device, processes, goes_on=None if is_new else save)
         flags["valid_size"] = validation_size(source, spec, valid_size)
         runtime.seed_weights(seed)
         model = _build(flags, num_classes=len(source.classes))
         if init_weights and is_new:
-            say(team.first(_begin_with, init_weights, weights, model))
+            say(processes.on_main(_begin_with, init_weights, weights, model))
             del weights
         model = runtime.placed(model, device)
         optimizer = make_optimizer(model.parameters(), lr=lr, momentum=momentum, wd=wd)
-        replicas = replicate(model, device, precision=precision, compile=compile, sync_bn=sync_bn, team=team)
+        replicas = replicate(model, device, precision=precision, compile=compile, sync_bn=sync_bn, processes=processes)
         stepper = Stepper(
             replicas.training,
             optimizer,
             runtime.make_scaler(precision, device),
-            team=team,
+            processes=processes,
             accum_steps=accum_steps,
             label_smoothing=label_smoothing,
         )
-        config = _config(flags, model, source, devices=runtime.describe_device(device, team))
+        config = _config(flags, model, source, devices=runtime.describe_device(device, processes))
         folder.write_config(config)
         say(f"{folder.title}: {config['parameters']:,} parameters, {config['device']}")
         say(*filter(None, [describe_altered(flags), *source.notes, loaders.describe(limit=limit_batches)]))
@@ -320,12 +320,12 @@ def predict(
     if top > len(run.classes):
         raise UserError(f"--top is {top}, but the run has {len(run.classes)} classes")
     # From here on the line is known to be good. torch takes seconds to import.
+    from commands.predict.predictions import as_csv, predict_files
     from data.datasets import DATASETS
     from data.images import list_images, read_images
     from train import runtime
-    from train.busy import watched
+    from train.cpu_contention import watched
     from train.replicas import replicate
-    from train.results.predictions import as_csv, predict_files
 
     paths = list_images(images)
 
@@ -407,15 +407,15 @@ def benchmark(
     if compile:
         require_compiler()
     # From here on the line is known to be good. torch takes seconds to import.
+    from commands.benchmark.budget import GB, find_what_fits
+    from commands.benchmark.comparison import compare
+    from commands.benchmark.depths import measure_by_depth
+    from commands.benchmark.plot import draw_depths
+    from commands.benchmark.step import CLASSES, Case
+    from commands.benchmark.variants import all_variants
     from models import STRATEGIES
     from train import runtime
-    from train.benchmark.budget import GB, find_what_fits
-    from train.benchmark.comparison import compare
-    from train.benchmark.depths import measure_by_depth
-    from train.benchmark.plot import draw_depths
-    from train.benchmark.step import CLASSES, Case
-    from train.benchmark.variants import all_variants
-    from train.busy import watched
+    from train.cpu_contention import watched
 
     runtime.use_threads(threads)
     runtime.be_deterministic()
@@ -472,14 +472,14 @@ def evaluate(
     run = read_saved_run(save, command=train)
     read_logbook(save)  # or it is refused now
     # From here on the line is known to be good. torch takes seconds to import.
+    from commands.evaluate.confusion_counts import tally
+    from commands.evaluate.plot import CONFUSION, draw_confusion
+    from commands.evaluate.report import Evaluation
     from data.datasets import DATASETS, load
     from data.loader import make_test_loader
     from train import runtime
-    from train.busy import watched
-    from train.pictures.confusion import CONFUSION, draw_confusion
+    from train.cpu_contention import watched
     from train.replicas import replicate
-    from train.results.evaluation import Evaluation
-    from train.results.tally import tally
 
     if not plot:
         require_replaceable(save / CONFUSION, instead="plot")
@@ -531,7 +531,7 @@ def compare(*runs: Path, plot: Path | None = None, csv: Path | None = None, debu
     if csv:
         files[csv] = table.as_csv()
     if plot:
-        from train.pictures.runs_plot import draw_runs  # matplotlib takes a second to import
+        from commands.compare.plot import draw_runs  # matplotlib takes a second to import
 
         files[plot] = draw_runs(books)
     print_and_write(table.as_text().split("\n"), files)
@@ -575,10 +575,10 @@ def export(
     output = output or save / f"model{SUFFIXES[format]}"
     require_new(output, flag="output", suffix=SUFFIXES[format])
     # From here on the line is known to be good. torch takes seconds to import.
+    from commands.export.network import export_network
     from data.datasets import DATASETS
     from data.images import describe_preparation
     from train import runtime
-    from train.export.network import export_network
 
     flags = run.flags
     runtime.use_threads(threads)
@@ -623,7 +623,12 @@ def _plain(flags: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read(
-    flags: Mapping[str, Any], data: Path | None, device: "torch.device", team: Team, *, goes_on: Path | None
+    flags: Mapping[str, Any],
+    data: Path | None,
+    device: "torch.device",
+    processes: ProcessGroup,
+    *,
+    goes_on: Path | None,
 ) -> "tuple[Source, Loaders]":
     """The data set of a run, and this process's parts of its batches.
 
@@ -631,7 +636,7 @@ def _read(
         flags: Of the run.
         data: Folder of the data set.
         device: Where batches are wanted.
-        team: The processes of the run.
+        processes: The processes of the run.
         goes_on: Folder of the run if it is not a new one.
 
     Raises:
@@ -642,22 +647,22 @@ def _read(
     from data.verify import verify_held_out
 
     where = {"folder": data, "download": flags["download"], "image_size": flags["image_size"]}
-    source = team.first_then_others(lambda: load(flags["dataset"], **where))
-    if team.count > 1 and not team.agrees_on(source.digest()):
+    source = processes.main_first(lambda: load(flags["dataset"], **where))
+    if processes.world_size > 1 and not processes.all_equal(source.digest()):
         raise UserError(
             "the processes of the run do not find the same classes and files in --data; make its copies on all "
             "machines the same, or let the machines share one"
         )
     if goes_on:
-        team.first(require_recorded_data, goes_on, classes=source.classes, sizes=source.sizes())
-    loaders = team.first_then_others(lambda: _loaders(flags, source, device, team))
-    check_last_batch(flags, num_images=loaders.train.num_images, num_processes=team.count)
+        processes.on_main(require_recorded_data, goes_on, classes=source.classes, sizes=source.sizes())
+    loaders = processes.main_first(lambda: _loaders(flags, source, device, processes))
+    check_last_batch(flags, num_images=loaders.train.num_images, num_processes=processes.world_size)
     if not goes_on:
         verify_held_out([loader for loader in (loaders.valid, loaders.test) if loader], bar=Bar)
     return source, loaders
 
 
-def _loaders(flags: Mapping[str, Any], source: "Source", device: "torch.device", team: Team) -> "Loaders":
+def _loaders(flags: Mapping[str, Any], source: "Source", device: "torch.device", processes: ProcessGroup) -> "Loaders":
     """This process's parts of the batches of a run."""
     from data.datasets import DATASETS
     from data.loader import make_loaders
@@ -665,7 +670,7 @@ def _loaders(flags: Mapping[str, Any], source: "Source", device: "torch.device",
     from train.engine import Loaders
 
     preparation = {name: flags[name] for name in ("batch_size", "valid_size", "augment", "seed")}
-    preparation |= {"share": Share(team.rank, team.count), "limit": flags["limit_batches"]}
+    preparation |= {"share": Share(processes.rank, processes.world_size), "limit": flags["limit_batches"]}
     return Loaders(*make_loaders(source, DATASETS[flags["dataset"]], device, **preparation))
 
 
@@ -737,19 +742,19 @@ def main(argv: list[str]) -> None:
     command, name = "train", NAME
     given: dict[str, Any] = {}
     try:
-        with stops.at_once(), connected():
+        with signals.at_once(), connected():
             # One process reads the line: others that found it bad could end all before it has said why.
-            command, words = here().first(command_line.choose, COMMANDS, argv, name=NAME)
+            command, words = current_group().on_main(command_line.choose, COMMANDS, argv, name=NAME)
             name = NAME if words == argv else f"{NAME} {command}"
-            given = here().first(_bind, command, words, name)
+            given = current_group().on_main(_bind, command, words, name)
             command_line.call(COMMANDS[command], given)
     except (UserError, RunError, DataError) as error:
         if given.get("debug"):
             _warn_of_traceback()
         command_line.end(f"error: {error}", name=name, exit_code=error.exit_code, is_heard=_is_heard(error))
-    except stops.Stopped as stop:
+    except signals.Stopped as stop:
         hint = f"; {_how_to_go_on(given)}" if command == "train" else ""
-        command_line.end(f"{stop}{hint}", name=name, exit_code=stop.exit_code, is_heard=here().is_first)
+        command_line.end(f"{stop}{hint}", name=name, exit_code=stop.exit_code, is_heard=current_group().is_main)
     except BrokenPipeError:  # as in `demo.py compare ... | head`
         raise SystemExit(128 + signal.SIGPIPE) from None
     except OSError as error:
@@ -787,7 +792,7 @@ def _flags_of_run(folder: Path) -> dict[str, Any]:
 
 def _is_heard(error: Exception) -> bool:
     """Whether this process prints an error: the first one does, and others those that are theirs alone."""
-    return here().is_first or not (isinstance(error, UserError) or getattr(error, "in_all_processes", False))
+    return current_group().is_main or not (isinstance(error, UserError) or getattr(error, "in_all_processes", False))
 
 
 def _how_to_go_on(given: Mapping[str, Any]) -> str:
@@ -813,7 +818,7 @@ COMMANDS = {
 def start(argv: list[str]) -> NoReturn:
     """Run a command line as all that this process does."""
     open_streams()
-    stops.begin()
+    signals.begin()
     try:
         main(argv)
     except SystemExit as end:

@@ -12,10 +12,15 @@ import socket
 import pytest
 import torch
 
-from train.folder import offered
+from train.run import safeguards
 
 # What they assert is shown as what tests assert.
-pytest.register_assert_rewrite("tests.application", "tests.data_files", "tests.tensors", "tests.twins")
+pytest.register_assert_rewrite(
+    "tests.support.application",
+    "tests.support.dataset_files",
+    "tests.support.tensor_measurements",
+    "tests.support.network_pairs",
+)
 
 
 def pytest_addoption(parser):
@@ -32,7 +37,7 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def same_global_state():
     """Undo what the application sets for a whole process."""
-    offered.forget()
+    safeguards.forget()
     yield
     torch.use_deterministic_algorithms(False)
     torch.utils.deterministic.fill_uninitialized_memory = True
@@ -58,7 +63,7 @@ def blocks_over_buffers(monkeypatch):
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
     """A run of two epochs that is done."""
-    from tests.application import SMALL, run_here
+    from tests.support.application import SMALL, run_here
 
     folder = tmp_path_factory.mktemp("finished") / "run"
     assert run_here(*SMALL, "--n_epochs=2", f"--save={folder}") == 0
@@ -74,7 +79,7 @@ def copy(finished, tmp_path):
 @pytest.fixture
 def here(finished, tmp_path, monkeypatch):
     """The folder that a command line stands in, without a network, and with a copy of the run in `run`."""
-    from tests.made_data import Server
+    from tests.support.synthetic_datasets import Server
 
     shutil.copytree(finished, tmp_path / "run")
     monkeypatch.chdir(tmp_path)
@@ -85,7 +90,7 @@ def here(finished, tmp_path, monkeypatch):
 @pytest.fixture(scope="session")
 def long_run(tmp_path_factory):
     """A run of four epochs that nothing has disturbed."""
-    from tests.application import LONGER, run_here
+    from tests.support.application import LONGER, run_here
 
     folder = tmp_path_factory.mktemp("long") / "run"
     assert run_here(*LONGER, f"--save={folder}") == 0
@@ -101,7 +106,7 @@ def long_copy(long_run, tmp_path):
 @pytest.fixture
 def server(monkeypatch):
     """No network: a server in memory, which knows no address before a test gives it some."""
-    from tests.made_data import Server
+    from tests.support.synthetic_datasets import Server
 
     monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("a test used the network"))
     return Server(monkeypatch)

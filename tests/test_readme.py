@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 import demo
-from tests.application import ROOT, read_results, run_here
-from tests.made_data import make_cifar10
-from tests.made_images import encoded, make_folder, picture, write
-from train.command_line.checks import check_training
-from train.command_line.flags import choose, defaults_of
-from train.command_line.networks import check_network, image_size_of
-from train.command_line.recipes import PAPER
+from commands.line.bind import choose, defaults_of
+from commands.networks import check_network, image_size_of
+from commands.recipes import PAPER
+from commands.train.checks import check_training
+from tests.support.application import ROOT, read_results, run_here
+from tests.support.synthetic_datasets import make_cifar10
+from tests.support.synthetic_images import encoded, make_folder, picture, write
 
 README = (ROOT / "README.md").read_text()
 HEADINGS = {
@@ -49,7 +49,7 @@ def as_typed(default):
 def test_the_first_command_trains_as_it_stands(tmp_path):
     install, train = commands("bash")[:2]
     assert install == "pip install -r requirements.txt"
-    for name in ("demo.py", "models", "data", "train"):
+    for name in ("demo.py", "commands", "models", "data", "train"):
         (tmp_path / name).symlink_to(ROOT / name)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
@@ -88,7 +88,7 @@ def test_every_command_line_in_it_is_accepted():
 @pytest.mark.parametrize("line", [line for line in LINES if command_of(line) == "train"])
 def test_the_flags_of_each_training_line_go_together(line, monkeypatch):
     for installed in ("require_compiler", "require_tensorboard"):  # of the machine, not of the line
-        monkeypatch.setattr(f"train.command_line.checks.{installed}", lambda *_: None)
+        monkeypatch.setattr(f"commands.train.checks.{installed}", lambda *_: None)
     flags = defaults_of(demo.train) | given_by(line.replace("<folder>", "folder"))
     check_network(flags["network"], depth=flags["depth"], growth_rate=flags["growth_rate"])
     image_size_of(flags["network"], dataset=flags["dataset"], image_size=flags["image_size"])
@@ -158,7 +158,7 @@ def test_its_tables_of_flags_are_the_signatures(name, heading):
 
 
 def test_what_it_says_lies_in_the_folder_is_what_lies_there():
-    from train.folder.names import FILES
+    from train.run.names import FILES
 
     table = README.partition("### What a run leaves")[2].partition("\n###")[0]
     assert set(re.findall(r"^\| `([^`]+)` \|", table, re.MULTILINE)) == set(FILES)

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from tests.application import ROOT
+from tests.support.application import ROOT
 
-PACKAGES = ("models", "data", "train")
+PACKAGES = ("commands", "models", "data", "train")
 
 
 def imported(package):

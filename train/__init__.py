@@ -1,1 +1,1 @@
-"""Training: command-line flags, the loop, its logs, and a save directory that can be resumed."""
+"""The training loop and the folder of a run."""

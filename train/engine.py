@@ -12,17 +12,17 @@ from torch import Tensor, nn
 
 from train import runtime
 from train.errors import RunError
-from train.folder.checkpoint import Checkpoint
-from train.folder.history import Metrics, Row, best_row
-from train.folder.run import RunFolder
 from train.metrics import NonFiniteLoss, RunningMetrics
 from train.optim import learning_rate, set_learning_rate
+from train.processes import SINGLE_PROCESS, ProcessGroup
+from train.progress import EpochBar, epoch_line
 from train.replicas import Replicas
-from train.report import EpochBar, epoch_line
 from train.restore import restore
+from train.run.checkpoint import Checkpoint
+from train.run.history import Metrics, Row, best_row
+from train.run.run_folder import RunFolder
+from train.signals import Stop, after_the_step
 from train.step import EndlessOverflow, Stepper
-from train.stops import Stop, after_the_step
-from train.team import ALONE, Team
 from train.terminal import Bar, say
 
 Batch = tuple[Tensor, Tensor, int]
@@ -103,13 +103,15 @@ def train_one_epoch(stepper: Stepper, batches: Generator[Batch], bar: EpochBar, 
             if stop.check(f"in epoch {bar.epoch}, batch {metrics.batches}", due=bar.is_due()):
                 bar.show(metrics.read())
                 stepper.check_scale()
-    metrics.gather(stepper.team)
+    metrics.gather(stepper.processes)
     stepper.check_scale()
     return metrics.read()
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, source: BatchSource, bar: Bar, stop: Stop, team: Team = ALONE) -> Metrics:
+def evaluate(
+    model: nn.Module, source: BatchSource, bar: Bar, stop: Stop, processes: ProcessGroup = SINGLE_PROCESS
+) -> Metrics:
     """Return loss and error of all processes' images in eval mode. The device is waited for once, at the end.
 
     Args:
@@ -117,7 +119,7 @@ def evaluate(model: nn.Module, source: BatchSource, bar: Bar, stop: Stop, team: 
         source: At least one batch, and the same number in each process.
         bar: What the user sees.
         stop: Checked after each batch.
-        team: The processes of the run.
+        processes: The processes of the run.
 
     Raises:
         NonFiniteLoss: If a loss is NaN or infinite.
@@ -134,7 +136,7 @@ def evaluate(model: nn.Module, source: BatchSource, bar: Bar, stop: Stop, team: 
                 metrics.add(F.cross_entropy(logits, labels, reduction="sum"), logits, labels)
             bar.advance(size)
             stop.check(f"in {bar.name}, batch {metrics.batches}")
-    metrics.gather(team)
+    metrics.gather(processes)
     return metrics.read()
 
 
@@ -168,13 +170,13 @@ def fit(
         Stopped: If a signal has come. The batch in hand is finished, of training, validation or test, or what is
             written after an epoch. The folder stands at the last epoch that was written.
     """
-    team, n_epochs = stepper.team, schedule.n_epochs
+    processes, n_epochs = stepper.processes, schedule.n_epochs
     if checkpoint.epoch:
         restore(replicas.network, stepper, checkpoint, folder.path)
         folder.write_products(checkpoint)
-    with after_the_step(team) as stop:
+    with after_the_step(processes) as stop:
         for epoch in range(checkpoint.epoch + 1, n_epochs + 1):
-            runtime.seed_epoch(seed, epoch, team)
+            runtime.seed_epoch(seed, epoch, processes)
             set_learning_rate(stepper.optimizer, schedule.rate(epoch))
             row = _run_epoch(replicas, stepper, loaders, epoch, n_epochs, stop)
             checkpoint.rows.append(row)
@@ -185,7 +187,7 @@ def fit(
             folder.save(checkpoint)
             say(epoch_line(row, n_epochs=n_epochs, is_chosen=is_chosen))
             stop.check(f"after epoch {epoch}")
-        return _finish(replicas, loaders.test, folder, checkpoint, stop, team)
+        return _finish(replicas, loaders.test, folder, checkpoint, stop, processes)
 
 
 def _note_state(checkpoint: Checkpoint, network: nn.Module, stepper: Stepper) -> None:
@@ -205,10 +207,10 @@ def _run_epoch(replicas: Replicas, stepper: Stepper, loaders: Loaders, epoch: in
         with EpochBar(epoch, n_epochs, loaders.train.num_images, rate) as bar:
             train = train_one_epoch(stepper, loaders.train.epoch(epoch), bar, stop)
         train_seconds = time.perf_counter() - start
-        stepper.team.share_first(replicas.network.buffers())
+        stepper.processes.broadcast(replicas.network.buffers())
         part = "validation"
         name = f"validation {epoch}/{n_epochs}"
-        valid = _measure(replicas, loaders.valid, name, stop, stepper.team) if loaders.valid else None
+        valid = _measure(replicas, loaders.valid, name, stop, stepper.processes) if loaders.valid else None
     except NonFiniteLoss as error:
         raise _failure(f"the {part} loss became NaN or infinite", epoch, rate, error.batch) from error
     except EndlessOverflow as error:
@@ -228,10 +230,10 @@ def _run_epoch(replicas: Replicas, stepper: Stepper, loaders: Loaders, epoch: in
     )
 
 
-def _measure(replicas: Replicas, source: BatchSource, name: str, stop: Stop, team: Team) -> Metrics:
+def _measure(replicas: Replicas, source: BatchSource, name: str, stop: Stop, processes: ProcessGroup) -> Metrics:
     """Evaluate, with a bar of this name."""
     with Bar(name, source.num_images) as bar:
-        return evaluate(replicas.evaluation, source, bar, stop, team)
+        return evaluate(replicas.evaluation, source, bar, stop, processes)
 
 
 def _failure(what: str, epoch: int, rate: float, batch: int | None = None) -> RunError:
@@ -244,7 +246,12 @@ def _failure(what: str, epoch: int, rate: float, batch: int | None = None) -> Ru
 
 
 def _finish(
-    replicas: Replicas, test: BatchSource, folder: RunFolder, checkpoint: Checkpoint, stop: Stop, team: Team
+    replicas: Replicas,
+    test: BatchSource,
+    folder: RunFolder,
+    checkpoint: Checkpoint,
+    stop: Stop,
+    processes: ProcessGroup,
 ) -> float:
     """Measure the test error of the chosen weights, once, and write it down.
 
@@ -254,7 +261,7 @@ def _finish(
     checkpoint.network = runtime.copy_to_cpu(replicas.network.state_dict())
     replicas.network.load_state_dict(checkpoint.chosen)
     try:
-        error = _measure(replicas, test, "final test", stop, team).error
+        error = _measure(replicas, test, "final test", stop, processes).error
     except NonFiniteLoss as failure:
         raise RunError(
             f"the test loss is NaN or infinite in batch {failure.batch}; see {folder.path}", in_all_processes=True

@@ -1,4 +1,4 @@
-"""Messages between the processes of a run. Only `team` calls these, and only where there are several."""
+"""Messages between the processes of a run. Only `processes` calls these, and only where there are several."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -59,14 +59,14 @@ def reduce(tensor: Tensor, operation: dist.ReduceOp) -> None:
         dist.all_reduce(tensor, op=operation)
 
 
-def largest(values: tuple[int, ...]) -> tuple[int, ...]:
+def all_reduce_max(values: tuple[int, ...]) -> tuple[int, ...]:
     """The largest of all processes' values, one by one. GPUs are not waited for."""
     numbers = torch.tensor(values)
     reduce(numbers, dist.ReduceOp.MAX)
     return tuple(numbers.tolist())
 
 
-def share_first(tensors: Iterable[Tensor]) -> None:
+def broadcast_tensors(tensors: Iterable[Tensor]) -> None:
     """Overwrite tensors of one device by those of the first process, with one message for each type."""
     by_dtype: dict[torch.dtype, list[Tensor]] = {}
     for tensor in tensors:

@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from train.folder.history import Metrics
-from train.team import Team
+from train.processes import ProcessGroup
+from train.run.history import Metrics
 
 
 class NonFiniteLoss(Exception):
@@ -44,14 +44,14 @@ class RunningMetrics:
         here = torch.where(loss.isfinite(), math.inf, self.batches)
         self.first_failure = torch.minimum(self.first_failure, here)
 
-    def agree_on_failure(self, team: Team) -> None:
+    def agree_on_failure(self, processes: ProcessGroup) -> None:
         """Let all processes know of the first failure in any of them."""
-        team.take_smallest(self.first_failure)
+        processes.all_reduce_min(self.first_failure)
 
-    def gather(self, team: Team) -> None:
+    def gather(self, processes: ProcessGroup) -> None:
         """Let all processes have the sums of all."""
-        team.add_up(self.sums)
-        team.take_smallest(self.first_failure)
+        processes.all_reduce_sum(self.sums)
+        processes.all_reduce_min(self.first_failure)
 
     @property
     def failed(self) -> Tensor:

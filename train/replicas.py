@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from train.errors import UserError
-from train.team import ALONE, Team
+from train.processes import SINGLE_PROCESS, ProcessGroup
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -56,13 +56,15 @@ class Replicas:
     evaluation: nn.Module
 
 
-def require_devices(device: torch.device, *, compile: bool, sync_bn: bool, team: Team = ALONE) -> None:
+def require_devices(
+    device: torch.device, *, compile: bool, sync_bn: bool, processes: ProcessGroup = SINGLE_PROCESS
+) -> None:
     """Make sure that `replicate` can do what is asked for.
 
     Raises:
         UserError: If the devices of the run cannot do it.
     """
-    if compile and _in_threads(device, team):
+    if compile and _in_threads(device, processes):
         raise UserError(
             f"--compile True works with one GPU for each process, but this one sees {torch.cuda.device_count()}: put "
             "torchrun --nproc_per_node=N before demo.py, or let CUDA_VISIBLE_DEVICES name one"
@@ -71,8 +73,8 @@ def require_devices(device: torch.device, *, compile: bool, sync_bn: bool, team:
         raise UserError("--sync_bn True works between processes on GPUs, but there is none")
 
 
-def _in_threads(device: torch.device, team: Team) -> bool:
-    return team.count == 1 and device.type == "cuda" and torch.cuda.device_count() > 1
+def _in_threads(device: torch.device, processes: ProcessGroup) -> bool:
+    return processes.world_size == 1 and device.type == "cuda" and torch.cuda.device_count() > 1
 
 
 def replicate(
@@ -82,11 +84,11 @@ def replicate(
     precision: str = "fp32",
     compile: bool = False,
     sync_bn: bool = False,
-    team: Team = ALONE,
+    processes: ProcessGroup = SINGLE_PROCESS,
 ) -> Replicas:
     """Let a network run in some precision on all devices.
 
-    Several processes of a team use a device each. A single process uses all visible GPUs if its device is one.
+    Several processes of a processes use a device each. A single process uses all visible GPUs if its device is one.
 
     Args:
         network: Lies on `device`.
@@ -94,16 +96,16 @@ def replicate(
         precision: A key of PRECISIONS.
         compile: Let torch.compile have the network; see `require_devices`.
         sync_bn: Normalise with the statistics of all processes' images together.
-        team: The processes of the run.
+        processes: The processes of the run.
     """
     if sync_bn:
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     model: nn.Module = InPrecision(network, PRECISIONS[precision])
     if compile:
         model = torch.compile(model)
-    if team.count > 1:
+    if processes.world_size > 1:
         own = [device] if device.type == "cuda" else None
         return Replicas(network, DistributedDataParallel(model, device_ids=own, gradient_as_bucket_view=True), model)
-    if _in_threads(device, team):
+    if _in_threads(device, processes):
         model = nn.DataParallel(model)
     return Replicas(network, model, model)

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from train import runtime
 from train.errors import UserError
-from train.folder.checkpoint import Checkpoint, why_no_tensor
-from train.folder.names import CONFIG
+from train.run.checkpoint import Checkpoint, why_no_tensor
+from train.run.names import CONFIG
 from train.step import Stepper
 
 

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from train.errors import UserError
-from train.team import ALONE, Team
+from train.processes import SINGLE_PROCESS, ProcessGroup
 from train.terminal import warn
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
-def pick_device(team: Team = ALONE) -> torch.device:
+def pick_device(processes: ProcessGroup = SINGLE_PROCESS) -> torch.device:
     """A CUDA device for each process of a machine, or the CPU if no process has one.
 
     `CUDA_VISIBLE_DEVICES` decides what is visible. A warning says so if it names more devices than there are.
@@ -30,14 +30,14 @@ def pick_device(team: Team = ALONE) -> torch.device:
     own = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if num_named(os.environ.get(VISIBLE, "")) > own:
         warn(_lacking_devices(own))
-    most, lacking = team.largest(own, team.local_rank + 1 - own)
+    most, lacking = processes.all_reduce_max(own, processes.local_rank + 1 - own)
     if not most:
         return torch.device("cpu")
     if lacking > 0:
         raise UserError(
             f"torchrun has started {lacking} too many processes on a machine: each needs a visible GPU of its own"
         )
-    return torch.device("cuda", team.local_rank)
+    return torch.device("cuda", processes.local_rank)
 
 
 def num_named(visible: str) -> int:
@@ -56,11 +56,11 @@ def _lacking_devices(found: int) -> str:
     return f"{line}no GPU and works on the CPU; {why}"
 
 
-def describe_device(device: torch.device, team: Team = ALONE) -> str:
+def describe_device(device: torch.device, processes: ProcessGroup = SINGLE_PROCESS) -> str:
     """Name all devices of a run, for example "2 x NVIDIA H200", "CPU, 8 threads" or "3 processes, each ..."."""
-    if team.count > 1:
+    if processes.world_size > 1:
         own = torch.cuda.get_device_name(device) if device.type == "cuda" else describe_device(device)
-        return f"{team.count} processes, each {own}"
+        return f"{processes.world_size} processes, each {own}"
     if device.type == "cpu":
         threads = torch.get_num_threads()
         return f"CPU, {threads} thread{'s' if threads > 1 else ''}"
@@ -115,15 +115,15 @@ def seed_weights(seed: int) -> None:
     torch.manual_seed(random.Random(f"weights, seed {seed}").getrandbits(63))
 
 
-def seed_epoch(seed: int, epoch: int, team: Team = ALONE) -> None:
+def seed_epoch(seed: int, epoch: int, processes: ProcessGroup = SINGLE_PROCESS) -> None:
     """Make the dropout of an epoch a function of (seed, epoch): a resumed run needs no generator's state.
 
     Each GPU and each process gets a stream of its own, so that the parts of a batch do not share one mask.
     """
-    process = f", process {team.rank}" if team.rank else ""
+    process = f", process {processes.rank}" if processes.rank else ""
     stream = random.Random(f"dropout, seed {seed}, epoch {epoch}{process}")
     torch.manual_seed(stream.getrandbits(63))
-    for i in range(torch.cuda.device_count() if team.count == 1 else 0):
+    for i in range(torch.cuda.device_count() if processes.world_size == 1 else 0):
         with torch.cuda.device(i):
             torch.cuda.manual_seed(stream.getrandbits(63))
 

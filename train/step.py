@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from train.metrics import RunningMetrics
-from train.team import ALONE, Team
+from train.processes import SINGLE_PROCESS, ProcessGroup
 
 LARGEST_SCALE = 2.0**127  # in 32 bits
 SMALLEST_SCALE = 2**-10  # a gradient that overflows fp16 even so is above 6e7
@@ -34,7 +34,7 @@ class Stepper:
         model: Maps images (n, 3, H, W) to logits (n, classes). Under DistributedDataParallel it takes empty batches.
         optimizer: A fused one, of the model's parameters.
         scaler: Of the loss; switched off unless in fp16.
-        team: The processes that share a batch.
+        processes: The processes that share a batch.
         accum_steps: Parts of a batch in each process, 1 or more.
         label_smoothing: This share of each label, from 0 to 1, is spread evenly over all classes.
     """
@@ -45,14 +45,14 @@ class Stepper:
         optimizer: torch.optim.Optimizer,
         scaler: torch.amp.GradScaler | None = None,
         *,
-        team: Team = ALONE,
+        processes: ProcessGroup = SINGLE_PROCESS,
         accum_steps: int = 1,
         label_smoothing: float = 0.0,
     ):
         self.model = model
         self.optimizer = optimizer
         self.scaler = scaler or torch.amp.GradScaler(enabled=False)
-        self.team = team
+        self.processes = processes
         self.accum_steps = accum_steps
         self.label_smoothing = label_smoothing
         self.skipped: Tensor | float = 0.0  # steps whose gradients overflowed, since `begin_epoch`
@@ -77,10 +77,10 @@ class Stepper:
         metrics.begin_batch()
         parts = zip(images.tensor_split(self.accum_steps), labels.tensor_split(self.accum_steps), strict=True)
         for i, (part, its_labels) in enumerate(parts, start=1):
-            if len(part) or self.team.count > 1:  # each process takes part in what all do together
+            if len(part) or self.processes.world_size > 1:  # each process takes part in what all do together
                 with self._exchange(is_last=i == self.accum_steps):
                     self._add_gradient(part, its_labels, size, metrics)
-        metrics.agree_on_failure(self.team)
+        metrics.agree_on_failure(self.processes)
         self._failed = metrics.failed
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -90,7 +90,7 @@ class Stepper:
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing, reduction="sum")
         metrics.add(loss.detach(), logits, labels)
         # DistributedDataParallel takes the average over all processes, where the sum is wanted.
-        self.scaler.scale(loss * (self.team.count / size)).backward()
+        self.scaler.scale(loss * (self.processes.world_size / size)).backward()
 
     def _exchange(self, *, is_last: bool) -> AbstractContextManager:
         """Gradients are exchanged between processes with the last part of a batch."""

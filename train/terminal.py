@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, Self, TypeVar
 
-from train.team import here, is_launched
+from train.processes import current_group, is_launched
 
 STREAMS = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))  # in the order of their descriptors 0, 1 and 2
 NARROWEST, WIDEST = 60, 100  # columns
@@ -40,7 +40,7 @@ def say(*lines: str) -> None:
     Raises:
         OSError: If stdout does not take them: the disk is full, or the reader of a pipe is gone.
     """
-    if here().is_first:
+    if current_group().is_main:
         _print(lines, sys.stdout)
 
 
@@ -52,13 +52,13 @@ def say_error(*lines: str) -> None:
 
 def warn(message: str) -> None:
     """Print a line of warning on stderr, in the first process of a run only."""
-    if here().is_first:
+    if current_group().is_main:
         say_error(f"warning: {message}")
 
 
 def alert(message: str) -> None:
     """Print a line on stderr from a signal handler, without Python's buffers, which the signal may have interrupted."""
-    if here().is_first and sys.stderr is not None:  # else number 2 may be that of any file
+    if current_group().is_main and sys.stderr is not None:  # else number 2 may be that of any file
         with suppress(OSError):  # as after a terminal has hung up
             os.write(2, f"\n{printable(message)}\n".encode())
 
@@ -129,7 +129,7 @@ class Bar:
     def __init__(self, name: str, total: int | None, *, unit: str = " images"):
         self.name = name
         self._tqdm = None
-        if here().is_first and is_terminal(sys.stderr):
+        if current_group().is_main and is_terminal(sys.stderr):
             from tqdm import tqdm  # takes a tenth of a second, which lines without a bar do not spend
 
             self._tqdm = tqdm(desc=printable(name), total=total, unit=unit, leave=False, dynamic_ncols=True)

@@ -1,0 +1,1 @@
+"""`demo.py benchmark`: memory and time of a training step, by strategy and beside other implementations."""

@@ -1,0 +1,1 @@
+"""`demo.py compare`: runs side by side."""

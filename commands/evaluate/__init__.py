@@ -1,0 +1,1 @@
+"""`demo.py evaluate`: the chosen weights of a run on its test images."""

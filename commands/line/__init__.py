@@ -1,0 +1,1 @@
+"""The command line: its flags, their types, and the help page."""

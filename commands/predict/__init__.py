@@ -1,0 +1,1 @@
+"""`demo.py predict`: classes of image files."""

@@ -1,0 +1,90 @@
+"""The paper's table as flags: a recipe for each cell that it fills.
+
+A recipe is named by its network and its data, as in "densenet-bc-100-12-c10+". The plus sign stands for augmentation.
+
+References:
+    Huang et al., Densely Connected Convolutional Networks, 2017 (arXiv:1608.06993v5), section 4.2 and table 2.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from commands.tables import plain
+
+# Of every cell. Nesterov momentum without dampening, and weight decay on all parameters, are what the program does.
+COMMON = {"batch_size": 64, "accum_steps": 1, "precision": "fp32", "init_weights": None, "limit_batches": None}
+COMMON |= {"lr": 0.1, "lr_schedule": "step", "warmup_epochs": 0, "momentum": 0.9, "wd": 1e-4, "label_smoothing": 0.0}
+
+NETWORKS: dict[str, dict[str, Any]] = {
+    "densenet-40-12": {"network": "densenet", "depth": 40, "growth_rate": 12},
+    "densenet-100-12": {"network": "densenet", "depth": 100, "growth_rate": 12},
+    "densenet-100-24": {"network": "densenet", "depth": 100, "growth_rate": 24},
+    "densenet-bc-100-12": {"network": "densenet_bc", "depth": 100, "growth_rate": 12},
+    "densenet-bc-250-24": {"network": "densenet_bc", "depth": 250, "growth_rate": 24},
+    "densenet-bc-190-40": {"network": "densenet_bc", "depth": 190, "growth_rate": 40},
+}
+
+# The final runs on CIFAR train on all 50,000 images and count the error at the end. On SVHN 6,000 images are held out
+# to choose the epoch. Dropout is used where there is no augmentation.
+_CIFAR = {"n_epochs": 300, "valid_size": 0}
+_PLAIN = {"augment": False, "drop_rate": 0.2}
+_AUGMENTED = {"augment": True, "drop_rate": 0.0}
+COLUMNS: dict[str, dict[str, Any]] = {
+    "c10": {"dataset": "cifar10", **_CIFAR, **_PLAIN},
+    "c10+": {"dataset": "cifar10", **_CIFAR, **_AUGMENTED},
+    "c100": {"dataset": "cifar100", **_CIFAR, **_PLAIN},
+    "c100+": {"dataset": "cifar100", **_CIFAR, **_AUGMENTED},
+    "svhn": {"dataset": "svhn", "n_epochs": 40, "valid_size": 6000, **_PLAIN},
+}
+
+# Test error in percent, by network and in the order of the columns; None where the paper has no figure.
+ERRORS: dict[str, tuple[float | None, ...]] = {
+    "densenet-40-12": (7.00, 5.24, 27.55, 24.42, 1.79),
+    "densenet-100-12": (5.77, 4.10, 23.79, 20.20, 1.67),
+    "densenet-100-24": (5.83, 3.74, 23.42, 19.25, 1.59),
+    "densenet-bc-100-12": (5.92, 4.51, 24.15, 22.27, 1.76),
+    "densenet-bc-250-24": (5.19, 3.62, 19.64, 17.60, 1.74),
+    "densenet-bc-190-40": (None, 3.46, None, 17.18, None),
+}
+
+PAPER: dict[str, float] = {
+    f"{network}-{column}": error
+    for network, errors in ERRORS.items()
+    for column, error in zip(COLUMNS, errors, strict=True)
+    if error is not None
+}
+
+# How to say it to a user.
+RULE = f"a network ({' | '.join(NETWORKS)}) and its data ({' | '.join(COLUMNS)}), as in densenet-bc-100-12-c10+"
+
+
+def flags_of_recipe(recipe: str) -> dict[str, Any]:
+    """The flags that a recipe stands for."""
+    network, _, column = recipe.rpartition("-")
+    return {**COMMON, **NETWORKS[network], **COLUMNS[column]}
+
+
+def altered_flags(flags: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The flags of a run that are not as its recipe has them: the values of both by flag.
+
+    Args:
+        flags: Of the run, as they were bound or as config.json has them. One that is missing is as in the recipe.
+
+    Returns:
+        For each of them "recipe" and "run"; nothing if the run has no recipe, or one that does not exist.
+    """
+    recipe = flags.get("recipe")
+    of_recipe = flags_of_recipe(recipe) if isinstance(recipe, str) and recipe in PAPER else {}
+    return {
+        flag: {"recipe": value, "run": flags[flag]}
+        for flag, value in of_recipe.items()
+        if flags.get(flag, value) != value
+    }
+
+
+def describe_altered(flags: Mapping[str, Any]) -> str | None:
+    """Say which flags of a run are not as its recipe has them; None if all are, or there is no recipe."""
+    altered = [
+        f"--{flag} {plain(values['run'])} (recipe: {values['recipe']})" for flag, values in altered_flags(flags).items()
+    ]
+    return f"--recipe {flags['recipe']}: altered by {', '.join(altered)}" if altered else None

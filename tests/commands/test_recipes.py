@@ -1,0 +1,203 @@
+"""The paper's table: networks of its size, and its recipe in every cell."""
+
+import inspect
+import json
+
+import pytest
+from torch import nn
+
+import demo
+from commands.networks import FIXED, check_network
+from commands.recipes import COLUMNS, NETWORKS, PAPER, altered_flags, describe_altered, flags_of_recipe
+from models.layers import Transition
+from tests.support.application import SMALL, run_here
+from tests.support.synthetic_runs import make_run
+
+# Written down from the paper's table 2 and section 4.2 once more: millions of parameters, and what a data column asks
+# for. The exact numbers are closed forms of the architecture, checked in tests of the models.
+MILLIONS = {
+    "densenet-40-12": "1.0",
+    "densenet-100-12": "7.0",
+    "densenet-100-24": "27.2",
+    "densenet-bc-100-12": "0.8",
+    "densenet-bc-250-24": "15.3",
+    "densenet-bc-190-40": "25.6",
+}
+EXACT = {
+    ("densenet-bc-100-12", 10): 769_162,
+    ("densenet-bc-100-12", 100): 800_032,
+    ("densenet-bc-250-24", 10): 15_324_406,
+    ("densenet-bc-190-40", 10): 25_624_430,
+    ("densenet-bc-190-40", 100): 25_821_620,
+}
+EPOCHS = {"cifar10": 300, "cifar100": 300, "svhn": 40}
+HELD_OUT = {"cifar10": 0, "cifar100": 0, "svhn": 6000}
+DATA = {"c10": "cifar10", "c10+": "cifar10", "c100": "cifar100", "c100+": "cifar100", "svhn": "svhn"}
+
+
+def bound(recipe, *words):
+    """All flags of a training run with a recipe."""
+    defaults = {name: parameter.default for name, parameter in inspect.signature(demo.train).parameters.items()}
+    return {**defaults, **demo._bind("train", ["--save=s", f"--recipe={recipe}", *words], "demo.py")}
+
+
+def test_there_is_a_recipe_for_each_cell_that_the_paper_fills():
+    assert len(PAPER) == 5 * 5 + 2
+    assert PAPER["densenet-bc-250-24-c10+"] == 3.62
+    assert PAPER["densenet-bc-190-40-c100+"] == 17.18
+    assert PAPER["densenet-40-12-svhn"] == 1.79
+    assert not {"densenet-bc-190-40-c10", "densenet-bc-190-40-c100", "densenet-bc-190-40-svhn"} & PAPER.keys()
+
+
+@pytest.mark.parametrize("recipe", PAPER)
+def test_its_flags_are_the_paper_s(recipe):
+    row, _, column = recipe.rpartition("-")
+    kind, depth, growth_rate = row.rsplit("-", 2)
+    dataset, is_augmented = DATA[column], column.endswith("+")
+    flags = bound(recipe)
+    assert flags["network"] == {"densenet": "densenet", "densenet-bc": "densenet_bc"}[kind]
+    assert (flags["depth"], flags["growth_rate"]) == (int(depth), int(growth_rate))
+    assert (flags["dataset"], flags["augment"]) == (dataset, is_augmented)
+    assert flags["drop_rate"] == (0 if is_augmented else 0.2)
+    assert (flags["n_epochs"], flags["valid_size"]) == (EPOCHS[dataset], HELD_OUT[dataset])
+    assert (flags["batch_size"], flags["accum_steps"]) == (64, 1)
+    assert (flags["lr"], flags["lr_schedule"], flags["warmup_epochs"]) == (0.1, "step", 0)
+    assert (flags["momentum"], flags["wd"], flags["label_smoothing"]) == (0.9, 1e-4, 0)
+    assert (flags["precision"], flags["init_weights"], flags["limit_batches"]) == ("fp32", None, None)
+
+
+@pytest.mark.parametrize("recipe", PAPER)
+def test_its_network_has_the_paper_s_number_of_parameters(recipe):
+    row, _, column = recipe.rpartition("-")
+    num_classes = 100 if column.startswith("c100") else 10
+    flags = {**bound(recipe), "image_size": 32}
+    network = demo._build(flags, num_classes=num_classes)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    assert EXACT.get((row, num_classes), parameters) == parameters
+    if num_classes == 10:
+        assert f"{parameters / 1e6:.1f}" == MILLIONS[row]
+
+
+@pytest.mark.parametrize(("recipe", "rate"), [("densenet-40-12-c10", 0.2), ("densenet-bc-100-12-c10+", 0)])
+def test_dropout_is_where_the_paper_has_it(recipe, rate):
+    network = demo._build({**bound(recipe), "image_size": 32}, num_classes=10)
+    layers = [module for module in network.modules() if hasattr(module, "drop_rate")]
+    assert {layer.drop_rate for layer in layers} == {rate}
+
+
+@pytest.mark.parametrize("recipe", ["densenet-bc-100-12-c10", "densenet-bc-100-12-c10+", "densenet-40-12-svhn"])
+def test_every_convolution_but_the_first_has_its_dropout(recipe):
+    flags = {**bound(recipe), "image_size": 32}
+    network = demo._build(flags, num_classes=10)
+    assert set(dropout_rates(network)) == {flags["drop_rate"]}
+    convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+    assert len(dropout_rates(network)) == len(convolutions) - 1
+
+
+def dropout_rates(network):
+    """Of the 1x1 and 3x3 convolutions of all dense layers, and of the transitions."""
+    rates = [
+        getattr(module, name)
+        for module in network.modules()
+        for name in ("drop_rate", "bottleneck_drop_rate")
+        if hasattr(module, name)
+    ]
+    transitions = [module for module in network.modules() if isinstance(module, Transition)]
+    return rates + [module.drop.p if hasattr(module, "drop") else 0 for module in transitions]
+
+
+def test_flags_beside_a_recipe_win():
+    flags = bound("densenet-bc-100-12-c10+", "--batch_size=32", "--depth", "40", "--no-augment")
+    assert (flags["batch_size"], flags["depth"], flags["augment"]) == (32, 40, False)
+    assert (flags["growth_rate"], flags["n_epochs"]) == (12, 300)
+    flags = bound("densenet-bc-100-12-c10+", "--valid_size=None", "--network=densenet121")
+    assert (flags["valid_size"], flags["network"], flags["depth"]) == (None, "densenet121", 121)
+
+
+@pytest.mark.parametrize("recipe", PAPER)
+def test_a_recipe_alone_is_not_altered(recipe):
+    flags = bound(recipe, "--threads=1", "--efficient=naive", "--seed=5", "--compile", "--data=d", "--tensorboard")
+    assert altered_flags(flags) == {}
+    assert describe_altered(flags) is None
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--depth=16", "--dataset=svhn"], "--depth 16 (recipe: 100), --dataset svhn (recipe: cifar10)"),
+        (["--depth=100", "--dataset=svhn"], "--dataset svhn (recipe: cifar10)"),
+        (["--no-augment"], "--augment False (recipe: True)"),
+        (["--valid_size=None"], "--valid_size None (recipe: 0)"),
+        (
+            ["--lr_schedule=cosine", "--warmup_epochs=5"],
+            "--lr_schedule cosine (recipe: step), --warmup_epochs 5 (recipe: 0)",
+        ),
+        (["--label_smoothing=0.1"], "--label_smoothing 0.1 (recipe: 0.0)"),
+        (["--accum_steps=2", "--precision=bf16"], "--accum_steps 2 (recipe: 1), --precision bf16 (recipe: fp32)"),
+        (["--limit_batches=3"], "--limit_batches 3 (recipe: None)"),
+        (["--init_weights=a\x1b[31m.pt"], "--init_weights a\\x1b[31m.pt (recipe: None)"),
+    ],
+)
+def test_what_other_flags_altered_is_said(words, line):
+    flags = bound("densenet-bc-100-12-c10+", *words)
+    assert describe_altered(flags) == f"--recipe densenet-bc-100-12-c10+: altered by {line}"
+
+
+@pytest.mark.parametrize("flags", [{}, {"recipe": None}, {"recipe": "of-mine", "depth": 1}, {"recipe": 7}])
+def test_what_is_no_recipe_is_not_altered(flags):
+    assert altered_flags(flags) == {}
+
+
+def test_an_altered_recipe_is_printed_and_recorded_again_when_the_run_goes_on(tmp_path, capsys):
+    run, recipe = tmp_path / "run", "--recipe=densenet-bc-100-12-c10+"
+    altered = "--recipe densenet-bc-100-12-c10+: altered by --batch_size 128 (recipe: 64), "
+    altered += "--limit_batches 1 (recipe: None), --depth 10 (recipe: 100), --growth_rate 2 (recipe: 12), "
+    altered += "--dataset digits (recipe: cifar10), --n_epochs {} (recipe: 300)"
+    assert run_here(*SMALL, recipe, "--limit_batches=1", "--n_epochs=1", f"--save={run}") == 0
+    assert altered.format(1) in capsys.readouterr().out.splitlines()
+    config = json.loads((run / "config.json").read_text())
+    assert config["recipe_altered"]["depth"] == {"recipe": 100, "run": 10}
+    assert len(config["recipe_altered"]) == 6
+    del config["recipe_altered"]  # as older runs are
+    (run / "config.json").write_text(json.dumps(config))
+    assert run_here(f"--save={run}", "--resume", "--n_epochs=2") == 0
+    assert altered.format(2) in capsys.readouterr().out.splitlines()
+    assert json.loads((run / "config.json").read_text())["recipe_altered"]["n_epochs"] == {"recipe": 300, "run": 2}
+
+
+def test_a_run_without_a_recipe_records_none(finished):
+    assert "recipe_altered" not in json.loads((finished / "config.json").read_text())
+
+
+def test_compare_tells_altered_recipes_from_whole_ones(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    recipe = "densenet-bc-100-12-c10+"
+    whole = flags_of_recipe(recipe) | {"recipe": recipe}
+    make_run(tmp_path / "whole", None, **whole)
+    make_run(tmp_path / "altered", None, **(whole | {"wd": 0.01}))
+    assert run_here("compare", "whole", "altered", "--csv=t.csv") == 0
+    assert f"--recipe          {recipe}  {recipe} (altered)\n" in capsys.readouterr().out
+    header, first, second = (tmp_path / "t.csv").read_text().splitlines()
+    column = header.split(",").index("recipe_altered")
+    assert (first.split(",")[column], second.split(",")[column]) == ("", "wd")
+
+
+def test_recipes_name_flags_that_exist():
+    flags = inspect.signature(demo.train).parameters
+    for recipe in PAPER:
+        assert flags_of_recipe(recipe).keys() <= flags.keys()
+    assert {f"{row}-{column}" for row in NETWORKS for column in COLUMNS} >= PAPER.keys()
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_networks_of_a_fixed_depth_are_what_their_names_say(name):
+    given = demo._bind("train", ["--save=s", f"--network={name}"], "demo.py")
+    depth, growth_rate = given["depth"], given["growth_rate"]
+    assert name == f"densenet{depth}"
+    check_network(name, depth=depth, growth_rate=growth_rate)
+    network = demo._build({"network": name, "drop_rate": 0, "efficient": True}, num_classes=10)
+    layers = [len([*block.children()]) for name, block in network.features.named_children() if "block" in name]
+    if depth == 264:  # the paper's blocks make one more
+        depth += 1
+    assert depth == 2 * sum(layers) + len(layers) + 1  # first convolution, transitions, classifier
+    assert network.features.denseblock1.denselayer1.conv2.out_channels == growth_rate

@@ -1,0 +1,53 @@
+"""Commands that take words beside their flags, as names of files."""
+
+from pathlib import Path
+
+import pytest
+
+from commands.line.bind import bind, call
+
+seen = []
+
+
+def look(*images: Path, save: Path, top: int = 5) -> None:
+    """Look at images.
+
+    One after the other.
+
+    Args:
+        images: Files or folders.
+        save: The run.
+        top: How many.
+    """
+    seen.append((images, save, top))
+
+
+@pytest.mark.parametrize("argv", [["a", "--save=r", "b"], ["--save", "r", "a", "b"], ["a", "b", "--save", "r"]])
+def test_words_keep_their_order_wherever_they_stand(argv):
+    seen.clear()
+    call(look, bind(look, argv, name="x"))
+    assert seen == [((Path("a"), Path("b")), Path("r"), 5)]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--save=r"], "IMAGES is needed: a path, one or more; see --help"),
+        (["a"], "--save is needed; see --help"),
+        (["", "--save=r"], "IMAGES is '', but must be a path"),
+        (["a", "--save=r", "--images=b"], "unknown flag '--images'"),
+    ],
+)
+def test_what_is_missing_or_wrong_is_one_line(argv, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        bind(look, argv, name="x")
+    assert stop.value.code == 2
+    assert capsys.readouterr() == ("", f"x: error: {message}\n")
+
+
+def test_help_names_the_words(capsys):
+    with pytest.raises(SystemExit):
+        bind(look, ["--help"], name="x")
+    page = capsys.readouterr().out
+    assert "python x IMAGES ... --save SAVE [--flag value ...]" in page
+    assert "WORDS\n    IMAGES ...\n        Files or folders.\n        Required. Takes a path, one or more." in page

@@ -1,0 +1,246 @@
+"""Signals that ask to stop."""
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from tests.support.application import ROOT
+from train import signals
+from train.signals import SIGNALS, Stopped, after_the_step, at_once
+
+# Waits for signals in short steps, and says when it is ready for the first one and the second one.
+WAITER = """
+import time
+from train.signals import after_the_step
+with after_the_step() as stop:
+    print("ready", flush=True)
+    while stop._number == 0:
+        time.sleep(0.001)
+    print("noted", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    """Whatever a test leaves behind, the next one starts with the handlers of before; returns those."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # it is ignored where nohup has started the tests
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield before
+    after = {number: signal.signal(number, handler) for number, handler in before.items()}
+    assert after == before
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_the_first_signal_waits_for_the_check(number, capfd):
+    done = []
+
+    def work():
+        with after_the_step() as stop:
+            stop.check("before")
+            signal.raise_signal(number)
+            done.append("the step")
+            stop.check("in epoch 3")
+            done.append("another step")
+
+    with pytest.raises(Stopped) as stopped:
+        work()
+    assert done == ["the step"]
+    assert str(stopped.value) == f"stopped by {number.name} in epoch 3"
+    assert stopped.value.exit_code == 128 + number
+    notice = f"\n{number.name}: stopping after the batch in hand; a second signal stops at once\n"
+    assert capfd.readouterr() == ("", notice)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_signals_at_once_stop_where_the_program_is(number, capfd):
+    with pytest.raises(Stopped) as stopped, at_once():
+        signal.raise_signal(number)
+    assert str(stopped.value) == f"stopped by {number.name}"
+    assert stopped.value.exit_code == 128 + number
+    assert capfd.readouterr() == ("", "")
+
+
+class TakenDown:
+    """Gets a signal when the last reference to it goes, where Python drops exceptions."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def __del__(self):
+        signal.raise_signal(self.number)
+
+
+@pytest.mark.parametrize("launched", [False, True])
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_that_comes_while_an_object_is_taken_down_is_not_lost(number, launched, monkeypatch, capfd):
+    monkeypatch.setattr(signals, "is_launched", lambda: launched)
+
+    def work():
+        with at_once():
+            TakenDown(number)
+            time.sleep(10)
+
+    with pytest.raises(Stopped, match=f"stopped by {number.name}"):
+        work()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_signal_that_comes_again_while_one_is_sent_again_is_not_lost(monkeypatch):
+    """As on a busy machine, where the thread that sends it is faster."""
+    sent = []
+
+    def send_later(number, real=signals._send_later):
+        sent.append(number)
+        if len(sent) == 1:
+            signal.raise_signal(number)
+        else:
+            real(number)
+
+    monkeypatch.setattr(signals, "_send_later", send_later)
+
+    def work():
+        with at_once():
+            TakenDown(signal.SIGINT)
+            time.sleep(10)
+
+    with pytest.raises(Stopped, match="stopped by SIGINT"):
+        work()
+    assert sent == [signal.SIGINT, signal.SIGINT]
+
+
+class Broken:
+    def __del__(self):
+        raise ZeroDivisionError
+
+
+def test_other_exceptions_that_are_dropped_are_shown_as_before(monkeypatch):
+    shown = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda dropped: shown.append(dropped.exc_type))
+    before = sys.unraisablehook
+    with at_once():
+        Broken()
+    assert shown == [ZeroDivisionError]
+    assert sys.unraisablehook is before
+
+
+def test_a_signal_that_torchrun_passes_on_as_well_is_one_signal(monkeypatch):
+    monkeypatch.setattr(signals, "is_launched", lambda: True)
+    with at_once():
+        with pytest.raises(Stopped):
+            signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        monkeypatch.setattr(signals, "SAME_SIGNAL_SECONDS", -1)
+        with pytest.raises(Stopped):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_no_signal_stops_nothing(capfd):
+    with at_once(), after_the_step() as stop:
+        stop.check("in epoch 1")
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(("first", "second"), [(a, b) for a in SIGNALS for b in SIGNALS])
+def test_the_second_signal_ends_the_process_at_once(first, second):
+    with subprocess.Popen(
+        [sys.executable, "-c", WAITER], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            for line, number in (("ready\n", first), ("noted\n", second)):
+                assert process.stdout.readline() == line
+                process.send_signal(number)
+            error = process.communicate(timeout=60)[1]
+        finally:
+            process.kill()
+    assert process.returncode == 128 + second
+    assert error.endswith(f"{second.name} again: stopped at once\n")
+
+
+@pytest.mark.parametrize("manner", [at_once, after_the_step])
+def test_handlers_are_put_back(manner, handlers):
+    def current():
+        return {number: signal.getsignal(number) for number in SIGNALS}
+
+    with manner():
+        assert all(current()[number] != handlers[number] for number in SIGNALS)
+    assert current() == handlers
+    with pytest.raises(ZeroDivisionError), manner():
+        raise ZeroDivisionError
+    assert current() == handlers
+
+
+def test_a_wait_for_the_step_inside_of_at_once_ends_with_it():
+    """As in a run: training waits for the step, and what comes before and after it does not."""
+    done = []
+
+    def work():
+        with at_once():
+            with after_the_step():
+                signal.raise_signal(signal.SIGTERM)
+            done.append("the step")
+            signal.raise_signal(signal.SIGTERM)
+            done.append("another step")
+
+    with pytest.raises(Stopped):
+        work()
+    assert done == ["the step"]
+
+
+@pytest.mark.parametrize("manner", [at_once, after_the_step])
+def test_a_signal_that_nohup_ignores_stays_ignored(manner, capfd):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with manner() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            if stop:
+                stop.check("in epoch 1")
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_error_that_other_code_makes_of_a_signal_is_the_signal():
+    """As Python does where it comes while a class is made during an import."""
+
+    def other_code():
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except BaseException as error:
+            raise RuntimeError("Error calling __set_name__") from error
+
+    with pytest.raises(Stopped, match="stopped by SIGINT") as stopped, at_once():
+        other_code()
+    assert stopped.value.exit_code == 130
+    with pytest.raises(RuntimeError, match="another error"), at_once():
+        raise RuntimeError("another error")
+
+
+def test_the_signal_of_a_closed_terminal_is_among_them():
+    assert {number.name for number in SIGNALS} == {"SIGTERM", "SIGINT", "SIGHUP"}
+
+
+@pytest.mark.parametrize("manner", [at_once, after_the_step])
+def test_other_threads_leave_signals_alone(manner, handlers):
+    seen = []
+
+    def work():
+        with manner():
+            seen.append({number: signal.getsignal(number) for number in SIGNALS})
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [handlers]
+
+
+def test_stopped_is_no_ordinary_exception():
+    """So that no handler of errors takes it for one."""
+    assert not issubclass(Stopped, Exception)
+    assert issubclass(Stopped, KeyboardInterrupt)
+    assert str(Stopped(signal.SIGTERM)) == "stopped by SIGTERM"

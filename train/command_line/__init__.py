@@ -1,1 +1,0 @@
-"""The command line: its flags, what they can be, and which of them go together."""

@@ -1,1 +1,0 @@
-"""The network of a run as a file for other programs."""

@@ -1,1 +1,0 @@
-"""Runs drawn for people."""

@@ -1,0 +1,48 @@
+"""What a person sees while a run goes on: a bar during an epoch, and a line after it."""
+
+import time
+
+from train.run.history import Metrics, Row
+from train.terminal import Bar
+
+REFRESH_SECONDS = 1.0
+
+
+class EpochBar(Bar):
+    """A bar of an epoch of training, with averages that are read from the device once a second.
+
+    Args:
+        epoch: From 1.
+        n_epochs: Of the whole run.
+        num_images: In the epoch.
+        learning_rate: Shown behind the bar.
+    """
+
+    def __init__(self, epoch: int, n_epochs: int, num_images: int, learning_rate: float):
+        super().__init__(f"epoch {epoch}/{n_epochs}", num_images)
+        self.epoch = epoch
+        self.learning_rate = learning_rate
+        self.next_read = time.monotonic() + REFRESH_SECONDS
+
+    def is_due(self) -> bool:
+        """Whether it is time to read the metrics from the device again, once a second."""
+        return time.monotonic() >= self.next_read
+
+    def show(self, metrics: Metrics) -> None:
+        """Show the averages of the epoch so far."""
+        self.note(f"loss {metrics.loss:.4f}, error {metrics.error:.2%}, lr {self.learning_rate:g}")
+        self.next_read = time.monotonic() + REFRESH_SECONDS
+
+
+def epoch_line(row: Row, *, n_epochs: int, is_chosen: bool) -> str:
+    """One line about a finished epoch."""
+    parts = [
+        f"epoch {row.epoch:>{len(str(n_epochs))}}/{n_epochs}",
+        f"train loss {row.train_loss:.4f} error {row.train_error:7.2%}",
+    ]
+    if row.valid_loss is not None:
+        parts.append(f"valid loss {row.valid_loss:.4f} error {row.valid_error:7.2%}{' *' if is_chosen else '  '}")
+    parts.append(f"lr {row.learning_rate:<6g} {row.images_per_second:>7,.0f} images/s  {row.seconds:>5.1f} s")
+    if row.skipped_steps:
+        parts.append(f"{row.skipped_steps} steps skipped (overflow in fp16)")
+    return "  ".join(parts)
