@@ -22,7 +22,7 @@ from train.terminal import say, say_error, warn
 
 
 class RunFolder:
-    """A save directory that is ours to write. The first process of a processes writes and reads; the others learn of it.
+    """A save directory that this run may write to. The main process writes and reads; the others learn the outcome.
 
     Args:
         path: The folder.
