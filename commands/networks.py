@@ -1,13 +1,15 @@
-"""The networks that the command line builds, and what their depth and growth rate can be."""
+"""The networks that the command line builds, and the depths and growth rates that they can have."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from commands.line.types import Range
-from commands.tables import plain
+from models.imagenet import IMAGENET_NETWORKS
 from train.errors import UserError
+
+if TYPE_CHECKING:
+    from models import DenseNet
 
 # Weighted layers of the networks whose depth can be chosen. Three equal blocks of m layers; a bottleneck layer has two
 # convolutions, a plain one has one. First convolution, two transitions and the classifier make 4.
@@ -15,34 +17,80 @@ DEPTHS = {
     "densenet_bc": Range(10, 10_000, step=6, rule="6m + 4 with m >= 1 (10, 16, 22, 28, 34, 40, ...)"),
     "densenet": Range(7, 10_000, step=3, rule="3m + 4 with m >= 1 (7, 10, 13, ..., 40, ...)"),
 }
-# Depths in the picture of the benchmark, unless others are asked for. The naive network takes 2 to 3 GB at the last.
+DEPTH_RULE = "6m + 4 with m >= 1 (10, 16, 22, 28, 34, 40, ...), or 3m + 4 for densenet"  # of both
+NETWORKS = (*DEPTHS, *IMAGENET_NETWORKS)
+# Depths in the plot of the benchmark, unless others are asked for. The naive network takes 2 to 3 GB at the last.
 PLOTTED_DEPTHS = {"densenet_bc": (40, 100, 190, 250), "densenet": (22, 40, 70, 100)}
-LARGEST_SMALL_IMAGES = 64  # pixels; above, networks begin as those for ImageNet do
-SMALLEST_IMAGENET_IMAGES = 64  # pixels; the last maps are a 32nd of it, and batch norm needs several values
+LARGEST_SMALL_IMAGES = 64  # pixels; above, networks begin with the stem of the ImageNet networks
+SMALLEST_IMAGENET_IMAGES = 64  # pixels; the last feature maps are a 32nd of it, and batch norm needs several values
 
 
 @dataclass(frozen=True)
-class Fixed:
-    """A network whose depth and growth rate belong to its name."""
+class NetworkSettings:
+    """A network, as the command line describes it.
 
+    Attributes:
+        network: Its name, one of NETWORKS.
+        depth: Weighted layers L.
+        growth_rate: Channels k that each layer adds.
+        image_size: Height and width of the images.
+        drop_rate: Probability of dropout, from 0 to below 1.
+        efficient: Strategy of the backward pass, as `models.DenseNet` takes it.
+        drop_where: Place of dropout, as `models.DenseNet` takes it; after every convolution except the first is the
+            paper's.
+    """
+
+    network: str
     depth: int
     growth_rate: int
+    image_size: int
+    drop_rate: float = 0.0
+    efficient: bool | str = True
+    drop_where: Literal["convolutions", "layers"] = "convolutions"
+
+    @property
+    def title(self) -> str:
+        """The network in words, for people."""
+        name = name_of(self.network)
+        return f"{name} (L={self.depth}, k={self.growth_rate})" if self.has_depth else name
+
+    @property
+    def has_depth(self) -> bool:
+        """Whether the depth of the network can be chosen."""
+        return self.network in DEPTHS
+
+    @property
+    def is_small(self) -> bool:
+        """Whether the network begins with one 3x3 convolution, as for small images."""
+        return self.has_depth and self.image_size <= LARGEST_SMALL_IMAGES
+
+    def build(self, num_classes: int) -> "DenseNet":
+        """Build the network, with fresh weights."""
+        from models import densenet_bc, densenet_plain  # torch takes seconds to import
+
+        if not self.has_depth:
+            return IMAGENET_NETWORKS[self.network].build(
+                num_classes=num_classes,
+                drop_rate=self.drop_rate,
+                drop_where=self.drop_where,
+                efficient=self.efficient,
+            )
+        build = {"densenet_bc": densenet_bc, "densenet": densenet_plain}[self.network]
+        return build(
+            self.depth,
+            self.growth_rate,
+            num_classes=num_classes,
+            small_inputs=self.is_small,
+            drop_rate=self.drop_rate,
+            drop_where=self.drop_where,
+            efficient=self.efficient,
+        )
 
 
-FIXED = {
-    "densenet121": Fixed(121, 32),
-    "densenet169": Fixed(169, 32),
-    "densenet201": Fixed(201, 32),
-    "densenet161": Fixed(161, 48),
-    "densenet264": Fixed(264, 32),
-}
-
-
-def flags_of_network(network: str) -> dict[str, Any]:
-    """The flags that a network's name decides."""
-    if network not in FIXED:
-        return {}
-    return {"depth": FIXED[network].depth, "growth_rate": FIXED[network].growth_rate}
+def with_flags_of_network(given: dict[str, Any]) -> dict[str, Any]:
+    """Add depth and growth rate of an ImageNet network to the flags that a line names, unless it names them too."""
+    network = IMAGENET_NETWORKS.get(given.get("network", ""))
+    return ({"depth": network.depth, "growth_rate": network.growth_rate} if network else {}) | given
 
 
 def check_network(network: str, *, depth: int, growth_rate: int) -> None:
@@ -51,26 +99,27 @@ def check_network(network: str, *, depth: int, growth_rate: int) -> None:
     Raises:
         UserError: If not; the message names flag, value and what is allowed.
     """
-    for flag, value in flags_of_network(network).items():
-        given = {"depth": depth, "growth_rate": growth_rate}[flag]
-        if given != value:
-            raise UserError(f"--{flag} is {given}, but must be {value} for --network {network}; leave it out")
     if network in DEPTHS:
         _require_depth("depth", depth, DEPTHS[network])
+        return
+    entry = IMAGENET_NETWORKS[network]
+    for flag, given, value in (("depth", depth, entry.depth), ("growth_rate", growth_rate, entry.growth_rate)):
+        if given != value:
+            raise UserError(f"--{flag} is {given}, but must be {value} for --network {network}; leave it out")
 
 
 def depths_of_plot(network: str, *, depths: Sequence[int] | None, is_drawn: bool) -> Sequence[int]:
-    """The depths in the picture of the benchmark; None: what is usual for the network.
+    """The depths in the plot of the benchmark; None: the usual ones of the network.
 
     Args:
-        network: Its name.
-        depths: Those that were asked for.
-        is_drawn: Whether a picture was asked for.
+        network: Name of the network.
+        depths: Depths that were asked for.
+        is_drawn: Whether a plot was asked for.
 
     Raises:
-        UserError: If there is no picture, or no such network.
+        UserError: If there is no plot, or no such network.
     """
-    if network in FIXED and (is_drawn or depths):
+    if network not in DEPTHS and (is_drawn or depths):
         flag = "plot" if is_drawn else "depths"
         raise UserError(
             f"--{flag} is of memory against depth, but {network} has one depth; it is for densenet_bc and densenet"
@@ -88,39 +137,27 @@ def _require_depth(flag: str, depth: int, limits: Range) -> None:
 
 
 def image_size_of(network: str, *, dataset: str = "folder", image_size: int | None) -> int:
-    """Height and width of the images that a network reads; None: what is usual for it.
+    """Height and width of the images that a network reads; None: the usual size.
 
     Args:
-        network: Its name.
-        dataset: Where they come from; only a "folder" has images of any size.
-        image_size: What was asked for.
+        network: Name of the network.
+        dataset: Data set of the images; only a "folder" has images of any size.
+        image_size: Size that was asked for.
 
     Raises:
         UserError: If the data set has no images of that size, or the network needs larger ones.
     """
-    size = image_size or (224 if network in FIXED and dataset == "folder" else 32)
+    is_imagenet = network not in DEPTHS
+    size = image_size or (224 if is_imagenet and dataset == "folder" else 32)
     if dataset != "folder" and size != 32:
         raise UserError(f"--image_size is {size}, but images of --dataset {dataset} are 32; only those of folder vary")
-    if network in FIXED and size < SMALLEST_IMAGENET_IMAGES:
+    if is_imagenet and size < SMALLEST_IMAGENET_IMAGES:
         given = f"--image_size is {size}" if dataset == "folder" else f"those of --dataset {dataset} are {size}"
         raise UserError(
             f"--network {network} needs images of {SMALLEST_IMAGENET_IMAGES} pixels or more, but {given}; "
             "densenet_bc and densenet read smaller ones"
         )
     return size
-
-
-def title_of(flags: Mapping[str, Any]) -> str:
-    """The network of a run and what it is trained on, in words, for people."""
-    of_folder = flags["dataset"] == "folder" and flags["data"]
-    images = f"folder {plain(Path(flags['data']).absolute().name)}" if of_folder else flags["dataset"]
-    return f"{network_title(flags)} on {images}"
-
-
-def network_title(flags: Mapping[str, Any]) -> str:
-    """A network in words, for people."""
-    name = name_of(flags["network"])
-    return name if flags["network"] in FIXED else f"{name} (L={flags['depth']}, k={flags['growth_rate']})"
 
 
 def name_of(network: str) -> str:

@@ -6,6 +6,9 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+VERSION = "1.0.0"  # of this program; CHANGELOG.md says what it changed
+ROOT = Path(__file__).resolve().parents[1]
+
 
 def versions() -> dict[str, str]:
     """Versions of what a result can depend on."""
@@ -16,7 +19,7 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **packages, **cuda, "system": f"{sys.platform} {platform.machine()}"}
 
 
-def git_revision(folder: Path) -> str | None:
+def git_revision(folder: Path = ROOT) -> str | None:
     """The commit of the code in a folder, with "+changes" if files differ from it; None outside of git."""
 
     def git(*words: str) -> str:
@@ -32,10 +35,12 @@ def git_revision(folder: Path) -> str | None:
         return None
 
 
-def version_line(name: str, folder: Path) -> str:
-    """The version of a program, which is the commit of the folder it lies in, and those of what it runs on."""
+def version_line(name: str) -> str:
+    """The version of this program with its commit, and the versions of torch and Python."""
     try:
         torch = f"torch {version('torch')}"  # without its import, which takes seconds
     except PackageNotFoundError:
         torch = "no torch"
-    return f"{name}: git revision {git_revision(folder) or 'not known'}, {torch}, Python {platform.python_version()}"
+    return (
+        f"{name} {VERSION}: git revision {git_revision() or 'not known'}, {torch}, Python {platform.python_version()}"
+    )

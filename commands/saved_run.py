@@ -1,50 +1,45 @@
-"""A run that another command goes on with: what config.json says of it, and its weights.
+"""A run that another command goes on with: its settings and classes, read from config.json, and its network.
 
-Anybody may have written these files. What is read is of the type that it should be, or refused in one line.
+Anybody may have written these files. Every value that is read is checked, or refused in one line.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from reprlib import repr as short_repr
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fire.core import FireError
 
-from commands.line.bind import checked, defaults_of
-from commands.networks import check_network, image_size_of
-from train.errors import UserError
+from commands.line.flags import Role
+from commands.settings import TrainSettings
+from train.errors import RunError, UserError
 from train.run.config import read_config
 from train.run.files import load_tensors
 from train.run.names import CONFIG, MODEL
 
-# Flags that leave the results of a run as they are. --efficient, --compile and --threads change them by rounding, or
-# not at all.
-FREE_FLAGS = ("save", "data", "download", "resume", "efficient", "compile", "threads", "tensorboard", "debug")
-
-# Flags whose None lets the program choose. What it chose is in config.json.
-CHOSEN_FLAGS = ("data", "image_size", "augment", "valid_size", "seed")
+if TYPE_CHECKING:
+    from models import DenseNet
 
 SMALLEST_STD = 1e-6  # of pixels from 0 to 1; what is divided by it stays finite
 
 
 @dataclass(frozen=True)
 class SavedRun:
-    """What a run trained.
+    """A run, finished or not.
 
     Attributes:
         path: Its folder.
-        flags: Of the command that trained it, as typed and checked values. Those that config.json leaves out have
-            their defaults.
-        classes: Their names, in the order of the logits.
-        mean: Per channel, of pixels divided by 255.
-        std: Per channel, likewise.
-        versions: Of the packages that trained it, by name.
-        git_revision: Of the program that trained it, if that is known.
+        settings: Settings that it was trained with. Those that config.json leaves out have their defaults.
+        classes: Names of the classes, in the order of the logits.
+        mean: Mean of each channel, of pixels divided by 255.
+        std: Standard deviation of each channel, of pixels divided by 255.
+        versions: Versions of the packages that trained it, by name.
+        git_revision: Commit of the program that trained it, if that is known.
     """
 
     path: Path
-    flags: dict[str, Any]
+    settings: TrainSettings
     classes: tuple[str, ...]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -67,13 +62,37 @@ class SavedRun:
         """
         require_classes(classes, self.classes, folder=self.path)
 
+    def network(self) -> "DenseNet":
+        """The network with the weights of the chosen epoch, on the CPU.
+
+        Raises:
+            UserError: If model.pt cannot be used, or is of another network than config.json describes.
+            RunError: If its weights are such that no output of the network means anything.
+        """
+        import torch
+
+        from models import fitting_weights, require_finite
+
+        weights, path = self.weights(), self.path / MODEL
+        with torch.device("meta"):  # where a network of any size takes no memory
+            network = self.settings.network_settings.build(len(self.classes))
+        try:
+            weights, counters = fitting_weights(network, weights)
+        except ValueError as error:
+            raise UserError(f"{path} is of another network than its {CONFIG} says: {error}") from error
+        try:
+            require_finite(weights)
+        except ValueError as error:
+            raise RunError(f"{path} cannot be used: {error}") from error
+        weights |= dict.fromkeys(counters, torch.zeros((), dtype=torch.int64))
+        network.to_empty(device="cpu").load_state_dict(weights)
+        return network
+
     def origin(self) -> dict[str, Any]:
-        """All that decides its results, as plain values. Names of folders are not among them."""
-        flags = {
-            flag: value.name if isinstance(value, Path) else value
-            for flag, value in self.flags.items()
-            if flag not in FREE_FLAGS
-        }
+        """The settings and versions that decide its results, as plain values. Names of folders are not among them."""
+        free = self.settings.names(Role.FREE)
+        values = {name: getattr(self.settings, name) for name in self.settings.flags() if name not in free}
+        flags = {name: value.name if isinstance(value, Path) else value for name, value in values.items()}
         return {"flags": flags, "versions": self.versions, "git_revision": self.git_revision}
 
 
@@ -91,12 +110,11 @@ def require_classes(classes: Sequence[str], recorded: Sequence[str], *, folder: 
         )
 
 
-def read_saved_run(folder: Path, *, command: Callable[..., Any]) -> SavedRun:
-    """Read what config.json says of a run.
+def read_saved_run(folder: Path) -> SavedRun:
+    """Read config.json of a run.
 
     Args:
-        folder: Where --save put it.
-        command: What trained it. Its signature says which flags there are, and what values they take.
+        folder: Folder of the run.
 
     Raises:
         UserError: If there is no run, or config.json cannot be used.
@@ -108,7 +126,7 @@ def read_saved_run(folder: Path, *, command: Callable[..., Any]) -> SavedRun:
     try:
         return SavedRun(
             path=folder,
-            flags=_checked_flags(command, config["flags"]),
+            settings=TrainSettings.recorded(config["flags"], folder=folder),
             classes=texts(config, "classes"),
             mean=_channels(config, "mean", least=0),
             std=_channels(config, "std", least=SMALLEST_STD),
@@ -117,14 +135,6 @@ def read_saved_run(folder: Path, *, command: Callable[..., Any]) -> SavedRun:
         )
     except (FireError, ValueError, UserError) as error:
         raise UserError(f"{folder / CONFIG} cannot be used: {error}") from error
-
-
-def _checked_flags(command: Callable[..., Any], recorded: dict[str, Any]) -> dict[str, Any]:
-    """Typed and checked flags, of a network that exists, with the size of its images."""
-    flags = defaults_of(command) | checked(command, recorded)
-    check_network(flags["network"], depth=flags["depth"], growth_rate=flags["growth_rate"])
-    of_images = {"dataset": flags["dataset"], "image_size": flags["image_size"]}
-    return flags | {"image_size": image_size_of(flags["network"], **of_images)}
 
 
 def _require_folder(folder: Path) -> None:

@@ -1,24 +1,23 @@
-"""The command line: every word of it is bound and checked by Fire before anything runs.
+"""The command line: every word of it is bound and checked before anything runs.
 
 `fire.Fire(f)` on its own calls f first and complains of a mistyped flag afterwards, guesses types from the look of a
-value, and drops what follows ` -- `. Here Fire binds a stand-in that only records its keywords, with a parser for
-each flag that the annotation in the signature names.
+value, and drops what follows ` -- `. Here Fire binds a function that only records its keywords: the line is split into
+`--flag=value` beforehand, Fire matches these with the flags of a settings class, and calls for each value the parser of
+its field.
 """
 
 import contextlib
-import functools
 import inspect
 import io
 import re
-import typing
 from collections.abc import Callable, Mapping
-from reprlib import repr as short_repr
 from typing import Any, NoReturn
 
 import fire
 from fire.core import FireError, FireExit
 from fire.decorators import SetParseFns
 
+from commands.line.flags import Command, Flag
 from commands.line.help import commands_page, help_page
 from commands.line.synonyms import hint
 from commands.line.types import describe, did_you_mean, is_switch, parse
@@ -28,18 +27,19 @@ HELP_WORDS = ("--help", "-h")
 VERSION_WORD = "--version"
 END_OF_FLAGS = "--"
 
-Commands = Mapping[str, Callable[..., Any]]
+Commands = Mapping[str, Command[Any]]
+Flags = Mapping[str, Flag]
 
 
 def choose(commands: Commands, argv: list[str], *, name: str) -> tuple[str, list[str]]:
-    """Split a command line into its command and the words behind it. A line without one means the first command.
+    """Split a command line into its command and the words after it. A line without one means the first command.
 
     A word that is no command ends the program with one line on stderr and exit code 2.
 
     Args:
-        commands: Functions by the word that stands for them.
-        argv: The words behind the program's name.
-        name: The program's name in messages.
+        commands: Commands by the word that stands for them.
+        argv: Words after the program's name.
+        name: Name of the program in messages.
     """
     default = next(iter(commands))
     if not argv or argv[0].startswith("-"):
@@ -52,73 +52,45 @@ def choose(commands: Commands, argv: list[str], *, name: str) -> tuple[str, list
 
 
 def bind(
-    function: Callable[..., Any],
+    command: Command[Any],
     argv: list[str],
     *,
     name: str,
     commands: Commands | None = None,
     version: Callable[[], str] = str,
 ) -> dict[str, Any]:
-    """Return the flags that a command line names, as typed and checked values; defaults are left out.
+    """Return the flags that a command line names, as typed and checked values by name; defaults are left out.
 
     Prints the help or the version on stdout and exits with 0 if the line asks for it. A line that cannot be used ends
-    with one line on stderr and exit code 2. `function` itself is never called.
+    with one line on stderr and exit code 2. Nothing runs.
 
     Args:
-        function: Keyword-only parameters are the flags. Annotations bool, int, float, Path, Literal, each possibly
-            with None, `Annotated[..., Range(...)]`, and `tuple[one of these, ...]` choose how a value is read. A
-            parameter `*names: Path` takes the words that belong to no flag, at least one, and all words after "--".
-        argv: The words behind the program's name and command.
-        name: The program's name in messages, with its command if that was given.
-        commands: All commands, for the help.
-        version: Says which version the program is of.
+        command: Command whose settings class has the flags. A field that takes words gets those that belong to no
+            flag, at least one, and all words after "--".
+        argv: Words after the program's name and the command.
+        name: Name of the program in messages, with the command if that was given.
+        commands: All commands, for the help page.
+        version: Returns the version of the program.
     """
-    words, flags = parameters_of(function)
+    fields = command.settings.flags()
+    words = next((field for field in fields.values() if field.takes_words), None)
+    flags = {name: field for name, field in fields.items() if not field.takes_words}
     asked = set(argv[: argv.index(END_OF_FLAGS)] if END_OF_FLAGS in argv else argv)
     if not asked.isdisjoint(HELP_WORDS):
-        say(*help_page(function, words, flags, name=name), *commands_page(commands or {}))
+        say(*help_page(command, name=name), *commands_page(commands or {}))
         raise SystemExit(0)
     if VERSION_WORD in asked:
         say(version())
         raise SystemExit(0)
     try:
-        values, loose = _split_words(argv, flags, takes_words=bool(words))
+        values, loose = _split_words(argv, flags, takes_words=words is not None)
         bound = _bind_words(words, loose, flags)
-        _require_all(function, flags, values)
-        line = [f"--{flag}={value}" for flag, value in values.items()]
-        return bound | _fire(_recorder(function, flags), line, name)
+        for flag in flags.values():
+            if flag.is_required and flag.name not in values:
+                raise FireError(f"--{flag.name} is needed; see --help")
+        return bound | _fire(_recorder(flags), [f"--{flag}={value}" for flag, value in values.items()], name)
     except FireError as error:
         end(f"error: {error}", name=name)
-
-
-def call(function: Callable[..., Any], given: Mapping[str, Any]) -> None:
-    """Call a command with what `bind` returned."""
-    words, _ = parameters_of(function)
-    flags = {name: value for name, value in given.items() if name not in words}
-    function(*(word for name in words for word in given[name]), **flags)
-
-
-def checked(function: Callable[..., Any], recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """Return flags that a file recorded as typed and checked values, as if they were typed on a command line.
-
-    Args:
-        function: As for `bind`.
-        recorded: Plain values by flag.
-
-    Raises:
-        FireError: If there is no such flag, or it takes no such value.
-    """
-    _, flags = parameters_of(function)
-    for flag in recorded:
-        if flag not in flags:
-            raise FireError(f"unknown flag {short_repr(flag)}{did_you_mean(flag, flags, '--')}")
-    return {flag: parse(flag, flags[flag], str(value)) for flag, value in recorded.items()}
-
-
-def defaults_of(function: Callable[..., Any]) -> dict[str, Any]:
-    """The defaults of all flags that have one."""
-    parameters = inspect.signature(function).parameters.items()
-    return {flag: known.default for flag, known in parameters if known.default is not inspect.Parameter.empty}
 
 
 def end(message: str, *, name: str, exit_code: int = 2, is_heard: bool = True) -> NoReturn:
@@ -128,41 +100,32 @@ def end(message: str, *, name: str, exit_code: int = 2, is_heard: bool = True) -
     raise SystemExit(exit_code)
 
 
-def parameters_of(function: Callable[..., Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Annotations by name: of the parameter that takes words, if there is one, and of the flags."""
-    annotations = typing.get_type_hints(function, include_extras=True)
-    words, flags = {}, {}
-    for name, parameter in inspect.signature(function).parameters.items():
-        group = words if parameter.kind is inspect.Parameter.VAR_POSITIONAL else flags
-        group[name] = annotations[name]
-    return words, flags
-
-
-def _bind_words(words: dict[str, Any], loose: list[str], flags: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
+def _bind_words(words: Flag | None, loose: list[str], flags: Flags) -> dict[str, tuple[Any, ...]]:
     """Read the words that belong to no flag.
 
     Raises:
         FireError: If there are some and the command takes none, or the other way round.
     """
-    if loose and not words:
-        raise FireError(f"stray word {loose[0]!r}: values belong behind a flag, as in --{next(iter(flags))} VALUE")
-    for name, annotation in words.items():
-        if not loose:
-            raise FireError(f"{name.upper()} is needed: {describe(annotation)}, one or more; see --help")
-        return {name: tuple(parse(name.upper(), annotation, word) for word in loose)}
-    return {}
+    if words is None:
+        if loose:
+            raise FireError(f"stray word {loose[0]!r}: values must follow a flag, as in --{next(iter(flags))} VALUE")
+        return {}
+    annotation = words.annotation.__args__[0]
+    if not loose:
+        raise FireError(f"{words.name.upper()} is needed: {describe(annotation)}, one or more; see --help")
+    return {words.name: tuple(parse(words.name.upper(), annotation, word) for word in loose)}
 
 
-def _recorder(function: Callable[..., Any], flags: dict[str, Any]) -> Callable[..., dict[str, Any]]:
-    """A function with the flags of `function` that returns the keywords it is called with."""
+def _recorder(flags: Flags) -> Callable[..., dict[str, Any]]:
+    """A function whose keywords are the flags, and that returns those it is called with."""
 
     def record(**given: Any) -> dict[str, Any]:
         return given
 
-    signature = inspect.signature(function)
-    record.__signature__ = signature.replace(parameters=[signature.parameters[flag] for flag in flags])
-    parsers = {flag: functools.partial(parse, flag, annotation) for flag, annotation in flags.items()}
-    return SetParseFns(**parsers)(record)
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    parameters = [inspect.Parameter(name, keyword, default=None) for name in flags]
+    record.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # which Fire reads
+    return SetParseFns(**{name: flag.parse for name, flag in flags.items()})(record)
 
 
 def _fire(recorder: Callable[..., dict[str, Any]], words: list[str], name: str) -> dict[str, Any]:
@@ -174,7 +137,7 @@ def _fire(recorder: Callable[..., dict[str, Any]], words: list[str], name: str) 
         raise FireError(error.trace.elements[-1].ErrorAsStr()) from None
 
 
-def _split_words(argv: list[str], flags: dict[str, Any], *, takes_words: bool) -> tuple[dict[str, str], list[str]]:
+def _split_words(argv: list[str], flags: Flags, *, takes_words: bool) -> tuple[dict[str, str], list[str]]:
     """Pair the flags of a line with the text of their values, so that Fire can read `--flag=value` in one way only.
 
     Returns:
@@ -198,18 +161,18 @@ def _split_words(argv: list[str], flags: dict[str, Any], *, takes_words: bool) -
         key, equals, value = word.lstrip("-").partition("=")
         flag, negated = _find_flag(key, flags)
         if flag is None or not word.startswith("--"):
-            raise FireError(f"unknown flag {word.partition('=')[0]!r}{_what_was_meant(word, key, flags, takes_words)}")
+            raise FireError(f"unknown flag {word.partition('=')[0]!r}{_suggestion(word, key, flags, takes_words)}")
         if equals and negated:
-            raise FireError(f"--{key} takes no value; write --{flag}=True or --{flag}=False")
+            raise FireError(f"--{key} takes no value; write --{flag.name}=True or --{flag.name}=False")
         if not equals:
-            value = _value_of(flag, flags[flag], negated, words)
-        if flag in values:
-            raise FireError(f"--{flag} is given twice: {values[flag]!r} and {value!r}")
-        values[flag] = value
+            value = _value_of(flag, negated, words)
+        if flag.name in values:
+            raise FireError(f"--{flag.name} is given twice: {values[flag.name]!r} and {value!r}")
+        values[flag.name] = value
     return values, loose
 
 
-def _what_was_meant(word: str, key: str, flags: dict[str, Any], takes_words: bool) -> str:
+def _suggestion(word: str, key: str, flags: Flags, takes_words: bool) -> str:
     """The hint that follows an unknown flag: a flag of another name, or how to write such a word that is no flag."""
     known = hint(key.lower().replace("-", "_"), flags) or did_you_mean(key, flags, "--")
     may_be_file = takes_words and not word.startswith("--")
@@ -220,28 +183,21 @@ def _looks_like_flag(word: str) -> bool:
     return re.match(r"--?[^\W\d]", word) is not None
 
 
-def _value_of(flag: str, annotation: Any, negated: bool, words: list[str]) -> str:
-    """The value of a flag without "=": taken from the front of `words`, or what a bare flag means."""
+def _value_of(flag: Flag, negated: bool, words: list[str]) -> str:
+    """The value of a flag without "=": taken from the front of `words`, or the meaning of a bare flag."""
     if not negated and words and words[0] != END_OF_FLAGS and not _looks_like_flag(words[0]):
         return words.pop(0)
-    if is_switch(annotation):
+    if is_switch(flag.annotation):
         return str(not negated)
-    raise FireError(f"--{flag} needs a value: {describe(annotation)}")
+    raise FireError(f"--{flag.name} needs a value: {describe(flag.annotation)}")
 
 
-def _find_flag(key: str, flags: dict[str, Any]) -> tuple[str | None, bool]:
+def _find_flag(key: str, flags: Flags) -> tuple[Flag | None, bool]:
     """The flag that a word names, and whether it is switched off as in `--no-efficient`."""
-    flag = key.replace("-", "_")
-    if flag in flags:
-        return flag, False
-    positive = re.sub(r"^no_?", "", flag)
-    if positive != flag and positive in flags and is_switch(flags[positive]):
-        return positive, True
+    name = key.replace("-", "_")
+    if name in flags:
+        return flags[name], False
+    positive = re.sub(r"^no_?", "", name)
+    if positive != name and positive in flags and is_switch(flags[positive].annotation):
+        return flags[positive], True
     return None, False
-
-
-def _require_all(function: Callable[..., Any], flags: dict[str, Any], values: dict[str, str]) -> None:
-    parameters = inspect.signature(function).parameters
-    for flag in flags:
-        if parameters[flag].default is inspect.Parameter.empty and flag not in values:
-            raise FireError(f"--{flag} is needed; see --help")

@@ -1,4 +1,4 @@
-"""What a flag can be: the annotation in a signature says how its value is read, checked and described."""
+"""Types of flags: an annotation determines how a value is read, checked and described."""
 
 import difflib
 import functools
@@ -83,7 +83,7 @@ def describe(annotation: Any) -> str:
     if typing.get_origin(kinds[0]) is tuple:
         return f"{describe(typing.get_args(kinds[0])[0])}; several with commas between them{end}"
     text = " or ".join(_NAMES[kind] if kind in _NAMES else " | ".join(typing.get_args(kind)) for kind in kinds)
-    return text + (f", {limits}" if limits else "") + end
+    return ", ".join(filter(None, [text, str(limits or "")])) + end
 
 
 def parse(flag: str, annotation: Any, text: str) -> Any:
@@ -147,7 +147,7 @@ def _read_choice(kind: Any, text: str) -> str | None:
     return text if text in typing.get_args(kind) else None
 
 
-_NAMES = {bool: "True or False", int: "a whole number", float: "a number", Path: "a path", str: "a name"}
+_NAMES = {bool: "True or False", int: "a whole number", float: "a number", Path: "a path", str: ""}
 _READERS: dict[Any, Callable[[str], Any]] = {
     bool: lambda text: BOOLEANS.get(text.lower()),
     int: _read_int,

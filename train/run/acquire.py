@@ -10,7 +10,7 @@ from commands.saved_run import counts, require_classes, texts
 from train.errors import UserError
 from train.processes import SINGLE_PROCESS, ProcessGroup
 from train.run.config import read_config
-from train.run.identity import first_difference
+from train.run.identity import RunIdentity
 from train.run.lock import locked
 from train.run.names import CHECKPOINT, CONFIG, FILES, PREVIOUS
 from train.run.run_folder import RunFolder
@@ -81,33 +81,18 @@ def _sizes_before_split(config: Mapping[str, Any]) -> dict[str, int]:
 
 
 @contextmanager
-def claim(
-    folder: Path, flags: dict[str, Any], processes: ProcessGroup = SINGLE_PROCESS, *, defaults: Mapping[str, Any]
+def acquire(
+    folder: Path, identity: RunIdentity, processes: ProcessGroup = SINGLE_PROCESS, *, resume: bool
 ) -> Iterator[RunFolder]:
-    """Make sure that a run with these flags may write into a folder, and make the folder if it does not exist.
-
-    Meanwhile no other run may. Folders that were made here disappear again if the run fails before it has written
-    anything.
-
-    Args:
-        folder: The save directory.
-        flags: All flags of the run, as plain values. `flags["resume"]` allows to go on with what is there.
-        processes: The processes of the run, of which the first one holds the folder for all.
-        defaults: Of flags that a run of an older version did not have, so that it was as they say.
-
-    Raises:
-        UserError: If the folder cannot be written, holds a run that may not be touched, or one with other flags.
-    """
+    """Make sure that a run may write into a folder, and make the folder if it does not exist."""
     with ExitStack() as stack:
-        held = _held(folder, flags, processes, defaults)
+        held = _held(folder, identity, processes, resume)
         first = processes.on_main_only(stack.enter_context, held)
-        yield first or RunFolder(folder, processes=processes, flags=flags)
+        yield first or RunFolder(folder, processes=processes, identity=identity)
 
 
 @contextmanager
-def _held(
-    folder: Path, flags: dict[str, Any], processes: ProcessGroup, defaults: Mapping[str, Any]
-) -> Iterator[RunFolder]:
+def _held(folder: Path, identity: RunIdentity, processes: ProcessGroup, resume: bool) -> Iterator[RunFolder]:
     with ExitStack() as stack:
         try:
             if folder.exists() and not folder.is_dir():
@@ -116,11 +101,11 @@ def _held(
             held = stack.enter_context(locked(folder))
         except OSError as error:
             raise UserError(f"--save {folder} cannot be written: {error.strerror or error}") from error
-        is_new = not _found_checkpoint(folder, resume=flags["resume"])
+        is_new = not _found_checkpoint(folder, resume=resume)
         recorded = recorded_flags(folder)
         if recorded:
-            _check_flags({**defaults, **recorded}, flags, folder)
-        run = RunFolder(folder, held, processes, flags=flags, defaults=defaults, is_new=is_new)
+            _check_flags({**identity.defaults, **recorded}, identity, folder)
+        run = RunFolder(folder, held, processes, identity=identity, is_new=is_new)
         run.clear()
         held.require_same()
         yield run
@@ -163,13 +148,14 @@ def _found_checkpoint(folder: Path, *, resume: bool) -> bool:
     return has_checkpoint
 
 
-def _check_flags(recorded: dict[str, Any], flags: dict[str, Any], folder: Path) -> None:
-    flag = first_difference(recorded, flags)
+def _check_flags(recorded: Mapping[str, Any], identity: RunIdentity, folder: Path) -> None:
+    flag = identity.first_difference(recorded)
     if flag is None:
         return
-    if flag == "n_epochs":
-        raise UserError(f"--n_epochs is {flags[flag]}, but the run in {folder} has {recorded[flag]}; it may only grow")
+    value = identity.settings[flag]
+    if flag in identity.growing:
+        raise UserError(f"--{flag} is {value}, but the run in {folder} has {recorded[flag]}; it may only grow")
     raise UserError(
-        f"--{flag} is {flags[flag]!r}, but the run in {folder} has {recorded[flag]!r}; "
+        f"--{flag} is {value!r}, but the run in {folder} has {recorded[flag]!r}; "
         "continue it as it is, or choose another folder"
     )

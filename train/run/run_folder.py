@@ -6,7 +6,7 @@ last one is kept, for the case that a disk damages the last one.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from train.processes import SINGLE_PROCESS, ProcessGroup
 from train.run.checkpoint import Checkpoint, read_checkpoint
 from train.run.files import DamagedFile, sealed
 from train.run.history import Row, to_csv
-from train.run.identity import deciding_flags, first_difference
+from train.run.identity import RunIdentity
 from train.run.names import CHECKPOINT, CONFIG, CURVES, DAMAGED, FILES, MODEL, PREVIOUS, RESULTS
 from train.run.open_folder import OpenFolder, Write
 from train.terminal import say, say_error, warn
@@ -39,15 +39,13 @@ class RunFolder:
         held: OpenFolder | None = None,
         processes: ProcessGroup = SINGLE_PROCESS,
         *,
-        flags: Mapping[str, Any] | None = None,
-        defaults: Mapping[str, Any] | None = None,
+        identity: RunIdentity | None = None,
         is_new: bool = False,
     ):
         self.path = path
         self.held = held
         self.processes = processes
-        self.flags = {} if flags is None else flags
-        self.defaults = {} if defaults is None else defaults
+        self.identity = identity or RunIdentity({}, {})
         self.is_new = is_new
         self.title = ""  # of curves.png
         self.writers: list[Callable[[Sequence[Row]], None]] = []  # of what else is made from all rows
@@ -60,7 +58,8 @@ class RunFolder:
             raise UserError(f"--save {self.path} cannot be cleared of a killed run: {error}") from error
 
     def write_config(self, config: dict[str, Any]) -> None:
-        """Write config.json."""
+        """Write config.json, and take its flags for those of the run from now on."""
+        self.identity = self.identity.with_settings(config["flags"])
         text = json.dumps(config, indent=2) + "\n"
         self.processes.on_main(lambda: self.held.write(CONFIG, _content(text.encode())))
 
@@ -73,7 +72,7 @@ class RunFolder:
         self.processes.on_main(self._write_products, checkpoint)
 
     def _save(self, checkpoint: Checkpoint) -> None:
-        checkpoint.flags = deciding_flags(self.flags)
+        checkpoint.flags = self.identity.deciding()
         self.held.write(CHECKPOINT, _content(sealed(checkpoint.content())), keep=PREVIOUS)
         self._write_products(checkpoint)
 
@@ -83,7 +82,7 @@ class RunFolder:
         # Weights and the table that says which epoch they are of.
         contents = {MODEL: sealed(checkpoint.chosen), RESULTS: to_csv(checkpoint.rows).encode()}
         self.held.write_both(MODEL, RESULTS, {name: _content(content) for name, content in contents.items()})
-        words = {"title": self.title, "label_smoothing": self.flags.get("label_smoothing", 0.0)}
+        words = {"title": self.title, "label_smoothing": self.identity.settings.get("label_smoothing", 0.0)}
         self.held.write(CURVES, lambda file: draw_curves(checkpoint.rows, file, **words))
         for write in self.writers:
             write(checkpoint.rows)
@@ -144,12 +143,12 @@ class RunFolder:
         if not checkpoint.flags:
             say_error(f"note: {path} was written by an older version, and does not say which run it is of")
             return checkpoint
-        recorded = {**self.defaults, **checkpoint.flags}
-        flag = first_difference(recorded, self.flags)
+        recorded = {**self.identity.defaults, **checkpoint.flags}
+        flag = self.identity.first_difference(recorded)
         if flag is not None:
             raise UserError(
                 f"{path} is of another run: it was trained with --{flag} {recorded[flag]}, and this run has --{flag} "
-                f"{self.flags[flag]}; put this run's own checkpoint there, or choose another folder"
+                f"{self.identity.settings[flag]}; put this run's own checkpoint there, or choose another folder"
             )
         return checkpoint
 

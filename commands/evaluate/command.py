@@ -1,0 +1,59 @@
+"""`demo.py evaluate`: its flags and help."""
+
+from pathlib import Path
+
+from commands.line.flags import Command, Settings, flag, settings
+from commands.outputs import require_new
+from commands.run_history import read_logbook
+from commands.saved_run import read_saved_run
+from commands.settings import DEBUG_HELP, DOWNLOAD_HELP, BatchSize, Threads
+
+
+@settings
+class EvaluateSettings(Settings):
+    """Settings of the command."""
+
+    save: Path = flag("Folder of the run.")
+    data: Path | None = flag("Folder of the data set. None: the one that the run was given.", default=None)
+    batch_size: BatchSize = flag(
+        "Images at a time. It changes memory and speed, and results by rounding only.", default=256
+    )
+    threads: Threads | None = flag(
+        "CPU threads for computation. None: as many as torch takes. They change results by rounding only.",
+        default=None,
+    )
+    download: bool = flag(DOWNLOAD_HELP, default=True)
+    plot: Path | None = flag(
+        "Draw the confusion matrix into this new file, a PNG. None: into confusion.png of the run, which is replaced.",
+        default=None,
+    )
+    csv: Path | None = flag(
+        "Also write a table of the classes to this new file, with the confusion matrix.", default=None
+    )
+    debug: bool = flag(DEBUG_HELP, default=False)
+
+
+def evaluate(settings: EvaluateSettings) -> None:
+    """Measure the chosen weights of a run on its test images: accuracy of each class, and confusions between classes.
+
+    Network, data set and normalisation are those of the run's config.json. A run that is not finished is measured at
+    its last finished epoch. Nothing in its folder changes except for the plot confusion.png.
+    """
+    require_new(settings.plot, flag="plot", suffix=".png")
+    require_new(settings.csv, flag="csv", suffix=".csv")
+    run = read_saved_run(settings.save)
+    read_logbook(settings.save)  # or it is refused now
+    from commands.evaluate.report import evaluate_run  # torch takes seconds to import
+
+    evaluate_run(
+        run,
+        data=settings.data,
+        batch_size=settings.batch_size,
+        threads=settings.threads,
+        download=settings.download,
+        plot=settings.plot,
+        csv=settings.csv,
+    )
+
+
+COMMAND = Command(EvaluateSettings, evaluate)

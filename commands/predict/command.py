@@ -1,0 +1,50 @@
+"""`demo.py predict`: its flags and help."""
+
+from pathlib import Path
+from typing import Annotated
+
+from commands.line.flags import Command, Settings, flag, settings, words
+from commands.line.types import Range
+from commands.outputs import require_new
+from commands.saved_run import read_saved_run
+from commands.settings import DEBUG_HELP, THREADS_HELP, BatchSize, Threads
+from train.errors import UserError
+
+
+@settings
+class PredictSettings(Settings):
+    """Settings of the command."""
+
+    images: tuple[Path, ...] = words("Image files, or folders of them.")
+    save: Path = flag("Folder of the run.")
+    top: Annotated[int, Range(1)] = flag("Classes to print for each image, the most probable first.", default=1)
+    batch_size: BatchSize = flag("Images that go through the network together.", default=256)
+    threads: Threads | None = flag(THREADS_HELP, default=None)
+    csv: Path | None = flag("Also write file, classes and probabilities to this new file.", default=None)
+    debug: bool = flag(DEBUG_HELP, default=False)
+
+
+def predict(settings: PredictSettings) -> None:
+    """Print the class of each image, by the weights of a finished or unfinished run.
+
+    Any image file that Pillow can read will do: it is resized and cropped in the same way as the test images of the
+    run. A line is printed for each file, with its path, its class and the probability that the network gives to it. A
+    file that is no image gets a line on stderr, and the exit code is then 1.
+    """
+    require_new(settings.csv, flag="csv", suffix=".csv")
+    run = read_saved_run(settings.save)
+    if settings.top > len(run.classes):
+        raise UserError(f"--top is {settings.top}, but the run has {len(run.classes)} classes")
+    from commands.predict.predictions import predict_images  # torch takes seconds to import
+
+    predict_images(
+        run,
+        settings.images,
+        top=settings.top,
+        batch_size=settings.batch_size,
+        threads=settings.threads,
+        csv=settings.csv,
+    )
+
+
+COMMAND = Command(PredictSettings, predict)

@@ -1,0 +1,62 @@
+"""A command line, from its words to the settings of a command, and the line with which it ends."""
+
+import shlex
+import traceback
+from collections.abc import Mapping
+from typing import Any
+
+from commands.line.bind import bind
+from commands.line.flags import Command, Settings
+from commands.outputs import require_working_directory
+from commands.provenance import version_line
+from commands.settings import TrainSettings
+from train.errors import UserError
+from train.processes import current_group, is_launched, launcher
+from train.run.names import CONFIG
+from train.terminal import say_error
+
+NAME = "demo.py"
+
+
+def read_settings(
+    command: Command[Any], words: list[str], *, name: str, commands: Mapping[str, Command[Any]]
+) -> Settings:
+    """Read the settings of a command from the words of its line.
+
+    Prints the help or the version and exits with 0 if the line asks for it; a line that cannot be used ends with one
+    line on stderr and exit code 2.
+
+    Args:
+        command: Command of the line.
+        words: Words after it.
+        name: Name of the program in messages, with the command if that was given.
+        commands: All commands, for the help page.
+
+    Raises:
+        UserError: If torchrun has started the program for a command that one process does, the working directory is
+            gone, or flags stand for others that cannot be read.
+    """
+    given = bind(command, words, name=name, commands=commands, version=lambda: version_line(NAME))
+    require_working_directory()
+    if is_launched() and not command.in_processes:
+        raise UserError(f"torchrun is for training; start {name.removeprefix(NAME).strip()} with python")
+    return command.settings(**command.complete(given))
+
+
+def is_heard(error: Exception) -> bool:
+    """Whether this process prints an error: the main one does, and others print those that are theirs alone."""
+    is_of_all = isinstance(error, UserError) or getattr(error, "in_all_processes", False)
+    return current_group().is_main or not is_of_all
+
+
+def how_to_continue(settings: TrainSettings | None) -> str:
+    """The command line that continues a run that was stopped."""
+    if settings is None or not (settings.save / CONFIG).exists():
+        return "nothing was written"
+    line = shlex.join([*launcher(), NAME, f"--save={settings.save}", "--resume=True"])
+    return f"{settings.save} stands at the last finished epoch; to go on: {line}"
+
+
+def say_traceback() -> None:
+    """Print the traceback of the error that is handled, on stderr."""
+    say_error(*traceback.format_exc().rstrip("\n").split("\n"))

@@ -1,0 +1,224 @@
+"""The settings of a training run, and flags that several commands have in common."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from commands.line.flags import Role, Settings, flag, parse_recorded, settings
+from commands.line.types import Names, Range
+from commands.networks import DEPTH_RULE, NETWORKS, NetworkSettings, check_network, image_size_of
+from commands.recipes import PAPER, RULE
+from commands.tables import plain
+from train.run.identity import RunIdentity
+
+DatasetName = Literal["cifar10", "cifar100", "svhn", "digits", "folder"]
+Strategy = Literal["naive", "checkpoint", "buffer", "buffer_fast"]
+Precision = Literal["fp32", "bf16", "fp16"]
+NetworkName = Annotated[str, Names(tuple(NETWORKS), rule=" | ".join(NETWORKS))]
+Depth = Annotated[int, Range(7, 10_000, rule=DEPTH_RULE)]  # of all networks; check_network knows the rest
+GrowthRate = Annotated[int, Range(1, 10_000)]
+ImageSize = Annotated[int, Range(8, 1024)]
+BatchSize = Annotated[int, Range(1, 1_000_000)]
+DropRate = Annotated[float, Range(0, 1, open_high=True)]
+Threads = Annotated[int, Range(1, 1024)]
+
+BUFFERS = (True, "buffer", "buffer_fast")  # values of --efficient whose blocks run over a feature buffer
+THREADS_HELP = "CPU threads for computation. None: as many as torch takes."
+DEBUG_HELP = "Show where in the program an error came from."
+DOWNLOAD_HELP = "Fetch missing files of the data set from the network."
+
+
+@settings
+class TrainSettings(Settings):
+    """Settings of a training run."""
+
+    save: Path = flag(
+        "Folder for logs and weights. It is made if it does not exist, and must hold no other run.",
+        role=Role.FREE | Role.NOT_COMPARED,
+    )
+    data: Path | None = flag(
+        'Folder of the data set\'s files, or of its downloaded archive. "digits" needs none.',
+        default=None,
+        role=Role.FREE | Role.CHOSEN | Role.NOT_COMPARED,
+    )
+    dataset: DatasetName = flag(
+        'Images to train on. "digits" are scikit-learn\'s 1,797 handwritten digits, enlarged to 32x32. "folder" are '
+        "your own, in train/CLASS/ and test/CLASS/ or val/CLASS/ below --data.",
+        default="cifar10",
+        role=Role.NOT_COMPARED,
+    )
+    image_size: ImageSize | None = flag(
+        'Height and width to which images of "folder" are resized. None: 224 for densenet121 and the other ImageNet '
+        "networks, 32 for the rest.",
+        default=None,
+        role=Role.CHOSEN,
+    )
+    recipe: Annotated[str, Names(tuple(PAPER), rule=RULE)] | None = flag(
+        'A cell of the paper\'s table, named by network and data, with "+" for augmentation. It stands for all flags '
+        "that the paper fixes; flags that are given as well take precedence.",
+        default=None,
+    )
+    network: NetworkName = flag(
+        '"densenet_bc" and "densenet" are the paper\'s networks for small images, with and without bottlenecks and '
+        "compression; above 64 pixels they begin with the stem of the ImageNet networks. The others are the ImageNet "
+        "networks, each with its own depth and growth rate.",
+        default="densenet_bc",
+    )
+    depth: Depth = flag("Weighted layers L of the network.", default=40, role=Role.NOT_COMPARED)
+    growth_rate: GrowthRate = flag("Channels k that each layer adds.", default=12, role=Role.NOT_COMPARED)
+    efficient: bool | Strategy = flag(
+        'How the backward pass gets the feature maps it needs. True or "buffer" keeps one copy of the feature maps of '
+        'each block, mostly the least memory; "buffer_fast" is faster and takes about twice that memory. '
+        'Both give the results of False or "naive", which keeps everything, up to rounding; "checkpoint" gives them to '
+        "the last bit, and takes much more memory and time.",
+        default=True,
+        role=Role.FREE,
+    )
+    drop_rate: DropRate = flag(
+        "Dropout after every convolution except the first. The paper uses 0.2 without augmentation.", default=0.0
+    )
+    init_weights: Path | None = flag(
+        "Start from the weights in this file: of a run of this program, of torchvision or of earlier efficient "
+        "DenseNets. A classifier for other classes is left out.",
+        default=None,
+        role=Role.FILE_NAME,
+    )
+    n_epochs: Annotated[int, Range(1, 1_000_000)] = flag(
+        "Epochs of the whole run.", default=300, role=Role.GROWING | Role.NOT_COMPARED
+    )
+    batch_size: BatchSize = flag("Images in a step, on all devices and in all processes together.", default=256)
+    accum_steps: Annotated[int, Range(1, 1_000_000)] = flag(
+        "Split each batch into this many micro-batches and accumulate their gradients, which takes less memory. Each "
+        "micro-batch is normalised with its own statistics.",
+        default=1,
+    )
+    lr: Annotated[float, Range(0, open_low=True)] = flag(
+        "Initial learning rate. The paper uses 0.1 with batches of 64.", default=0.1
+    )
+    lr_schedule: Literal["step", "cosine"] = flag(
+        '"step" divides it by 10 after half and again after three quarters of the epochs; "cosine" lets it fall along '
+        "half a cosine.",
+        default="step",
+    )
+    warmup_epochs: Annotated[int, Range(0, 1_000_000)] = flag(
+        "Let the learning rate grow linearly over this many epochs at the beginning.", default=0
+    )
+    momentum: Annotated[float, Range(0, 1, open_high=True)] = flag("Nesterov momentum.", default=0.9)
+    wd: Annotated[float, Range(0)] = flag("Weight decay, applied to all parameters.", default=1e-4)
+    label_smoothing: Annotated[float, Range(0, 1)] = flag(
+        "Fraction of each label that is spread evenly over all classes in training. Validation and test losses are "
+        "without it.",
+        default=0.0,
+    )
+    augment: bool | None = flag(
+        "Crop and flip training images at random. None: as in the paper, on CIFAR and not on SVHN; on folders too, and "
+        "not on digits.",
+        default=None,
+        role=Role.CHOSEN,
+    )
+    valid_size: Annotated[int, Range(0)] | None = flag(
+        "Training images held out to choose the best epoch. 0: train on all and keep the last epoch. None: 5,000 for "
+        "CIFAR and 6,000 for SVHN as in the paper, 140 for digits, a tenth of a folder's.",
+        default=None,
+        role=Role.CHOSEN,
+    )
+    precision: Precision = flag('"bf16" and "fp16" are autocast; with "fp16" the loss is scaled.', default="fp32")
+    compile: bool = flag(
+        "Compile the network with torch.compile, which takes minutes at first. For --efficient naive or checkpoint.",
+        default=False,
+        role=Role.FREE,
+    )
+    sync_bn: bool = flag(
+        "Under torchrun on GPUs: normalise with the statistics of all processes together.", default=False
+    )
+    threads: Threads | None = flag(
+        "CPU threads for computation, in each process. None: as many as torch takes. Another number changes results by "
+        "rounding.",
+        default=None,
+        role=Role.FREE,
+    )
+    limit_batches: Annotated[int, Range(1, 1_000_000)] | None = flag(
+        "A dry run: end every epoch, and validation and test, after this many batches.", default=None
+    )
+    seed: Annotated[int, Range(0, 2**63 - 1)] | None = flag(
+        "Makes validation split, initial weights, order, augmentation and dropout repeatable. None: draw one and write "
+        "it to config.json.",
+        default=None,
+        role=Role.CHOSEN,
+    )
+    download: bool = flag(DOWNLOAD_HELP, default=True, role=Role.FREE | Role.NOT_COMPARED)
+    tensorboard: bool = flag(
+        "Also write events for TensorBoard, if that package is installed.",
+        default=False,
+        role=Role.FREE | Role.NOT_COMPARED,
+    )
+    resume: bool = flag(
+        "Continue the run in --save, or start it if there is none. Flags that are not given are those of the run. Only "
+        "save, data, download, efficient, compile, threads, tensorboard and debug may differ from it, and n_epochs may "
+        "grow. Every further epoch then has the learning rate that it has in a run of the new length.",
+        default=False,
+        role=Role.FREE | Role.NOT_COMPARED,
+    )
+    debug: bool = flag(DEBUG_HELP, default=False, role=Role.FREE | Role.NOT_COMPARED)
+
+    @property
+    def network_settings(self) -> NetworkSettings:
+        """The network that is trained."""
+        return NetworkSettings(
+            network=self.network,
+            depth=self.depth,
+            growth_rate=self.growth_rate,
+            image_size=self.pixels,
+            drop_rate=self.drop_rate,
+            efficient=self.efficient,
+        )
+
+    @property
+    def pixels(self) -> int:
+        """Height and width of the images, once `checked` has filled it in."""
+        assert self.image_size is not None, "settings are checked first"
+        return self.image_size
+
+    @property
+    def title(self) -> str:
+        """The network and the data that it is trained on, in words."""
+        of_folder = self.dataset == "folder" and self.data
+        images = f"folder {plain(self.data.absolute().name)}" if of_folder and self.data else self.dataset
+        return f"{self.network_settings.title} on {images}"
+
+    def checked(self) -> Self:
+        """The same settings with the size of the images, if there is such a network and it can read them.
+
+        Raises:
+            UserError: If not; the message names flag, value and what is allowed.
+        """
+        check_network(self.network, depth=self.depth, growth_rate=self.growth_rate)
+        size = image_size_of(self.network, dataset=self.dataset, image_size=self.image_size)
+        return replace(self, image_size=size)
+
+    def identity(self) -> RunIdentity:
+        """What makes a run of these settings the same run when it goes on."""
+        return RunIdentity(
+            settings=self.plain(),
+            # Runs of older versions had images of the one size of their data set.
+            defaults={**self.defaults(), "image_size": self.image_size},
+            free=self.names(Role.FREE),
+            chosen=self.names(Role.CHOSEN),
+            growing=self.names(Role.GROWING),
+            by_file_name=self.names(Role.FILE_NAME),
+        )
+
+    @classmethod
+    def recorded(cls, flags: Mapping[str, Any], *, folder: Path) -> Self:
+        """The settings that config.json of a run holds. Flags that an older version did not record have their defaults.
+
+        Args:
+            flags: Plain values by name.
+            folder: Folder of the run, wherever it was when they were written down.
+
+        Raises:
+            FireError: If there is no such flag, or it takes no such value.
+            UserError: If there is no such network.
+        """
+        return cls(**(parse_recorded(cls, flags) | {"save": folder})).checked()

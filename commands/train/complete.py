@@ -1,0 +1,40 @@
+"""Flags that other flags of a training run stand for: those of a recipe, a network, or a run that goes on."""
+
+from pathlib import Path
+from typing import Any
+
+from fire.core import FireError
+
+from commands.line.flags import Role, parse_recorded
+from commands.networks import with_flags_of_network
+from commands.recipes import flags_of_recipe
+from commands.settings import TrainSettings
+from train.errors import UserError
+from train.run.acquire import recorded_flags, without_links
+from train.run.names import CONFIG
+
+
+def complete(given: dict[str, Any]) -> dict[str, Any]:
+    """Add the flags that others stand for to the flags that a line names. Flags that are named take precedence.
+
+    Args:
+        given: Typed and checked values by name.
+
+    Raises:
+        UserError: If the run that goes on cannot be read.
+    """
+    given = with_flags_of_network(given) | {"save": without_links(given["save"])}
+    if given.get("resume"):
+        of_run = _flags_of_run(given["save"])
+        open_flags = {name for name in TrainSettings.names(Role.CHOSEN) if given.get(name) is None}
+        given |= {name: value for name, value in of_run.items() if name not in given or name in open_flags}
+    return (flags_of_recipe(given["recipe"]) if given.get("recipe") else {}) | given
+
+
+def _flags_of_run(folder: Path) -> dict[str, Any]:
+    """All flags of the run in a folder, none if there is no run. Flags that it does not record have their defaults."""
+    recorded = recorded_flags(folder)
+    try:
+        return TrainSettings.defaults() | parse_recorded(TrainSettings, recorded) if recorded else {}
+    except FireError as error:
+        raise UserError(f"{folder / CONFIG} cannot be used: {error}") from error

@@ -1,0 +1,67 @@
+"""The data set of a training run, and its batches."""
+
+import torch
+
+from commands.settings import TrainSettings
+from commands.train.checks import check_last_batch
+from data.datasets import DATASETS, load
+from data.loader import make_loaders
+from data.share import Share
+from data.source import Source
+from data.verify import verify_held_out
+from train.engine import Loaders
+from train.errors import UserError
+from train.processes import ProcessGroup
+from train.run.acquire import require_recorded_data
+from train.terminal import Bar
+
+
+def read_dataset(
+    settings: TrainSettings, device: torch.device, processes: ProcessGroup, *, is_new: bool
+) -> tuple[Source, Loaders]:
+    """Read the images of a run, and divide the batches among its processes.
+
+    Args:
+        settings: Settings of the run, its seed among them.
+        device: Device that trains.
+        processes: Processes of the run.
+        is_new: Whether the run has no finished epoch. Otherwise the data must be those that it began with.
+
+    Raises:
+        DataError: If they cannot be read.
+        UserError: If they are not the same in all processes, or not those that the run began with.
+    """
+
+    def read() -> Source:
+        return load(settings.dataset, folder=settings.data, download=settings.download, image_size=settings.pixels)
+
+    source = processes.main_first(read)
+    if processes.world_size > 1 and not processes.all_equal(source.digest()):
+        raise UserError(
+            "the processes of the run do not find the same classes and files in --data; make its copies on all "
+            "machines the same, or let the machines share one"
+        )
+    if not is_new:
+        processes.on_main(require_recorded_data, settings.save, classes=source.classes, sizes=source.sizes())
+    loaders = processes.main_first(lambda: _make_loaders(settings, source, device, processes))
+    check_last_batch(settings, num_images=loaders.train.num_images, num_processes=processes.world_size)
+    if is_new:
+        verify_held_out([loader for loader in (loaders.valid, loaders.test) if loader], bar=Bar)
+    return source, loaders
+
+
+def _make_loaders(settings: TrainSettings, source: Source, device: torch.device, processes: ProcessGroup) -> Loaders:
+    assert settings.augment is not None, "chosen before the data are read"
+    assert settings.seed is not None, "chosen before the data are read"
+    train, valid, test = make_loaders(
+        source,
+        DATASETS[settings.dataset],
+        device,
+        batch_size=settings.batch_size,
+        valid_size=settings.valid_size,
+        augment=settings.augment,
+        seed=settings.seed,
+        share=Share(processes.rank, processes.world_size),
+        limit=settings.limit_batches,
+    )
+    return Loaders(train, valid, test)

@@ -1,0 +1,39 @@
+"""The weights that a run starts from, where --init_weights names a file."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from commands.settings import TrainSettings
+from models import DenseNet, fitting_weights, load_weights, require_finite, weight_places
+from train.errors import UserError
+from train.run.legacy_weights import load_foreign
+
+
+def read_initial_weights(settings: TrainSettings) -> dict[str, Any] | None:
+    """Read the weights of the file. They fit the network of the run, whatever its classes will be; None without a file.
+
+    Raises:
+        UserError: If they are of another network, are not finite, or cannot be read.
+    """
+    if settings.init_weights is None:
+        return None
+    try:
+        weights = load_foreign(settings.init_weights)
+        with torch.device("meta"):  # where a network of any size takes no memory
+            network = settings.network_settings.build(num_classes=1)
+        require_finite(fitting_weights(network, weights, replace_classifier=True)[0])
+    except (ValueError, UserError) as error:
+        raise UserError(f"--init_weights {settings.init_weights} cannot be used: {error}") from error
+    return weights
+
+
+def load_initial_weights(path: Path, weights: Mapping[str, Any], network: DenseNet) -> str:
+    """Put the weights of a file into a network, and return a line about it."""
+    left_out = load_weights(network, weights, replace_classifier=True)
+    taken, *others = (repr(place) for place in weight_places(network, weights))
+    where = f" ({taken}, not {' or '.join(others)})" if others else ""
+    replaced = any(name.startswith("classifier") for name in left_out)
+    return f"Beginning with the weights in {path}{where}" + (" and a new classifier" if replaced else "")

@@ -1,0 +1,134 @@
+"""The steps of a training run, in their order: settings, device, data, network, replicas, fit."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from commands.recipes import describe_altered
+from commands.settings import TrainSettings
+from commands.train.config import config_of
+from commands.train.dataset import read_dataset
+from commands.train.initial_weights import load_initial_weights, read_initial_weights
+from commands.train.tensorboard import Events
+from data.datasets import DATASETS, validation_size
+from data.source import Source
+from models import DenseNet
+from train import runtime
+from train.cpu_contention import watched
+from train.engine import Loaders, Schedule
+from train.engine import fit as fit_replicas
+from train.optim import make_optimizer
+from train.processes import current_group
+from train.replicas import Replicas, replicate, require_devices
+from train.run.checkpoint import Checkpoint
+from train.run.run_folder import RunFolder
+from train.step import Stepper
+from train.terminal import say
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """All that a run reads before it builds its network.
+
+    Attributes:
+        settings: Settings of the run, with all that the program has chosen.
+        device: Device of this process.
+        source: Data set of the run.
+        loaders: Batches of this process.
+        initial_weights: Weights of --init_weights, in the main process of a new run that names a file.
+    """
+
+    settings: TrainSettings
+    device: torch.device
+    source: Source
+    loaders: Loaders
+    initial_weights: dict[str, Any] | None
+
+
+def choose(settings: TrainSettings, folder: RunFolder) -> TrainSettings:
+    """Choose the seed and the augmentation that the settings leave open, and tell the folder what to write."""
+    on_main = current_group().on_main
+    seed = on_main(runtime.draw_seed) if settings.seed is None else settings.seed
+    augment = DATASETS[settings.dataset].augment if settings.augment is None else settings.augment
+    folder.title = f"{settings.title}, seed {seed}"
+    if settings.tensorboard:
+        on_main(lambda: folder.writers.append(Events(folder.held).write))
+    return replace(settings, seed=seed, augment=augment)
+
+
+def read_inputs(settings: TrainSettings, *, is_new: bool) -> Inputs:
+    """Set up this process and its device, and read the data and the initial weights of the run.
+
+    Args:
+        settings: Settings of the run, its seed among them.
+        is_new: Whether the run has no finished epoch.
+
+    Raises:
+        DataError: If the data cannot be read.
+        UserError: If the settings need other devices than there are, or other data or weights than there are.
+    """
+    processes = current_group()
+    runtime.use_threads(settings.threads)
+    device = runtime.pick_device(processes)
+    runtime.be_deterministic()
+    require_devices(device, compile=settings.compile, sync_bn=settings.sync_bn, processes=processes)
+    initial_weights = processes.on_main_only(read_initial_weights, settings) if is_new else None
+    source, loaders = read_dataset(settings, device, processes, is_new=is_new)
+    valid_size = validation_size(source, DATASETS[settings.dataset], settings.valid_size)
+    return Inputs(replace(settings, valid_size=valid_size), device, source, loaders, initial_weights)
+
+
+def build_network(inputs: Inputs, *, is_new: bool) -> DenseNet:
+    """Build the network: with weights that are a function of the seed, or those of --init_weights in a new run."""
+    settings = inputs.settings
+    assert settings.seed is not None, "chosen before"
+    runtime.seed_weights(settings.seed)
+    network = settings.network_settings.build(len(inputs.source.classes))
+    if settings.init_weights and is_new:
+        say(current_group().on_main(load_initial_weights, settings.init_weights, inputs.initial_weights, network))
+    return network
+
+
+def place(network: DenseNet, inputs: Inputs) -> Replicas:
+    """Move the network to its device, and make the replicas that train and evaluate it."""
+    settings = inputs.settings
+    return replicate(
+        runtime.placed(network, inputs.device),
+        inputs.device,
+        precision=settings.precision,
+        compile=settings.compile,
+        sync_bn=settings.sync_bn,
+        processes=current_group(),
+    )
+
+
+def fit(replicas: Replicas, inputs: Inputs, folder: RunFolder, checkpoint: Checkpoint) -> float:
+    """Train until the last epoch, from where the checkpoint stands, and return the test error of the chosen weights.
+
+    Raises:
+        UserError: If the checkpoint is of another network.
+        RunError: If a loss is NaN or infinite, or the folder cannot be written.
+        Stopped: If a signal has come.
+    """
+    settings, loaders, processes = inputs.settings, inputs.loaders, current_group()
+    assert settings.seed is not None, "chosen before"
+    stepper = Stepper(
+        replicas.training,
+        make_optimizer(replicas.network.parameters(), lr=settings.lr, momentum=settings.momentum, wd=settings.wd),
+        runtime.make_scaler(settings.precision, inputs.device),
+        processes=processes,
+        accum_steps=settings.accum_steps,
+        label_smoothing=settings.label_smoothing,
+    )
+    device = runtime.describe_device(inputs.device, processes)
+    config = config_of(settings, replicas.network, inputs.source, device=device)
+    folder.write_config(config)
+    say(f"{folder.title}: {config['parameters']:,} parameters, {device}")
+    notes = [describe_altered(settings.plain()), *inputs.source.notes, loaders.describe(limit=settings.limit_batches)]
+    say(*filter(None, notes))
+    if checkpoint.epoch:
+        say(f"Resuming after epoch {checkpoint.epoch}.")
+    schedule = Schedule(settings.n_epochs, settings.lr, settings.lr_schedule, settings.warmup_epochs)
+    with watched(inputs.device):
+        return fit_replicas(replicas, stepper, loaders, folder, checkpoint, schedule=schedule, seed=settings.seed)
