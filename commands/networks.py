@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from commands.line.types import Range
-from models.imagenet import IMAGENET_NETWORKS
+from models import IMAGENET_NETWORKS
 from train.errors import UserError
 
 if TYPE_CHECKING:
@@ -66,10 +66,11 @@ class NetworkSettings:
 
     def build(self, num_classes: int) -> "DenseNet":
         """Build the network, with fresh weights."""
-        from models import densenet_bc, densenet_plain  # torch takes seconds to import
+        from models import densenet_bc, densenet_imagenet, densenet_plain  # torch takes seconds to import
 
         if not self.has_depth:
-            return IMAGENET_NETWORKS[self.network].build(
+            return densenet_imagenet(
+                self.network,
                 num_classes=num_classes,
                 drop_rate=self.drop_rate,
                 drop_where=self.drop_where,

@@ -1,8 +1,28 @@
-"""DenseNets in plain PyTorch: this folder imports torch only and can be copied into another project."""
+"""DenseNets in plain PyTorch: this folder imports torch only and can be copied into another project.
 
-from .densenet import DROP_PLACES, STRATEGIES, DenseNet, densenet_bc, densenet_plain
-from .imagenet import IMAGENET_NETWORKS, densenet121, densenet161, densenet169, densenet201, densenet264
-from .weights import fitting_weights, load_weights, require_finite, torchvision_names, weight_places
+torch is imported when a name is first used, so that a program that only lists the networks starts at once.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .imagenet import IMAGENET_NETWORKS
+
+if TYPE_CHECKING:
+    from .densenet import (
+        DROP_PLACES,
+        STRATEGIES,
+        DenseNet,
+        densenet121,
+        densenet161,
+        densenet169,
+        densenet201,
+        densenet264,
+        densenet_bc,
+        densenet_imagenet,
+        densenet_plain,
+    )
+    from .weights import fitting_weights, load_weights, require_finite, torchvision_names, weight_places
 
 __all__ = [
     "DROP_PLACES",
@@ -15,6 +35,7 @@ __all__ = [
     "densenet201",
     "densenet264",
     "densenet_bc",
+    "densenet_imagenet",
     "densenet_plain",
     "fitting_weights",
     "load_weights",
@@ -22,3 +43,16 @@ __all__ = [
     "torchvision_names",
     "weight_places",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if not name.startswith("_"):
+        modules = [import_module(f".{module}", __name__) for module in ("densenet", "weights")]
+        for names in (globals(), *map(vars, modules)):  # the first holds submodules that are imported by now
+            if name in names:
+                return names[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -8,12 +8,14 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from math import sqrt
 from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .buffer import BUFFER_STRATEGIES
 from .features import Features, averages_of
+from .imagenet import IMAGENET_NETWORKS
 from .layers import DenseBlock, Transition
 
 # How a network finds in the backward pass what it computed in the forward pass; see DenseNet.
@@ -234,3 +236,41 @@ def _is_count(value: object) -> bool:
 def _require(condition: bool, name: str, value: object, allowed: str) -> None:
     if not condition:
         raise ValueError(f"{name} is {value!r}, but must be {allowed}")
+
+
+def densenet_imagenet(name: str, num_classes: int = 1000, **settings: Any) -> DenseNet:
+    """Build a network of IMAGENET_NETWORKS."""
+    network = IMAGENET_NETWORKS[name]
+    return DenseNet(
+        growth_rate=network.growth_rate,
+        block_config=network.block_config,
+        num_init_features=2 * network.growth_rate,
+        num_classes=num_classes,
+        small_inputs=False,
+        **{"efficient": True, **settings},
+    )
+
+
+def densenet121(num_classes: int = 1000, **settings: Any) -> DenseNet:
+    """Build DenseNet-121 (k = 32), which has 7,978,856 parameters for 1,000 classes; settings as above."""
+    return densenet_imagenet("densenet121", num_classes, **settings)
+
+
+def densenet169(num_classes: int = 1000, **settings: Any) -> DenseNet:
+    """Build DenseNet-169 (k = 32), which has 14,149,480 parameters for 1,000 classes; settings as above."""
+    return densenet_imagenet("densenet169", num_classes, **settings)
+
+
+def densenet201(num_classes: int = 1000, **settings: Any) -> DenseNet:
+    """Build DenseNet-201 (k = 32), which has 20,013,928 parameters for 1,000 classes; settings as above."""
+    return densenet_imagenet("densenet201", num_classes, **settings)
+
+
+def densenet161(num_classes: int = 1000, **settings: Any) -> DenseNet:
+    """Build DenseNet-161 (k = 48), which has 28,681,000 parameters for 1,000 classes; settings as above."""
+    return densenet_imagenet("densenet161", num_classes, **settings)
+
+
+def densenet264(num_classes: int = 1000, **settings: Any) -> DenseNet:
+    """Build DenseNet-264 (k = 32), which has 33,337,704 parameters for 1,000 classes; settings as above."""
+    return densenet_imagenet("densenet264", num_classes, **settings)

@@ -1,6 +1,5 @@
 """What the README tells a user to type, and what it says of the flags."""
 
-import inspect
 import math
 import os
 import re
@@ -12,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import demo
-from commands.line.bind import choose, defaults_of
-from commands.networks import check_network, image_size_of
+from commands.line.bind import choose
+from commands.program import read_settings
 from commands.recipes import PAPER
 from commands.train.checks import check_training
 from tests.support.application import ROOT, read_results, run_here
@@ -74,26 +73,24 @@ def command_of(line):
     return choose(demo.COMMANDS, words_of(line), name="demo.py")[0]
 
 
-def given_by(line):
-    return demo._bind(*choose(demo.COMMANDS, words_of(line), name="demo.py"), "demo.py")
+def settings_of(line):
+    name, words = choose(demo.COMMANDS, words_of(line.replace("<folder>", "folder")), name="demo.py")
+    return read_settings(demo.COMMANDS[name], words, name="demo.py", commands=demo.COMMANDS)
 
 
 def test_every_command_line_in_it_is_accepted():
     assert len(LINES) >= 27
     for line in LINES:
-        given = given_by(line.replace("<folder>", "folder"))
-        assert command_of(line) in ("benchmark", "check", "compare") or "save" in given
+        assert command_of(line) in ("benchmark", "check", "compare") or settings_of(line).save
 
 
 @pytest.mark.parametrize("line", [line for line in LINES if command_of(line) == "train"])
 def test_the_flags_of_each_training_line_go_together(line, monkeypatch):
     for installed in ("require_compiler", "require_tensorboard"):  # of the machine, not of the line
         monkeypatch.setattr(f"commands.train.checks.{installed}", lambda *_: None)
-    flags = defaults_of(demo.train) | given_by(line.replace("<folder>", "folder"))
-    check_network(flags["network"], depth=flags["depth"], growth_rate=flags["growth_rate"])
-    image_size_of(flags["network"], dataset=flags["dataset"], image_size=flags["image_size"])
     processes = math.prod(map(int, re.findall(r"--n\w+=(\d+)", line.partition(" demo.py")[0])))
-    check_training(flags, num_processes=processes, is_launched=line.startswith("torchrun"))
+    settings = settings_of(line).checked()
+    check_training(settings, num_processes=processes, is_launched=line.startswith("torchrun"))
 
 
 def runs_here(line):
@@ -110,7 +107,7 @@ def test_training_lines_train(line, tmp_path, server, monkeypatch):
     else:
         make_cifar10(tmp_path / "data", 100, 50, monkeypatch=monkeypatch)
     words = words_of(line.replace("--data <folder>", "--data data").replace("--save <folder>", "--save run"))
-    n_epochs = given_by(line).get("warmup_epochs", 0) + 1
+    n_epochs = settings_of(line).warmup_epochs + 1
     more = {flag: value for flag, value in (SMALL | {"n_epochs": n_epochs}).items() if f"--{flag}" not in words}
     assert run_here(*words, *(f"--{flag}={value}" for flag, value in more.items())) == 0
     assert read_results(tmp_path / "run")[-1]["test_error"] != ""
@@ -144,15 +141,13 @@ def test_all_commands_have_a_section():
 
 
 @pytest.mark.parametrize(("name", "heading"), HEADINGS.items())
-def test_its_tables_of_flags_are_the_signatures(name, heading):
-    text, function = section(heading), demo.COMMANDS[name]
+def test_its_tables_of_flags_are_the_settings(name, heading):
+    text, flags = section(heading), demo.COMMANDS[name].settings.flags().values()
     rows = re.findall(r"^\| `--(\w+)` \| (?:`([^`]*)`|(required)) \|", text, re.MULTILINE)
     documented = {flag: "required" if required else default for flag, default, required in rows}
     assert len(documented) == len(rows)
     actual = {
-        flag: "required" if parameter.default is inspect.Parameter.empty else as_typed(parameter.default)
-        for flag, parameter in inspect.signature(function).parameters.items()
-        if parameter.kind is not inspect.Parameter.VAR_POSITIONAL
+        flag.name: "required" if flag.is_required else as_typed(flag.default) for flag in flags if not flag.takes_words
     }
     assert documented == actual
 

@@ -7,6 +7,7 @@ import pty
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,20 +15,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import demo
-from commands.line import bind as flags
+from commands.line.bind import HELP_WORDS, bind, choose
+from commands.line.flags import Command
+from commands.settings import TrainSettings
 from tests.support.application import ROOT, command, run_apart
 
-WORDS, FLAGS = ({name: [*flags.parameters_of(run)[i]] for name, run in demo.COMMANDS.items()} for i in range(2))
+FIELDS = {name: command.settings.flags() for name, command in demo.COMMANDS.items()}
+FLAGS = {name: [flag.name for flag in fields.values() if not flag.takes_words] for name, fields in FIELDS.items()}
+WORDS = {name: [flag.name for flag in fields.values() if flag.takes_words] for name, fields in FIELDS.items()}
 
 
 def required(command: str) -> set[str]:
-    """What a line must name: flags without a default, and words where the command takes some."""
-    parameters = inspect.signature(demo.COMMANDS[command]).parameters.items()
-    return {name for name, parameter in parameters if parameter.default is inspect.Parameter.empty}
+    """Flags that a line must name, and words where the command takes some."""
+    return {flag.name for flag in FIELDS[command].values() if flag.is_required}
 
 
-def bind(*words: str) -> dict:
-    return flags.bind(demo.train, [*words], name="demo.py")
+def bound(*words: str) -> dict:
+    return bind(demo.COMMANDS["train"], [*words], name="demo.py")
 
 
 @pytest.mark.parametrize(
@@ -51,7 +55,7 @@ def bind(*words: str) -> dict:
     ],
 )
 def test_line_is_bound_as_a_user_means_it(words, expected):
-    assert bind(*words) == {"save": Path("s"), **expected}
+    assert bound(*words) == {"save": Path("s"), **expected}
 
 
 @pytest.mark.parametrize(
@@ -66,12 +70,12 @@ def test_line_is_bound_as_a_user_means_it(words, expected):
     ],
 )
 def test_the_first_word_chooses_the_command_unless_it_is_a_flag(words, expected):
-    assert flags.choose(demo.COMMANDS, words, name="demo.py") == expected
+    assert choose(demo.COMMANDS, words, name="demo.py") == expected
 
 
 def test_save_is_a_path_whatever_it_looks_like():
     for name in ("123", "1e3", "True", "./None", "a=b"):
-        assert bind(f"--save={name}") == {"save": Path(name)}
+        assert bound(f"--save={name}") == {"save": Path(name)}
 
 
 REFUSED = [
@@ -88,10 +92,10 @@ REFUSED = [
     (["--save=s", "-depth", "10"], "unknown flag '-depth'; did you mean --depth?"),
     (["--save=s", "--no-depth"], "unknown flag '--no-depth'; did you mean --depth?"),
     (["--save=s", "--no-efficient=True"], "--no-efficient takes no value; write --efficient=True or --efficient=False"),
-    (["--save=s", "--no-efficient", "True"], "stray word 'True': values belong behind a flag"),
-    (["--save=s", "train"], "stray word 'train': values belong behind a flag"),
-    (["train", "s"], "stray word 's': values belong behind a flag"),
-    (["train", "train", "--save=s"], "stray word 'train': values belong behind a flag"),
+    (["--save=s", "--no-efficient", "True"], "stray word 'True': values must follow a flag"),
+    (["--save=s", "train"], "stray word 'train': values must follow a flag"),
+    (["train", "s"], "stray word 's': values must follow a flag"),
+    (["train", "train", "--save=s"], "stray word 'train': values must follow a flag"),
     (["s"], "unknown command 's'; the commands are train, "),
     (["", "--save=s"], "unknown command ''; the commands are train, "),
     (["trian", "--save=s"], "unknown command 'trian'; did you mean train?"),
@@ -228,20 +232,22 @@ def test_help_holds_every_word_of_the_docstring_and_every_default(name):
     page = subprocess.run(command(name, "--help"), capture_output=True, text=True).stdout
     assert page.startswith(f"NAME\n    demo.py {name} - ")
     words = set(re.findall(r"\S+", page))
-    documented = inspect.getdoc(demo.COMMANDS[name]).replace("Args:\n", "")
-    documented = re.sub(r"(?m)^    \w+: ", "", documented)
-    assert set(re.findall(r"\S+", documented)) - words == set()
-    for flag, parameter in inspect.signature(demo.COMMANDS[name]).parameters.items():
-        assert (f"--{flag}={flag.upper()}" if flag in FLAGS[name] else f"{flag.upper()} ...") in page
-        if parameter.default is not inspect.Parameter.empty:
-            assert f"Default {parameter.default}." in page
+    texts = [inspect.getdoc(demo.COMMANDS[name].run), *(flag.help for flag in FIELDS[name].values())]
+    assert {word for text in texts for word in text.split()} - words == set()
+    for flag in FIELDS[name].values():
+        assert flag.help
+        assert (f"{flag.name.upper()} ..." if flag.takes_words else f"--{flag.name}={flag.name.upper()}") in page
+        if not flag.is_required:
+            assert f"Default {flag.default}." in page
 
 
 def test_help_names_all_commands_with_their_first_lines():
     for words in (["--help"], ["benchmark", "--help"]):
         page = subprocess.run(command(*words), capture_output=True, text=True).stdout
         commands = " ".join(page.partition("\nCOMMANDS\n")[2].split())
-        lines = [f"{name} [--help] {inspect.getdoc(run).splitlines()[0]}" for name, run in demo.COMMANDS.items()]
+        lines = [
+            f"{name} [--help] {inspect.getdoc(command.run).splitlines()[0]}" for name, command in demo.COMMANDS.items()
+        ]
         assert commands == " ".join([f"{lines[0]} The word may be left out.", *lines[1:]])
 
 
@@ -284,7 +290,7 @@ def test_torch_is_not_imported_before_the_line_is_known_to_be_good():
 
 
 def test_defaults_are_those_of_the_mission():
-    defaults = {name: parameter.default for name, parameter in inspect.signature(demo.train).parameters.items()}
+    defaults = TrainSettings.defaults()
     expected = {"depth": 40, "growth_rate": 12, "n_epochs": 300, "batch_size": 256, "seed": None}
     expected |= {"lr": 0.1, "momentum": 0.9, "wd": 1e-4, "drop_rate": 0, "valid_size": None, "efficient": True}
     assert {name: defaults[name] for name in expected} == expected
@@ -293,23 +299,23 @@ def test_defaults_are_those_of_the_mission():
 def outcome(argv: list[str]) -> dict | int:
     """What a whole line is bound to, or the exit code. No command is called, whatever the line is."""
     try:
-        name, words = flags.choose(demo.COMMANDS, argv, name="demo.py")
-        return flags.bind(demo.COMMANDS[name], words, name="demo.py", commands=demo.COMMANDS)
+        name, words = choose(demo.COMMANDS, argv, name="demo.py")
+        return bind(demo.COMMANDS[name], words, name="demo.py", commands=demo.COMMANDS)
     except SystemExit as stop:
         return stop.code
 
 
 @given(st.data(), st.sampled_from([*demo.COMMANDS]), st.text(max_size=30), st.booleans())
-def test_any_text_behind_any_flag_is_bound_or_refused(data, command, text, joined):
+def test_any_text_after_any_flag_is_bound_or_refused(data, command, text, joined):
     flag = data.draw(st.sampled_from(FLAGS[command]))
     words = [f"--{flag}={text}"] if joined else [f"--{flag}", text]
     others = required(command) - {flag}
     line = [name if name in WORDS[command] else f"--{name}=s" for name in others]
-    bound = outcome([command, *line, *words])
-    if text in flags.HELP_WORDS and not joined:
-        assert bound == 0
+    result = outcome([command, *line, *words])
+    if text in HELP_WORDS and not joined:
+        assert result == 0
     else:
-        assert bound == 2 or set(bound) == {flag, *others}
+        assert result == 2 or set(result) == {flag, *others}
 
 
 ANY_TEXT = st.text(st.characters(), max_size=20)  # half characters too, as names of files have them
@@ -326,12 +332,12 @@ ANY_WORD = st.one_of(
 
 @given(st.lists(ANY_WORD, max_size=8))
 def test_any_list_of_words_is_bound_or_refused(argv):
-    bound = outcome(argv)
-    if any(word in flags.HELP_WORDS for word in argv):
-        assert bound in (0, 2)
-    elif bound != 2:
+    result = outcome(argv)
+    if any(word in HELP_WORDS for word in argv):
+        assert result in (0, 2)
+    elif result != 2:
         command = argv[0] if argv[0] in demo.COMMANDS else "train"
-        assert required(command) <= set(bound) <= {*FLAGS[command], *WORDS[command]}
+        assert required(command) <= set(result) <= {*FLAGS[command], *WORDS[command]}
 
 
 @given(st.lists(ANY_WORD, max_size=8))
@@ -339,20 +345,20 @@ def test_any_list_of_words_runs_one_command_or_ends_with_exit_code_2(argv):
     called = []
     code = None
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo, "COMMANDS", {name: recording(run, called) for name, run in demo.COMMANDS.items()})
+        patch.setattr(demo, "COMMANDS", {name: recording(it, called) for name, it in demo.COMMANDS.items()})
         try:
             demo.main(argv)
         except SystemExit as stop:
             code = stop.code
     assert (code, len(called)) in [(None, 1), (2, 0), (0, 0)]
-    assert code != 0 or any(word in flags.HELP_WORDS for word in argv)
+    assert code != 0 or any(word in HELP_WORDS for word in argv)
 
 
-def recording(command, called):
-    """A stand-in for a command, with its signature."""
+def recording(command: Command, called: list) -> Command:
+    """A command that does nothing but keep its settings."""
 
-    @functools.wraps(command)
-    def record(*words, **given):
-        called.append((words, given))
+    @functools.wraps(command.run)
+    def record(settings):
+        called.append(settings)
 
-    return record
+    return replace(command, run=record)

@@ -1,6 +1,7 @@
 """Memory that runs out: which errors say so, and the line that each command makes of them."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ import torch
 from PIL import Image
 
 from commands.export.exporters import EXPORTERS
-from commands.memory import explained
+from commands.memory import advice_for_training, memory_explained, smaller_batch
+from commands.settings import TrainSettings
 from data import images, loader
 from data.source import Split
 from tests.support.application import SMALL, assert_refused, everything_in, run_here
@@ -53,7 +55,7 @@ def test_other_errors_are_none(error, expected):
 
 
 def test_other_failures_stay_what_they_are():
-    with pytest.raises(RuntimeError, match="shapes differ"), explained({"batch_size": 4}):
+    with pytest.raises(RuntimeError, match="shapes differ"), memory_explained(smaller_batch(4)):
         raise RuntimeError("shapes differ")
 
 
@@ -146,7 +148,7 @@ def test_a_run_that_has_begun_says_where_it_stands_too(tmp_path, monkeypatch, ca
     ],
 )
 def test_the_advice_is_of_the_run(changed, advice, tmp_path):
-    flags = {"network": "densenet_bc", "depth": 40, "growth_rate": 12, "image_size": 32}
-    flags |= {"batch_size": 8, "accum_steps": 2, "efficient": True, **changed}
-    with pytest.raises(RunError, match=advice), explained(flags, tmp_path):
+    settings = TrainSettings(save=tmp_path, image_size=32, batch_size=8, accum_steps=2)
+    advice_of_run = partial(advice_for_training, replace(settings, **changed))
+    with pytest.raises(RunError, match=advice), memory_explained(advice_of_run):
         take_all()

@@ -2,9 +2,12 @@
 
 import json
 from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from commands.settings import TrainSettings
 from commands.train.checks import check_last_batch
 from tests.support.application import SMALL, assert_same_run, read_results, run_here
 from train import engine
@@ -137,11 +140,11 @@ def test_what_does_not_go_together_is_refused_before_anything_is_done(words, mes
 
 @pytest.mark.parametrize(("num_images", "is_fine"), [(64, True), (68, True), (67, False), (3, False)])
 def test_norm_layers_of_all_processes_need_an_image_in_each_part(num_images, is_fine):
-    flags = {"sync_bn": True, "batch_size": 32, "accum_steps": 2}
+    settings = TrainSettings(save=Path("s"), sync_bn=True, batch_size=32, accum_steps=2)
     allowed = nullcontext() if is_fine else pytest.raises(UserError, match="the last batch has 3 for 4 parts")
     with allowed:
-        check_last_batch(flags, num_images=num_images, num_processes=2)
-    check_last_batch(flags | {"sync_bn": False}, num_images=num_images, num_processes=2)
+        check_last_batch(settings, num_images=num_images, num_processes=2)
+    check_last_batch(replace(settings, sync_bn=False), num_images=num_images, num_processes=2)
 
 
 def test_tensorboard_that_is_not_installed_is_named(tmp_path, monkeypatch, capsys):

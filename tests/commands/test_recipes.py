@@ -1,14 +1,15 @@
 """The paper's table: networks of its size, and its recipe in every cell."""
 
-import inspect
 import json
 
 import pytest
 from torch import nn
 
 import demo
-from commands.networks import FIXED, check_network
+from commands.line.bind import bind
 from commands.recipes import COLUMNS, NETWORKS, PAPER, altered_flags, describe_altered, flags_of_recipe
+from commands.settings import TrainSettings
+from models import IMAGENET_NETWORKS
 from models.layers import Transition
 from tests.support.application import SMALL, run_here
 from tests.support.synthetic_runs import make_run
@@ -35,10 +36,14 @@ HELD_OUT = {"cifar10": 0, "cifar100": 0, "svhn": 6000}
 DATA = {"c10": "cifar10", "c10+": "cifar10", "c100": "cifar100", "c100+": "cifar100", "svhn": "svhn"}
 
 
-def bound(recipe, *words):
-    """All flags of a training run with a recipe."""
-    defaults = {name: parameter.default for name, parameter in inspect.signature(demo.train).parameters.items()}
-    return {**defaults, **demo._bind("train", ["--save=s", f"--recipe={recipe}", *words], "demo.py")}
+def bound(*words):
+    """Settings of a training run."""
+    train = demo.COMMANDS["train"]
+    return TrainSettings(**train.complete(bind(train, ["--save=s", *words], name="demo.py")))
+
+
+def with_recipe(recipe, *words):
+    return bound(f"--recipe={recipe}", *words)
 
 
 def test_there_is_a_recipe_for_each_cell_that_the_paper_fills():
@@ -50,28 +55,27 @@ def test_there_is_a_recipe_for_each_cell_that_the_paper_fills():
 
 
 @pytest.mark.parametrize("recipe", PAPER)
-def test_its_flags_are_the_paper_s(recipe):
+def test_its_settings_are_the_paper_s(recipe):
     row, _, column = recipe.rpartition("-")
     kind, depth, growth_rate = row.rsplit("-", 2)
     dataset, is_augmented = DATA[column], column.endswith("+")
-    flags = bound(recipe)
-    assert flags["network"] == {"densenet": "densenet", "densenet-bc": "densenet_bc"}[kind]
-    assert (flags["depth"], flags["growth_rate"]) == (int(depth), int(growth_rate))
-    assert (flags["dataset"], flags["augment"]) == (dataset, is_augmented)
-    assert flags["drop_rate"] == (0 if is_augmented else 0.2)
-    assert (flags["n_epochs"], flags["valid_size"]) == (EPOCHS[dataset], HELD_OUT[dataset])
-    assert (flags["batch_size"], flags["accum_steps"]) == (64, 1)
-    assert (flags["lr"], flags["lr_schedule"], flags["warmup_epochs"]) == (0.1, "step", 0)
-    assert (flags["momentum"], flags["wd"], flags["label_smoothing"]) == (0.9, 1e-4, 0)
-    assert (flags["precision"], flags["init_weights"], flags["limit_batches"]) == ("fp32", None, None)
+    settings = with_recipe(recipe)
+    assert settings.network == {"densenet": "densenet", "densenet-bc": "densenet_bc"}[kind]
+    assert (settings.depth, settings.growth_rate) == (int(depth), int(growth_rate))
+    assert (settings.dataset, settings.augment) == (dataset, is_augmented)
+    assert settings.drop_rate == (0 if is_augmented else 0.2)
+    assert (settings.n_epochs, settings.valid_size) == (EPOCHS[dataset], HELD_OUT[dataset])
+    assert (settings.batch_size, settings.accum_steps) == (64, 1)
+    assert (settings.lr, settings.lr_schedule, settings.warmup_epochs) == (0.1, "step", 0)
+    assert (settings.momentum, settings.wd, settings.label_smoothing) == (0.9, 1e-4, 0)
+    assert (settings.precision, settings.init_weights, settings.limit_batches) == ("fp32", None, None)
 
 
 @pytest.mark.parametrize("recipe", PAPER)
 def test_its_network_has_the_paper_s_number_of_parameters(recipe):
     row, _, column = recipe.rpartition("-")
     num_classes = 100 if column.startswith("c100") else 10
-    flags = {**bound(recipe), "image_size": 32}
-    network = demo._build(flags, num_classes=num_classes)
+    network = with_recipe(recipe).checked().network_settings.build(num_classes)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     assert EXACT.get((row, num_classes), parameters) == parameters
     if num_classes == 10:
@@ -80,16 +84,16 @@ def test_its_network_has_the_paper_s_number_of_parameters(recipe):
 
 @pytest.mark.parametrize(("recipe", "rate"), [("densenet-40-12-c10", 0.2), ("densenet-bc-100-12-c10+", 0)])
 def test_dropout_is_where_the_paper_has_it(recipe, rate):
-    network = demo._build({**bound(recipe), "image_size": 32}, num_classes=10)
+    network = with_recipe(recipe).checked().network_settings.build(10)
     layers = [module for module in network.modules() if hasattr(module, "drop_rate")]
     assert {layer.drop_rate for layer in layers} == {rate}
 
 
 @pytest.mark.parametrize("recipe", ["densenet-bc-100-12-c10", "densenet-bc-100-12-c10+", "densenet-40-12-svhn"])
 def test_every_convolution_but_the_first_has_its_dropout(recipe):
-    flags = {**bound(recipe), "image_size": 32}
-    network = demo._build(flags, num_classes=10)
-    assert set(dropout_rates(network)) == {flags["drop_rate"]}
+    settings = with_recipe(recipe).checked()
+    network = settings.network_settings.build(10)
+    assert set(dropout_rates(network)) == {settings.drop_rate}
     convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
     assert len(dropout_rates(network)) == len(convolutions) - 1
 
@@ -107,18 +111,20 @@ def dropout_rates(network):
 
 
 def test_flags_beside_a_recipe_win():
-    flags = bound("densenet-bc-100-12-c10+", "--batch_size=32", "--depth", "40", "--no-augment")
-    assert (flags["batch_size"], flags["depth"], flags["augment"]) == (32, 40, False)
-    assert (flags["growth_rate"], flags["n_epochs"]) == (12, 300)
-    flags = bound("densenet-bc-100-12-c10+", "--valid_size=None", "--network=densenet121")
-    assert (flags["valid_size"], flags["network"], flags["depth"]) == (None, "densenet121", 121)
+    settings = with_recipe("densenet-bc-100-12-c10+", "--batch_size=32", "--depth", "40", "--no-augment")
+    assert (settings.batch_size, settings.depth, settings.augment) == (32, 40, False)
+    assert (settings.growth_rate, settings.n_epochs) == (12, 300)
+    settings = with_recipe("densenet-bc-100-12-c10+", "--valid_size=None", "--network=densenet121")
+    assert (settings.valid_size, settings.network, settings.depth) == (None, "densenet121", 121)
 
 
 @pytest.mark.parametrize("recipe", PAPER)
 def test_a_recipe_alone_is_not_altered(recipe):
-    flags = bound(recipe, "--threads=1", "--efficient=naive", "--seed=5", "--compile", "--data=d", "--tensorboard")
-    assert altered_flags(flags) == {}
-    assert describe_altered(flags) is None
+    settings = with_recipe(
+        recipe, "--threads=1", "--efficient=naive", "--seed=5", "--compile", "--data=d", "--tensorboard"
+    )
+    assert altered_flags(settings.plain()) == {}
+    assert describe_altered(settings.plain()) is None
 
 
 @pytest.mark.parametrize(
@@ -135,12 +141,12 @@ def test_a_recipe_alone_is_not_altered(recipe):
         (["--label_smoothing=0.1"], "--label_smoothing 0.1 (recipe: 0.0)"),
         (["--accum_steps=2", "--precision=bf16"], "--accum_steps 2 (recipe: 1), --precision bf16 (recipe: fp32)"),
         (["--limit_batches=3"], "--limit_batches 3 (recipe: None)"),
-        (["--init_weights=a\x1b[31m.pt"], "--init_weights a\\x1b[31m.pt (recipe: None)"),
+        (["--init_weights=/a\x1b[31m.pt"], "--init_weights /a\\x1b[31m.pt (recipe: None)"),
     ],
 )
 def test_what_other_flags_altered_is_said(words, line):
-    flags = bound("densenet-bc-100-12-c10+", *words)
-    assert describe_altered(flags) == f"--recipe densenet-bc-100-12-c10+: altered by {line}"
+    settings = with_recipe("densenet-bc-100-12-c10+", *words)
+    assert describe_altered(settings.plain()) == f"--recipe densenet-bc-100-12-c10+: altered by {line}"
 
 
 @pytest.mark.parametrize("flags", [{}, {"recipe": None}, {"recipe": "of-mine", "depth": 1}, {"recipe": 7}])
@@ -183,19 +189,17 @@ def test_compare_tells_altered_recipes_from_whole_ones(tmp_path, monkeypatch, ca
 
 
 def test_recipes_name_flags_that_exist():
-    flags = inspect.signature(demo.train).parameters
     for recipe in PAPER:
-        assert flags_of_recipe(recipe).keys() <= flags.keys()
+        assert flags_of_recipe(recipe).keys() <= TrainSettings.flags().keys()
     assert {f"{row}-{column}" for row in NETWORKS for column in COLUMNS} >= PAPER.keys()
 
 
-@pytest.mark.parametrize("name", FIXED)
+@pytest.mark.parametrize("name", IMAGENET_NETWORKS)
 def test_networks_of_a_fixed_depth_are_what_their_names_say(name):
-    given = demo._bind("train", ["--save=s", f"--network={name}"], "demo.py")
-    depth, growth_rate = given["depth"], given["growth_rate"]
+    settings = bound(f"--network={name}", "--dataset=folder").checked()
+    depth, growth_rate = settings.depth, settings.growth_rate
     assert name == f"densenet{depth}"
-    check_network(name, depth=depth, growth_rate=growth_rate)
-    network = demo._build({"network": name, "drop_rate": 0, "efficient": True}, num_classes=10)
+    network = settings.network_settings.build(10)
     layers = [len([*block.children()]) for name, block in network.features.named_children() if "block" in name]
     if depth == 264:  # the paper's blocks make one more
         depth += 1

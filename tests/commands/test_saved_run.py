@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import demo
 from commands.saved_run import read_saved_run
 from tests.support.run_preparations import put
 from train.errors import UserError
@@ -39,16 +38,12 @@ def put_config(folder: Path, content: object) -> Path:
     return folder
 
 
-def read(folder: Path):
-    return read_saved_run(folder, command=demo.train)
-
-
 def test_values_are_typed_and_missing_flags_have_their_defaults(tmp_path):
-    run = read(put_config(tmp_path, CONFIG))
+    run = read_saved_run(put_config(tmp_path, CONFIG))
     assert run.path == tmp_path
-    assert (run.flags["depth"], run.flags["growth_rate"], run.flags["lr"], run.flags["seed"]) == (16, 3, 0.05, 7)
-    assert run.flags["save"] == Path("runs/a")
-    assert (run.flags["n_epochs"], run.flags["efficient"]) == (300, True)
+    assert (run.settings.depth, run.settings.growth_rate, run.settings.lr, run.settings.seed) == (16, 3, 0.05, 7)
+    assert run.settings.save == tmp_path  # wherever it was when the run began
+    assert (run.settings.n_epochs, run.settings.efficient) == (300, True)
     assert run.classes == ("cat", "dög", "")
     assert (run.mean, run.std) == ((0.5, 0.0, 1.0), (0.25, 1.0, 0.5))
     assert {type(number) for number in run.mean + run.std} == {float}
@@ -56,11 +51,11 @@ def test_values_are_typed_and_missing_flags_have_their_defaults(tmp_path):
 
 
 def test_a_required_flag_may_be_missing(tmp_path):
-    assert "save" not in read(put_config(tmp_path, CONFIG | {"flags": {}})).flags
+    assert read_saved_run(put_config(tmp_path, CONFIG | {"flags": {}})).settings.save == tmp_path
 
 
 def test_the_origin_is_plain_and_names_no_folder(tmp_path):
-    origin = read(put_config(tmp_path, CONFIG)).origin()
+    origin = read_saved_run(put_config(tmp_path, CONFIG)).origin()
     assert json.loads(json.dumps(origin)) == origin
     assert origin["flags"]["depth"] == 16
     assert {"save", "data", "resume", "debug"} & origin["flags"].keys() == set()
@@ -121,7 +116,7 @@ REFUSED = {
 def test_a_config_that_is_not_a_runs_is_refused_in_one_short_line(case, tmp_path):
     content, message = REFUSED[case]
     with pytest.raises(UserError, match=re.escape(message)) as refusal:
-        read(put_config(tmp_path, content))
+        read_saved_run(put_config(tmp_path, content))
     assert str(refusal.value).startswith(str(tmp_path / "config.json"))
     assert "\n" not in str(refusal.value)
     assert len(str(refusal.value)) < 2000
@@ -139,11 +134,11 @@ def test_what_is_no_run_is_refused(tmp_path):
         "x" * 300: "cannot be read: File name too long",
     }.items():
         with pytest.raises(UserError, match=message):
-            read(tmp_path / name)
+            read_saved_run(tmp_path / name)
 
 
 def test_weights_are_read_only_when_they_are_asked_for(tmp_path):
-    run = read(put_config(tmp_path, CONFIG))
+    run = read_saved_run(put_config(tmp_path, CONFIG))
     with pytest.raises(UserError, match=r"model.pt cannot be read: No such file"):
         run.weights()
     (tmp_path / "model.pt").write_bytes(b"mine")

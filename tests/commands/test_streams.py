@@ -10,8 +10,11 @@ import sys
 import pytest
 
 import demo
-from commands.line import bind as flags
+from commands.line.bind import bind
+from commands.line.flags import Command, Settings, flag, settings
 from commands.line.help import NO_TEXT, docstring_of
+from commands.provenance import VERSION
+from commands.settings import TrainSettings
 from tests.support.application import ROOT, SMALL, command, read_results, run_here
 from tests.support.synthetic_images import encoded, picture, write
 from train.run.run_folder import FILES
@@ -68,20 +71,24 @@ def test_help_needs_no_docstrings_and_no_path_of_the_program(tmp_path):
     line = [sys.executable, "-OO", str(ROOT / "demo.py"), "predict", "--help"]
     result = started(*line, folder=tmp_path, PYTHONSAFEPATH="1", COLUMNS="70")
     assert (result.returncode, result.stderr) == (0, "")
-    words = {*result.stdout.split(), "Args:", *(f"{flag}:" for flag in inspect.signature(demo.predict).parameters)}
-    assert set(inspect.getdoc(demo.predict).split()) <= words
+    assert {*inspect.getdoc(demo.COMMANDS["predict"].run).split()} <= {*result.stdout.split()}
     assert 60 < max(map(len, result.stdout.splitlines())) <= 70
 
 
 def test_a_text_that_is_nowhere_is_said_to_be_missing(capsys):
-    exec("def look(*, save: bool): pass", namespace := {})
+    exec("def look(settings): pass", namespace := {})
     assert docstring_of(namespace["look"]) == NO_TEXT
+
+    @settings
+    class LookSettings(Settings):
+        save: bool = flag("Whether to save.")
+
     with pytest.raises(SystemExit) as end:
-        flags.bind(namespace["look"], ["--help"], name="x")
+        bind(Command(LookSettings, namespace["look"]), ["--help"], name="x")
     assert end.value.code == 0
     page = capsys.readouterr().out
     assert "python -OO leaves it out" in page
-    assert "--save=SAVE\n        Required. Takes True or False." in page
+    assert "--save=SAVE\n        Whether to save.\n        Required. Takes True or False." in page
 
 
 @pytest.mark.parametrize("columns", ["60", "100"])
@@ -99,7 +106,7 @@ def test_the_version_is_that_of_the_code_and_of_torch(words, capsys):
     out, error = capsys.readouterr()
     line = {"cwd": ROOT, "capture_output": True, "text": True}
     revision = subprocess.run(["git", "rev-parse", "HEAD"], **line).stdout.strip() or "not known"
-    assert out.startswith(f"demo.py: git revision {revision}")
+    assert out.startswith(f"demo.py {VERSION}: git revision {revision}")
     assert f", torch {torch.__version__.partition('+')[0]}" in out
     assert (out.count("\n"), error) == (1, "")
 
@@ -135,9 +142,8 @@ def test_names_of_other_programs_get_a_hint(words, hint, capsys):
 def test_every_name_of_other_programs_is_of_a_flag_that_exists_and_is_none_itself():
     from commands.line.synonyms import NAMES, WITHOUT_FLAG
 
-    ours = {flag for run in demo.COMMANDS.values() for flag in flags.parameters_of(run)[1]}
-    assert NAMES.keys() <= ours
-    of_train = set(flags.parameters_of(demo.train)[1])
+    assert NAMES.keys() <= {flag for command in demo.COMMANDS.values() for flag in command.settings.flags()}
+    of_train = {*TrainSettings.flags()}
     others = {name for names in [*NAMES.values(), *WITHOUT_FLAG] for name in names.split()}
     assert others & of_train == set()
 

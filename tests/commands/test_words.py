@@ -4,29 +4,31 @@ from pathlib import Path
 
 import pytest
 
-from commands.line.bind import bind, call
+from commands.line.bind import bind
+from commands.line.flags import Command, Settings, flag, settings, words
 
-seen = []
+
+@settings
+class LookSettings(Settings):
+    images: tuple[Path, ...] = words("Files or folders.")
+    save: Path = flag("The run.")
+    top: int = flag("Number of classes.", default=5)
 
 
-def look(*images: Path, save: Path, top: int = 5) -> None:
+def look(settings: LookSettings) -> None:
     """Look at images.
 
     One after the other.
-
-    Args:
-        images: Files or folders.
-        save: The run.
-        top: How many.
     """
-    seen.append((images, save, top))
+
+
+LOOK = Command(LookSettings, look)
 
 
 @pytest.mark.parametrize("argv", [["a", "--save=r", "b"], ["--save", "r", "a", "b"], ["a", "b", "--save", "r"]])
 def test_words_keep_their_order_wherever_they_stand(argv):
-    seen.clear()
-    call(look, bind(look, argv, name="x"))
-    assert seen == [((Path("a"), Path("b")), Path("r"), 5)]
+    expected = LookSettings(images=(Path("a"), Path("b")), save=Path("r"), top=5)
+    assert LookSettings(**bind(LOOK, argv, name="x")) == expected
 
 
 @pytest.mark.parametrize(
@@ -40,14 +42,14 @@ def test_words_keep_their_order_wherever_they_stand(argv):
 )
 def test_what_is_missing_or_wrong_is_one_line(argv, message, capsys):
     with pytest.raises(SystemExit) as stop:
-        bind(look, argv, name="x")
+        bind(LOOK, argv, name="x")
     assert stop.value.code == 2
     assert capsys.readouterr() == ("", f"x: error: {message}\n")
 
 
 def test_help_names_the_words(capsys):
     with pytest.raises(SystemExit):
-        bind(look, ["--help"], name="x")
+        bind(LOOK, ["--help"], name="x")
     page = capsys.readouterr().out
     assert "python x IMAGES ... --save SAVE [--flag value ...]" in page
     assert "WORDS\n    IMAGES ...\n        Files or folders.\n        Required. Takes a path, one or more." in page
