@@ -127,9 +127,10 @@ def depths_of_plot(network: str, *, depths: Sequence[int] | None, is_drawn: bool
         )
     if depths and not is_drawn:
         raise UserError("--depths are those in the picture; it needs --plot, the file to draw it into")
-    for depth in depths or ():
+    chosen = depths or PLOTTED_DEPTHS.get(network, ())
+    for depth in chosen:
         _require_depth("depths", depth, DEPTHS[network])
-    return depths or PLOTTED_DEPTHS.get(network, ())
+    return chosen
 
 
 def _require_depth(flag: str, depth: int, limits: Range) -> None:

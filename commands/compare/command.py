@@ -33,7 +33,8 @@ def compare(settings: CompareSettings) -> None:
     require_new(plot, flag="plot", suffix=".png")
     require_new(csv, flag="csv", suffix=".csv")
     books, errors = read_logbooks(settings.runs)
-    table, files = RunsTable(books), {}
+    table = RunsTable(books)
+    files: dict[Path | None, bytes] = {}
     if csv:
         files[csv] = table.as_csv()
     if plot:
