@@ -66,6 +66,7 @@ from commands.run_history import read_logbook, read_logbooks, read_with_logbook
 from commands.saved_run import CHOSEN_FLAGS, SavedRun, read_saved_run
 from commands.train.checks import check_last_batch, check_training
 from commands.train.tensorboard import Events
+from data.datasets import DATASETS
 from data.errors import DataError
 from train import signals
 from train.errors import RunError, UserError
@@ -79,13 +80,16 @@ from train.terminal import Bar, leave, open_streams, say, say_error, warn
 if TYPE_CHECKING:
     import torch
 
-    from data.source import Source
+    from data.splits import Dataset
     from models import DenseNet
     from train.engine import Loaders
 
 NAME = "demo.py"
 
-DatasetName = Literal["cifar10", "cifar100", "svhn", "digits", "folder"]
+if TYPE_CHECKING:
+    DatasetName = str
+else:
+    DatasetName = Literal[tuple(DATASETS)]
 Network = Literal["densenet_bc", "densenet", "densenet121", "densenet169", "densenet201", "densenet161", "densenet264"]
 # Of all networks; check_network knows the rest.
 Depth = Annotated[
@@ -202,7 +206,7 @@ def train(
     defaults = command_line.defaults_of(train) | {"image_size": flags["image_size"]}
     with claim(save, flags, processes, defaults=defaults) as folder, processes.watched(), explained(flags, save):
         # From here on the line is known to be good. torch takes seconds to import.
-        from data.datasets import DATASETS, validation_size
+        from data.datasets import validation_size
         from train import runtime
         from train.cpu_contention import watched
         from train.engine import Schedule, fit
@@ -277,11 +281,11 @@ def check(
         debug: Show where in the program an error came from.
     """
     from data.datasets import load
-    from data.verify import describe, unreadable_images
+    from data.verify import unreadable_images
 
     with explained({}):
-        source = load(dataset, folder=data, download=download)
-        say(*source.notes, *describe(source))
+        source = load(dataset, folder=data, download=download, notify=say)
+        say(*source.notes, *source.describe())
         broken, every = 0, sum(source.sizes().values())
         for error in unreadable_images(source, bar=Bar):
             say_error(f"error: {error}")
@@ -321,7 +325,6 @@ def predict(
         raise UserError(f"--top is {top}, but the run has {len(run.classes)} classes")
     # From here on the line is known to be good. torch takes seconds to import.
     from commands.predict.predictions import as_csv, predict_files
-    from data.datasets import DATASETS
     from data.images import list_images, read_images
     from train import runtime
     from train.cpu_contention import watched
@@ -333,13 +336,19 @@ def predict(
     runtime.use_threads(threads)
     runtime.be_deterministic()
     device = runtime.pick_device()
-    of_run = {"image_size": flags["image_size"], "mean": run.mean, "std": run.std}
-    grey = DATASETS[flags["dataset"]].grey
     with explained({}):
         network = runtime.placed(_network_of(run), device)
     with explained({"batch_size": batch_size}):
         model = replicate(network, device, precision=flags["precision"]).evaluation
-        batches = read_images(paths, grey=grey, batch_size=batch_size, device=device, **of_run)
+        batches = read_images(
+            paths,
+            image_size=flags["image_size"],
+            grey=DATASETS[flags["dataset"]].grey,
+            mean=run.mean,
+            std=run.std,
+            batch_size=batch_size,
+            device=device,
+        )
         with watched(device):
             predictions, unreadable = predict_files(model, batches, classes=run.classes, top=top, paths=paths)
     if csv:
@@ -475,7 +484,7 @@ def evaluate(
     from commands.evaluate.confusion_counts import tally
     from commands.evaluate.plot import CONFUSION, draw_confusion
     from commands.evaluate.report import Evaluation
-    from data.datasets import DATASETS, load
+    from data.datasets import load
     from data.loader import make_test_loader
     from train import runtime
     from train.cpu_contention import watched
@@ -487,20 +496,20 @@ def evaluate(
     runtime.use_threads(threads)
     runtime.be_deterministic()
     device = runtime.pick_device()
-    where = {"folder": data or flags["data"], "download": download, "image_size": flags["image_size"]}
+    folder = data or flags["data"]
     with explained({}):
         book, network = read_with_logbook(save, lambda: _network_of(run))
         network = runtime.placed(network, device)
     with explained({"batch_size": batch_size}):
         model = replicate(network, device, precision=flags["precision"]).evaluation
-        source = load(flags["dataset"], **where)
+        source = load(flags["dataset"], folder=folder, download=download, image_size=flags["image_size"], notify=say)
         run.require_classes(source.classes)
         test = make_test_loader(source, DATASETS[flags["dataset"]], device, batch_size=batch_size)
         with watched(device):
             sums = tally(model, test, num_classes=len(source.classes))
         evaluation = Evaluation.of(sums, source.classes)
 
-    title = f"{title_of(flags | {'data': where['folder']})}, {book.progress()}"
+    title = f"{title_of(flags | {'data': folder})}, {book.progress()}"
     lines = [title, evaluation.summary(), book.verdict(evaluation.error), "", *evaluation.as_text().split("\n"), ""]
     print_and_write(lines, {csv: evaluation.as_csv()})
     picture = draw_confusion(evaluation.confusion, source.classes, title=[str(save), title, evaluation.summary()])
@@ -576,7 +585,6 @@ def export(
     require_new(output, flag="output", suffix=SUFFIXES[format])
     # From here on the line is known to be good. torch takes seconds to import.
     from commands.export.network import export_network
-    from data.datasets import DATASETS
     from data.images import describe_preparation
     from train import runtime
 
@@ -629,7 +637,7 @@ def _read(
     processes: ProcessGroup,
     *,
     goes_on: Path | None,
-) -> "tuple[Source, Loaders]":
+) -> "tuple[Dataset, Loaders]":
     """The data set of a run, and this process's parts of its batches.
 
     Args:
@@ -646,8 +654,15 @@ def _read(
     from data.datasets import load
     from data.verify import verify_held_out
 
-    where = {"folder": data, "download": flags["download"], "image_size": flags["image_size"]}
-    source = processes.main_first(lambda: load(flags["dataset"], **where))
+    source = processes.main_first(
+        lambda: load(
+            flags["dataset"],
+            folder=data,
+            download=flags["download"],
+            image_size=flags["image_size"],
+            notify=say,
+        )
+    )
     if processes.world_size > 1 and not processes.all_equal(source.digest()):
         raise UserError(
             "the processes of the run do not find the same classes and files in --data; make its copies on all "
@@ -662,22 +677,27 @@ def _read(
     return source, loaders
 
 
-def _loaders(flags: Mapping[str, Any], source: "Source", device: "torch.device", processes: ProcessGroup) -> "Loaders":
+def _loaders(flags: Mapping[str, Any], source: "Dataset", device: "torch.device", processes: ProcessGroup) -> "Loaders":
     """This process's parts of the batches of a run."""
-    from data.datasets import DATASETS
-    from data.loader import make_loaders
-    from data.share import Share
+    from data.loader import Shard, make_loaders
     from train.engine import Loaders
 
-    preparation = {name: flags[name] for name in ("batch_size", "valid_size", "augment", "seed")}
-    preparation |= {"share": Share(processes.rank, processes.world_size), "limit": flags["limit_batches"]}
-    return Loaders(*make_loaders(source, DATASETS[flags["dataset"]], device, **preparation))
+    train_loader, valid, test = make_loaders(
+        source,
+        DATASETS[flags["dataset"]],
+        device,
+        batch_size=flags["batch_size"],
+        valid_size=flags["valid_size"],
+        augment=flags["augment"],
+        seed=flags["seed"],
+        shard=Shard(processes.rank, processes.world_size),
+        limit=flags["limit_batches"],
+    )
+    return Loaders(train_loader, valid, test)
 
 
-def _config(flags: Mapping[str, Any], network: "DenseNet", source: "Source", *, devices: str) -> dict[str, Any]:
+def _config(flags: Mapping[str, Any], network: "DenseNet", source: "Dataset", *, devices: str) -> dict[str, Any]:
     """What config.json says of a run."""
-    from data.datasets import DATASETS
-
     spec = DATASETS[flags["dataset"]]
     return {
         "flags": flags,

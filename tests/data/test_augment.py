@@ -43,7 +43,7 @@ def test_normalise_agrees_with_torchvision_image_by_image(mean, std):
     torch.testing.assert_close(ours, expected, rtol=0, atol=2e-6)
 
 
-def test_normalise_with_its_own_statistics_gives_mean_0_and_deviation_1():
+def test_normalise_with_its_own_statistics_gives_mean_0_and_standard_deviation_1():
     images = random_pixels(40, 3, 16, 16)
     scaled = images.double() / 255
     mean, std = scaled.mean((0, 2, 3)), scaled.std((0, 2, 3), correction=0)

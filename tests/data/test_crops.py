@@ -1,4 +1,4 @@
-"""Which part of a picture is taken: against torchvision's transforms, and by counting."""
+"""Which part of an image is taken: against torchvision's transforms, and by counting."""
 
 import math
 
@@ -22,25 +22,25 @@ def test_networks_for_small_images_get_those_that_are_padded():
 
 @generated
 @given(sides, sides, st.sampled_from([8, 32, 64, 65, 96, 224, 299]))
-def test_the_middle_lies_within_and_is_square_in_the_resized_picture(width, height, size):
+def test_the_middle_lies_within_and_is_square_in_the_resized_image(width, height, size):
     crop = middle_crop(width, height, size=size)
     left, top, right, bottom = crop.box
     assert 0 <= left < right <= width
     assert 0 <= top < bottom <= height
-    assert not crop.alone
+    assert not crop.crop_first
     assert not crop.flip
     shorter = size if size <= SMALL else round(size * 256 / 224)
     expected = min(width, height) * size / shorter  # of the shorter side
     assert min(right - left, bottom - top) <= expected + 1e-6
     side = right - left if width <= height else bottom - top
     assert side == pytest.approx(expected)
-    # The middle of what is left is that of the picture, to half a pixel of the resized one.
+    # The middle of what is left is that of the image, to half a pixel of the resized one.
     for low, high, whole in ((left, right, width), (top, bottom, height)):
         pixel = whole / int(shorter * whole / min(width, height))
         assert abs((low + high) / 2 - whole / 2) <= 0.5 * pixel + 1e-6
 
 
-def test_a_picture_of_the_right_size_is_left_alone():
+def test_an_image_of_the_right_size_is_left_alone():
     for size in (8, 32, 64):
         assert middle_crop(size, size, size=size).box == (0, 0, size, size)
     assert middle_crop(256, 256, size=224).box == (16, 16, 240, 240)
@@ -58,7 +58,7 @@ def test_a_random_part_lies_within_and_is_a_function_of_its_seed(width, height, 
     assert 0 <= left < right <= width
     assert 0 <= top < bottom <= height
     assert all(isinstance(edge, int) for edge in crop.box)
-    assert crop.alone
+    assert crop.crop_first
 
 
 def test_random_parts_have_the_areas_ratios_places_and_flips_that_torchvision_draws():

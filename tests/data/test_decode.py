@@ -7,6 +7,7 @@ import struct
 import threading
 import warnings
 from importlib import resources
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -19,11 +20,11 @@ from torchvision import transforms
 from torchvision.transforms import functional as transform
 
 from data import decode as module
-from data.budget import Budget
 from data.crops import Crop, middle_crop, random_crop
 from data.decode import TURNS, decode, prepare, suffixes
 from data.errors import CorruptedData, DataError
 from data.images import read_images
+from data.threads import Budget
 from tests.support.synthetic_images import bad_files, encoded, picture, write
 
 generated = settings(deadline=None, derandomize=True, max_examples=25)
@@ -95,14 +96,14 @@ def test_grey_takes_colours_away(file):
     assert (ours == ours[..., :1]).all()
 
 
-# Corners of a picture with 2 columns and 3 rows, clockwise from the top left, as each orientation shows them: the
-# EXIF standard says which side of the stored picture is the top and which the left side of what is seen.
+# Corners of an image with 2 columns and 3 rows, clockwise from the top left, as each orientation shows them: the
+# EXIF standard says which side of the stored image is the top and which the left side of what is seen.
 SHOWN = {1: "ABCD", 2: "BADC", 3: "CDAB", 4: "DCBA", 5: "ADCB", 6: "DABC", 7: "CBAD", 8: "BCDA"}
 
 
 @pytest.mark.parametrize("orientation", SHOWN)
 @pytest.mark.parametrize("image_format", ["PNG", "TIFF", "WEBP", "JPEG"])
-def test_pictures_are_turned_as_their_exif_data_says(orientation, image_format, file):
+def test_images_are_turned_as_their_exif_data_says(orientation, image_format, file):
     values = {"A": 250, "B": 170, "C": 90, "D": 10}
     grid = [["A", "B"], ["D", "C"]]
     stored = Image.new("L", (32, 48))
@@ -179,7 +180,12 @@ def middle_crop_of(size):
 def test_a_jpeg_is_decoded_no_smaller_than_twice_the_result(shape, size, divisor, file, monkeypatch):
     decoded = []
     to_rgb = module.to_rgb
-    monkeypatch.setattr(module, "to_rgb", lambda image: decoded.append(image.size) or to_rgb(image))
+
+    def note(image):
+        decoded.append(image.size)
+        return to_rgb(image)
+
+    monkeypatch.setattr(module, "to_rgb", note)
     middle(file(Image.new("RGB", shape), "JPEG"), size)
     assert decoded == [tuple(-(-side // divisor) for side in shape)]
 
@@ -193,7 +199,7 @@ def test_jpegs_of_all_modes_are_decoded_small(mode, options, file):
 
 
 @pytest.mark.parametrize("image_format", ["GIF", "PNG", "WEBP", "TIFF", "MPO"])
-def test_of_several_pictures_in_a_file_the_first_is_taken(image_format, file):
+def test_of_several_images_in_a_file_the_first_is_taken(image_format, file):
     first, second = Image.new("RGB", (32, 32), "black"), Image.new("RGB", (32, 32), "white")
     assert middle(file(first, image_format, save_all=True, append_images=[second]), 32).max() == 0
 
@@ -209,7 +215,7 @@ def test_a_bad_file_is_one_error_that_names_it(name, tmp_path):
     assert caught.value.exit_code == 2
 
 
-def test_a_picture_above_pillows_limit_says_so_and_one_below_does_not(tmp_path, file, monkeypatch):
+def test_an_image_above_pillows_limit_says_so_and_one_below_does_not(tmp_path, file, monkeypatch):
     with pytest.raises(CorruptedData, match="it has more than 89,478,485 pixels; make it smaller"):
         middle(str(write(tmp_path / "bomb.png", bad_files()["bomb.png"])), 32)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1023)  # of which Pillow only warns
@@ -260,9 +266,10 @@ def test_a_file_without_all_of_its_strips_is_an_error(strips, tmp_path):
 
 
 class Slow:
-    """A picture whose decoding notes how many pixels are decoded at that moment, in all threads."""
+    """An image whose decoding notes how many pixels are decoded at that moment, in all threads."""
 
-    decoderconfig, info, format, mode, tile = (), {}, "BMP", "RGB", ()
+    info: ClassVar[dict[str, object]] = {}
+    format = "BMP"
     now, most, lock = 0, 0, threading.Lock()
 
     def __init__(self, contents):
@@ -282,7 +289,7 @@ class Slow:
 
 
 @pytest.mark.parametrize("with_budget", [True, False])
-def test_pictures_that_threads_decode_together_stay_within_a_budget(with_budget, tmp_path, monkeypatch):
+def test_images_that_threads_decode_together_stay_within_a_budget(with_budget, tmp_path, monkeypatch):
     """Of ten pixels a side and of a hundred: no more than 20,000 pixels at a time, or one that is larger."""
     total = 20_000 * module.BYTES_PER_PIXEL if with_budget else 10**12
     monkeypatch.setattr(module, "MEMORY", Budget(total))
@@ -292,21 +299,34 @@ def test_pictures_that_threads_decode_together_stay_within_a_budget(with_budget,
     monkeypatch.setattr(Slow, "most", 0)
     sides = [b"100", b"10", b"100", b"90", b"200", b"10", b"100", b"100"] * 3
     paths = [str(write(tmp_path / f"{i:02}.bmp", side)) for i, side in enumerate(sides)]
-    options = {"image_size": 8, "grey": False, "mean": (0.0,) * 3, "std": (1.0,) * 3}
-    (batch,) = read_images(paths, **options, batch_size=99, device=torch.device("cpu"))
+    (batch,) = read_images(
+        paths,
+        image_size=8,
+        grey=False,
+        mean=(0.0,) * 3,
+        std=(1.0,) * 3,
+        batch_size=99,
+        device=torch.device("cpu"),
+    )
     assert (len(batch.paths), batch.errors) == (len(paths), [])
     assert (Slow.most == 200 * 200) == with_budget  # which is above the budget, and so alone
-    assert module.MEMORY.taken == 0
+    assert module.MEMORY.reserved == 0
 
 
 @pytest.mark.parametrize(
     ("image_format", "options", "pixels", "coefficients"),
     [("PNG", {}, 640 * 480, 0), ("JPEG", {}, 160 * 120, 0), ("JPEG", {"progressive": True}, 160 * 120, 640 * 480)],
 )
-def test_a_picture_takes_its_part_of_the_budget(image_format, options, pixels, coefficients, file, monkeypatch):
+def test_an_image_takes_its_part_of_the_budget(image_format, options, pixels, coefficients, file, monkeypatch):
     """A JPEG is decoded at a quarter of both sides; a progressive one is held whole, in 6 bytes a pixel."""
     taken = []
-    monkeypatch.setattr("data.budget.Part.take", lambda self, amount: taken.append(amount))
+    reserve = Budget.reserve
+
+    def note(self, amount):
+        taken.append(amount)
+        return reserve(self, amount)
+
+    monkeypatch.setattr(Budget, "reserve", note)
     middle(file(picture(640, 480), image_format, **options), 60)
     assert taken == [24 * pixels + 6 * coefficients]
 

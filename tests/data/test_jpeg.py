@@ -56,7 +56,7 @@ def test_a_file_is_the_same_without_its_profile():
 
 
 @pytest.mark.parametrize("options", [{"icc_profile": b"x" * 100_000}, {"comment": b"x" * 60_000}])
-def test_what_says_how_a_picture_is_turned_stays(options, seen):
+def test_what_says_how_a_image_is_turned_stays(options, seen):
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 3
     upright = seen(encoded(picture(16, 16), "JPEG"))
