@@ -7,7 +7,7 @@ import math
 import random
 from dataclasses import dataclass
 
-SMALL = 64  # largest S whose training images are augmented like those of CIFAR: padded, cropped and flipped
+SMALL = 64  # largest S whose training images are augmented as in CIFAR: padded, cropped and flipped
 AREAS = (0.08, 1.0)  # range of the area of a random crop, as a fraction of the image
 RATIOS = (3 / 4, 4 / 3)  # range of width to height of a random crop
 TRIES = 10  # attempts to place a random crop inside the image

@@ -23,7 +23,7 @@ IMAGE_SIZE = 32  # height and width of the images of every data set whose size i
 
 @dataclass(frozen=True)
 class Request:
-    """What a data set is read from.
+    """Where and how to read a data set.
 
     Attributes:
         folder: The folder of its files. Ignored by a data set that needs none.
@@ -205,9 +205,9 @@ def _read_folder(request: Request) -> "Dataset":
     return read_folder(request.folder, image_size=request.image_size)
 
 
-# Means and standard deviations of CIFAR are over all pixels of the training images. The paper divides SVHN by 255 and
-# does no more. Those of digits are over its training images, as enlarged; a test computes them again. A user's own
-# images get those of ImageNet, with which torchvision's weights were trained.
+# Means and standard deviations of CIFAR are over all pixels of the training images. The paper only divides SVHN by 255.
+# For digits they are over the enlarged training images; a test computes them again. For a user's own images they are
+# ImageNet's, with which torchvision's weights were trained.
 DATASETS: dict[str, DatasetSpec] = {
     "cifar10": DatasetSpec(
         _read_cifar10, True, (0.49140, 0.48216, 0.44653), (0.24703, 0.24349, 0.26159), valid_size=5000, augment=True

@@ -48,7 +48,7 @@ TURNS = {
 
 @functools.cache
 def formats() -> tuple[str, ...]:
-    """Return those of `FORMATS` that this build of Pillow can decode."""
+    """Return the `FORMATS` that this build of Pillow can decode."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 

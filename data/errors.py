@@ -16,7 +16,7 @@ class MissingData(DataError):
 
 
 class CorruptedData(DataError):
-    """A file exists, but its contents are damaged or are not those of the data set."""
+    """A file exists, but its contents are damaged or do not belong to the data set."""
 
 
 class NoNetwork(DataError):

@@ -46,10 +46,10 @@ def decode_groups(
     return in_order(partial(_try_to_decode, size=size, grey=grey), groups, threads=count_threads())
 
 
-def _try_to_decode(item: ImageFile, *, size: int, grey: bool) -> np.ndarray | DataError:
-    choose = partial(middle_crop, size=size) if item.seed is None else partial(random_crop, seed=item.seed)
+def _try_to_decode(file: ImageFile, *, size: int, grey: bool) -> np.ndarray | DataError:
+    choose = partial(middle_crop, size=size) if file.seed is None else partial(random_crop, seed=file.seed)
     try:
-        return decode(item.path, choose, size=size, grey=grey)
+        return decode(file.path, choose, size=size, grey=grey)
     except DataError as error:
         return error
 
@@ -95,7 +95,7 @@ class ImageFiles:
 
     @property
     def crops_itself(self) -> bool:
-        """Whether files are cropped at random as they are decoded. Small images are augmented like those of CIFAR."""
+        """Whether files are cropped at random as they are decoded. Small images are augmented as in CIFAR."""
         return self.image_size > SMALL
 
     def take(self, indices: Tensor) -> "ImageFiles":
@@ -113,7 +113,7 @@ class ImageFiles:
         Raises:
             DataError: If files cannot be read as images. It names all of them in the same batch.
         """
-        groups = (self._items(order[part], None if seeds is None else seeds[part]) for part in parts)
+        groups = (self._files(order[part], None if seeds is None else seeds[part]) for part in parts)
         with closing(decode_groups(groups, size=self.image_size)) as batches:
             for results in batches:
                 pixels, errors = _separate(results)
@@ -121,7 +121,7 @@ class ImageFiles:
                     raise as_one(errors)
                 yield as_batch(pixels, size=self.image_size, device=self.labels.device)
 
-    def _items(self, order: Tensor, seeds: Tensor | None) -> list[ImageFile]:
+    def _files(self, order: Tensor, seeds: Tensor | None) -> list[ImageFile]:
         every_seed = [None] * len(order) if seeds is None else seeds.tolist()
         return [ImageFile(self.paths[index], seed) for index, seed in zip(order.tolist(), every_seed, strict=True)]
 
@@ -204,12 +204,11 @@ def read_images(
         device: Device of the batches.
     """
     means, stds = (torch.tensor(values, device=device).view(-1, 1, 1) for values in (mean, std))
-    groups = [
-        [ImageFile(path) for path in paths[start : start + batch_size]] for start in range(0, len(paths), batch_size)
-    ]
+    chunks = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
+    groups = ([ImageFile(path) for path in chunk] for chunk in chunks)
     with closing(decode_groups(groups, size=image_size, grey=grey)) as batches:
-        for group, results in zip(groups, batches, strict=True):
+        for chunk, results in zip(chunks, batches, strict=True):
             pixels, errors = _separate(results)
-            good = [item.path for item, result in zip(group, results, strict=True) if not isinstance(result, DataError)]
+            good = [path for path, result in zip(chunk, results, strict=True) if not isinstance(result, DataError)]
             images = as_batch(pixels, size=image_size, device=device)
             yield ImageBatch(good, normalise(images, means, stds), errors)

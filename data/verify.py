@@ -31,7 +31,7 @@ def verify_held_out(loaders: Sequence[Loader], *, bar: MakeBar) -> None:
         DataError: If files cannot be read as images. It names the first ten, and says how many there are.
     """
     splits = [split.take(loader.own_indices()) for loader in loaders if isinstance(split := loader.split, ImageFiles)]
-    with closing(_unreadable(splits, "a first look at validation and test images", bar)) as errors:
+    with closing(_unreadable(splits, "verifying validation and test images", bar)) as errors:
         unreadable = list(errors)
     if unreadable:
         raise as_one(unreadable)
@@ -44,12 +44,13 @@ def unreadable_images(dataset: Dataset, *, bar: MakeBar) -> Generator[DataError]
 
 
 def _unreadable(splits: Sequence[ImageFiles], title: str, bar: MakeBar) -> Generator[DataError]:
-    items = [ImageFile(path) for images in splits for path in images.paths]
-    if not items:
+    paths = [path for images in splits for path in images.paths]
+    if not paths:
         return
-    groups = [items[start : start + GROUP_SIZE] for start in range(0, len(items), GROUP_SIZE)]
+    starts = range(0, len(paths), GROUP_SIZE)
+    groups = ([ImageFile(path) for path in paths[start : start + GROUP_SIZE]] for start in starts)
     decoded = decode_groups(groups, size=splits[0].image_size)
-    with closing(decoded) as results, bar(title, len(items)) as shown:
+    with closing(decoded) as results, bar(title, len(paths)) as shown:
         for group in results:
             shown.advance(len(group))
             yield from (result for result in group if isinstance(result, DataError))

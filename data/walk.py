@@ -1,4 +1,4 @@
-"""Walk a folder tree for image files, along symbolic links and past what systems put there."""
+"""Walk a folder tree for image files, along symbolic links, without hidden folders and those of systems."""
 
 import os
 from collections.abc import Iterator

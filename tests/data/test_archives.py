@@ -1,4 +1,4 @@
-"""What is unpacked from an archive, and what is said and left behind if that fails."""
+"""Unpacking an archive, and the errors and files that are left if it fails."""
 
 import io
 import shutil
@@ -29,14 +29,14 @@ def test_a_corrupted_archive_is_not_unpacked(download, tmp_path, monkeypatch, se
     assert server.asked == []
 
 
-def test_a_corrupted_archive_does_not_matter_where_the_files_are_there(tmp_path, monkeypatch):
+def test_a_corrupted_archive_does_not_matter_if_the_files_exist(tmp_path, monkeypatch):
     synthetic = make_cifar10(tmp_path, monkeypatch=monkeypatch)
     (tmp_path / ARCHIVE).write_bytes(b"not an archive")
     dataset = load("cifar10", folder=tmp_path, download=False)
     assert torch.equal(in_memory(dataset.train).images, synthetic.train.images)
 
 
-def test_an_archive_that_lacks_a_member_is_named(tmp_path, monkeypatch):
+def test_an_archive_without_a_member_is_named(tmp_path, monkeypatch):
     synthetic = cifar10(50, 20, 0)
     lacking = str(CIFAR / "data_batch_3")
     archive = archived({path: contents for path, contents in synthetic.files.items() if path != lacking})
@@ -94,7 +94,7 @@ def test_unpacking_completes_a_folder_and_replaces_nothing(tmp_path, monkeypatch
 
 
 def hostile_archive(synthetic, outside):
-    """The files of a data set among members that would be written elsewhere."""
+    """Return an archive with the files of a data set and members that would be written elsewhere."""
     evil = {name: b"evil" for name in ("../evil", str(outside / "evil"), "evil")}
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
@@ -124,7 +124,7 @@ def test_an_archive_writes_nothing_but_the_files_of_the_data_set(tmp_path, monke
 
 
 def test_the_hostile_archive_would_have_written_elsewhere(tmp_path):
-    """So that the test above can fail."""
+    """Proof that the test above can fail."""
     outside, folder = tmp_path / "outside", tmp_path / "data"
     outside.mkdir()
     folder.mkdir()

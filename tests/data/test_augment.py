@@ -24,7 +24,7 @@ def random_pixels(*shape, seed=0):
 
 @st.composite
 def batches(draw):
-    """Images, a padding, and a window and a flip for each image."""
+    """Draw images, a padding, and a crop and a flip for each image."""
     n, channels, height, width = (draw(st.integers(1, high)) for high in (6, 4, 9, 9))
     padding = draw(st.integers(0, 5))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))

@@ -16,7 +16,7 @@ from tests.support.synthetic_datasets import MAKERS, make_cifar10, make_cifar100
 
 @pytest.fixture(autouse=True)
 def silent_server(server):
-    """No test here may ask for an address."""
+    """Assert that no test here uses the network."""
     yield server
     assert server.asked == []
 
@@ -230,7 +230,7 @@ def test_digits_have_the_shape_of_the_other_data_sets(digits):
 
 
 def fifth_of_each_class():
-    """Which of scikit-learn's digits are test images: counted class by class."""
+    """Return which of scikit-learn's digits are test images, counted class by class."""
     seen = [0] * 10
     is_test = []
     for label in load_digits().target:
@@ -263,7 +263,7 @@ def test_digits_are_enlarged_as_pillow_does_it(digits):
 def test_an_enlarged_pixel_is_a_mean_of_the_four_around_it(digits):
     first = load_digits().images[0] * 255 / 16
     # Pixels are 4 wide. The middle of row 5 lies at 5.5 / 4 = 1.375, which is 0.875 below the middle of old row 0;
-    # that of column 18 at 18.5 / 4 = 4.625, which is 0.125 right of the middle of old column 4.
+    # the middle of column 18 at 18.5 / 4 = 4.625, which is 0.125 right of the middle of old column 4.
     upper = 0.875 * first[0, 4] + 0.125 * first[0, 5]
     lower = 0.875 * first[1, 4] + 0.125 * first[1, 5]
     assert upper != lower

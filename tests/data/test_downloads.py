@@ -1,4 +1,4 @@
-"""What is downloaded, and what is said and left behind if that fails."""
+"""Downloads, and the errors and files that are left if they fail."""
 
 import os
 import re
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("server")
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_without_network_the_address_and_the_place_are_named(name, tmp_path, server):
+def test_without_network_the_address_and_the_path_are_named(name, tmp_path, server):
     _, path, address = KINDS[name]
     message = refused(NoNetwork, name, tmp_path, download=True)
     place = tmp_path / path.name if name == "svhn" else tmp_path / address.rpartition("/")[2]
@@ -90,7 +90,7 @@ def test_the_rest_of_a_killed_download_is_not_taken_for_the_file(tmp_path, monke
     assert {path.name for path in tmp_path.iterdir()} == {ARCHIVE, str(CIFAR), rest.name}
 
 
-def test_what_killed_programs_have_left_is_removed_after_a_day_and_nothing_else(tmp_path, monkeypatch):
+def test_leftovers_of_killed_programs_are_removed_after_a_day_and_nothing_else(tmp_path, monkeypatch):
     make_cifar10(tmp_path, monkeypatch=monkeypatch)
     of_ours = [f"{ARCHIVE}.part", f"{ARCHIVE}.0123456789abcdef.part", f"{CIFAR}/data_batch_3.fedcba9876543210.part"]
     of_others = [f"{ARCHIVE}.mine.part", "other.part", f"{CIFAR}/notes.0123456789abcdef.part", f"{CIFAR}/data_batch_3"]
@@ -166,7 +166,7 @@ def test_errors_keep_their_cause(tmp_path):
     assert "URLError" in "".join(traceback.format_exception(caught.value))
 
 
-def test_a_download_is_announced_to_whoever_asked_for_it(tmp_path, monkeypatch, server, capsys):
+def test_a_download_is_announced_through_the_callback(tmp_path, monkeypatch, server, capsys):
     synthetic = cifar10(50, 20, 0)
     synthetic.trust(monkeypatch)
     server.contents = synthetic.downloads

@@ -1,4 +1,4 @@
-"""Files that are missing, corrupted or may not be read are named, and stay as they are."""
+"""Files that are missing, corrupted or unreadable are named, and stay as they are."""
 
 import os
 import pickle
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("server")
 
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("exists", [True, False])
-def test_missing_files_are_named_with_their_place_and_address(name, exists, tmp_path, server):
+def test_missing_files_are_named_with_their_path_and_address(name, exists, tmp_path, server):
     _, path, address = KINDS[name]
     folder = tmp_path if exists else tmp_path / "not" / "there"
     message = refused(MissingData, name, folder)
@@ -127,7 +127,7 @@ def test_the_folder_of_the_files_itself_may_be_named(name, way, tmp_path, monkey
     assert contents_of(tmp_path) == before
 
 
-def test_files_that_such_a_folder_lacks_are_named_or_fetched_into_it(tmp_path, monkeypatch, server):
+def test_files_missing_from_such_a_folder_are_named_or_downloaded_into_it(tmp_path, monkeypatch, server):
     synthetic = make_cifar10(tmp_path, monkeypatch=monkeypatch)
     (tmp_path / CIFAR / "data_batch_2").unlink()
     message = refused(MissingData, "cifar10", tmp_path / CIFAR)
@@ -146,7 +146,7 @@ def files_of(synthetic):
 
 
 def together(number, work):
-    """Do something in several threads, as in processes that know nothing of each other, and return what went wrong."""
+    """Run a function in several threads, in place of independent processes, and return the errors."""
     errors = []
 
     def try_to():
@@ -164,7 +164,7 @@ def together(number, work):
 
 
 class Meeting:
-    """Lets threads go on together when all of them have come here for the first time."""
+    """Holds each thread on its first call until all of them have come."""
 
     def __init__(self, number):
         self.barrier, self.seen = threading.Barrier(number, timeout=30), set()
@@ -208,7 +208,7 @@ def test_runs_that_download_at_once_all_find_the_files(tmp_path, server):
     assert found == {**synthetic.files, ARCHIVE: synthetic.archive}
 
 
-def test_a_download_that_fails_does_not_matter_where_the_file_has_come_meanwhile(tmp_path, server):
+def test_a_failed_download_does_not_matter_if_the_file_has_arrived_in_the_meantime(tmp_path, server):
     synthetic = cifar10(50, 20, 0)
     server.contents = synthetic.downloads
 
@@ -221,7 +221,7 @@ def test_a_download_that_fails_does_not_matter_where_the_file_has_come_meanwhile
     assert {path.name for path in tmp_path.iterdir()} == {ARCHIVE, str(CIFAR)}
 
 
-def test_a_file_that_comes_meanwhile_with_other_contents_stays(tmp_path, server):
+def test_a_file_that_arrives_in_the_meantime_with_other_contents_stays(tmp_path, server):
     synthetic = cifar10(50, 20, 0)
     server.contents = synthetic.downloads
     server.on_read = lambda: (tmp_path / ARCHIVE).write_bytes(b"mine")
@@ -232,7 +232,7 @@ def test_a_file_that_comes_meanwhile_with_other_contents_stays(tmp_path, server)
 
 @pytest.mark.parametrize("came", [True, False])
 def test_a_system_that_does_not_replace_a_file_in_use(came, tmp_path, monkeypatch):
-    """As Windows, where another process reads it under its name."""
+    """As on Windows, while another process has it open."""
     synthetic = cifar10(50, 20, 0)
     synthetic.write_archive(tmp_path)
 
@@ -294,7 +294,7 @@ def test_a_folder_in_the_place_of_a_file(download, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("where", ["is_dir", "exists", "open"])
 def test_a_folder_that_may_not_be_read_is_named(where, tmp_path, monkeypatch):
-    """Simulated, as no folder is closed to the administrator, under whom tests may run."""
+    """Simulated, since tests may run as root, who may read everything."""
     make_cifar10(tmp_path, monkeypatch=monkeypatch)
 
     def deny(path, *_, **__):

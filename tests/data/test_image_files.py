@@ -1,4 +1,4 @@
-"""Batches out of image files: the same as batches out of memory, whichever threads and processes decode them."""
+"""Batches of image files equal batches of images in memory, in any number of threads and processes."""
 
 import time
 from functools import partial
@@ -43,7 +43,7 @@ def files_of(folder, image_size):
 
 
 def prepared_in_memory(files):
-    """The same images, prepared one by one and held in memory."""
+    """Return the same images, decoded one by one and held in memory."""
     prepare()
     pixels = torch.stack([next(files.read(torch.tensor([i]), [slice(0, 1)]))[0] for i in range(len(files))])
     return Split(pixels, files.labels)
@@ -58,7 +58,7 @@ def assert_same(ours, theirs):
 
 @pytest.mark.parametrize("augment", [True, False])
 @pytest.mark.parametrize("image_size", [32, 64])
-def test_small_images_are_those_of_memory_to_the_last_bit(image_size, augment, folder):
+def test_small_images_equal_images_in_memory_to_the_last_bit(image_size, augment, folder):
     files = files_of(folder, image_size)
     spec = DATASETS["folder"]
     make = partial(Loader, batch_size=7, mean=spec.mean, std=spec.std, seed=3, augment=augment)
@@ -68,7 +68,7 @@ def test_small_images_are_those_of_memory_to_the_last_bit(image_size, augment, f
     assert next(iter(ours)).images.shape == (7, 3, image_size, image_size)
 
 
-def test_large_training_images_are_the_planned_parts(folder):
+def test_large_training_images_are_the_planned_crops(folder):
     files = files_of(folder, 72)
     loader = raw_loader(files, batch_size=5, seed=6, augment=True)
     plan = plan_epoch(len(files), seed=6, epoch=3)
@@ -108,7 +108,7 @@ def test_processes_read_their_parts_of_the_same_batches(count, image_size, folde
 
 
 def noted_files(monkeypatch):
-    """A list that gets the path of each file that is decoded."""
+    """Return a list to which the path of each decoded file is added."""
     paths = []
 
     def note(path, *arguments, **options):
@@ -183,7 +183,7 @@ def test_batches_on_a_gpu_are_those_of_the_cpu(image_size, folder):
 
 
 def test_large_images_of_one_colour_keep_it(tmp_path):
-    """Resizing, cropping and flipping leave one colour as it is, and so does the way through a batch."""
+    """Resizing, cropping, flipping and stacking do not change an image of one colour."""
     for name, colour in (("red", (250, 10, 30)), ("blue", (0, 60, 200))):
         for use in ("train", "test"):
             write(tmp_path / use / name / "1.png", encoded(Image.new("RGB", (130, 90), colour), "PNG"))

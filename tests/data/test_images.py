@@ -1,4 +1,4 @@
-"""Image files without labels: prepared as the test images of a run, in batches, and bad ones beside good ones."""
+"""Image files without labels are prepared as the test images of a run, and bad files do not disturb good ones."""
 
 import os
 
@@ -75,7 +75,7 @@ def test_images_are_grey_if_the_data_set_is(tmp_path):
 @pytest.mark.parametrize("grey", [False, True])
 @pytest.mark.parametrize(("image_size", "shorter"), [(32, 32), (64, 64), (65, 74), (224, 256)])
 def test_who_follows_the_description_has_the_same_images(image_size, shorter, grey, tmp_path):
-    """As with torchvision, on an image that is turned and transparent in places."""
+    """By the steps in torchvision, on an image that is turned and partly transparent."""
     mask = picture(300, 400, seed=1).convert("L")
     shown = picture(300, 400)
     exif = Image.Exif()

@@ -16,7 +16,7 @@ raw_loader = partial(Loader, mean=(0.0,) * 3, std=(1 / 255,) * 3)  # normalised 
 
 
 def numbered_split(num_images, *, size=2, start=0):
-    """Images whose first pixel holds a number of their own in base 256, under labels that are a function of it."""
+    """Return images whose first pixel holds their number in base 256, with labels that are a function of it."""
     numbers = torch.arange(start, start + num_images)
     images = torch.zeros(num_images, 3, size, size, dtype=torch.uint8)
     images[:, 0, 0, 0], images[:, 1, 0, 0] = numbers % 256, numbers // 256
@@ -29,7 +29,7 @@ def numbers_of(images):
 
 
 def mapped_split(num_images):
-    """Images whose pixels tell where they are: row + 1, column + 1, and the image's number + 1."""
+    """Return images whose pixels hold their own position: row + 1, column + 1, and the number of the image + 1."""
     images = torch.empty(num_images, 3, 32, 32, dtype=torch.uint8)
     places = torch.arange(1, 33, dtype=torch.uint8)
     images[:, 0] = places[:, None]
@@ -39,7 +39,7 @@ def mapped_split(num_images):
 
 
 def crops_of(images):
-    """Top, left and flip of augmented `mapped_split` images, read off the pixels of each."""
+    """Return top, left and flip of augmented `mapped_split` images, read from their pixels."""
     crops = []
     for rows, columns, _ in images.round().long():
         y, x = 16, 16  # every window holds the middle of the image
@@ -55,7 +55,7 @@ def whole_epoch(loader, number):
 
 
 def chi_square(counts):
-    """Sum of squared deviations from equal counts over the expected count: near the number of cells if uniform."""
+    """Return the chi-square statistic of counts that should be equal: near their number if they are uniform."""
     expected = sum(counts) / len(counts)
     return sum((count - expected) ** 2 / expected for count in counts)
 
@@ -190,7 +190,7 @@ def test_batches_are_float32_normalised_by_the_given_statistics(augment):
 
 
 def test_borders_of_augmented_images_have_the_mean_colour():
-    """White images, so that each pixel is either white or of the border; black would be at -mean / std."""
+    """With white images each pixel is either white or in the border; black would be -mean / std."""
     mean, std = (0.1, 0.5, 0.9), (0.2, 0.3, 0.4)
     split = Split(torch.full((30, 3, 32, 32), 255, dtype=torch.uint8), torch.zeros(30))
     images, _ = whole_epoch(Loader(split, batch_size=8, mean=mean, std=std, seed=2, augment=True), 1)
@@ -273,7 +273,7 @@ def test_a_data_set_with_validation_images_of_its_own_trains_on_all_others():
         loaders_of(own, valid_size=3)
 
 
-def test_test_batches_alone_are_those_of_all_loaders():
+def test_the_loader_of_test_images_alone_is_that_of_make_loaders():
     dataset = numbered_dataset()
     alone = make_test_loader(dataset, DATASETS["cifar10"], CPU, batch_size=8)
     for one, other in zip(alone, loaders_of(dataset, valid_size=0)[2], strict=True):

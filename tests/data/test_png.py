@@ -1,4 +1,4 @@
-"""PNG files: what is transparent, what is metadata, and rows that are missing; worked out by hand."""
+"""PNG files with transparent colours, metadata and missing rows, compared with values computed by hand."""
 
 import struct
 import zlib
@@ -25,18 +25,18 @@ def prepared():
 
 @pytest.fixture
 def seen(tmp_path):
-    """The pixels of a file that is decoded in its own size, 8 x 8."""
+    """A function that decodes a file in its own size, 8 x 8."""
     return partial(decode_whole, tmp_path / "file.png", size=8)
 
 
 def packed(values, bits):
-    """Samples of 1 to 16 bits, the first in the highest bits, as rows of one image of 8 columns."""
+    """Return rows of an image of 8 columns, with samples of 1 to 16 bits, the first in the highest bits."""
     row = "".join(f"{value:0{bits}b}" for value in values)
     return (b"\0" + int(row, 2).to_bytes(len(row) // 8)) * 8
 
 
 def grey(bits, left, right, clear):
-    """Two halves, and the grey value that is transparent."""
+    """Return an image of two halves, with a transparent grey value."""
     before = png_chunk(b"tRNS", struct.pack(">H", clear))
     return png_file(packed([left] * 4 + [right] * 4, bits), shape=(8, 8), bits=bits, before=before)
 
@@ -69,7 +69,7 @@ def test_the_transparent_grey_value_shows_white(bits, left, right, clear, expect
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 def test_bits_above_those_of_a_sample_do_not_count(bits, seen):
-    """As the specification has it for transparent values."""
+    """By the specification of transparent values."""
     pixels = seen(grey(bits, 0, 1, 1 + (1 << bits)))
     assert (pixels[:, :4] == 0).all()
     assert (pixels[:, 4:] == 255).all()
@@ -77,7 +77,7 @@ def test_bits_above_those_of_a_sample_do_not_count(bits, seen):
 
 @pytest.mark.parametrize(("bits", "low"), [(8, None), (16, 0), (16, 99)])
 def test_the_transparent_colour_shows_white(bits, low, seen):
-    """The upper 8 of 16 bits are seen."""
+    """The upper 8 of 16 bits are shown."""
 
     def sample(channel):
         return channel if low is None else channel * 256 + low
@@ -141,7 +141,7 @@ def test_metadata_does_not_keep_pixels_from_being_read(name, place, seen):
 
 
 def test_metadata_that_would_become_large_never_does(monkeypatch):
-    """Only what may say how an image is turned is decompressed, and no further than to Pillow's limit."""
+    """Only text that may contain the orientation is decompressed, up to Pillow's limit."""
     decompressed = []
     real = zlib.decompressobj
 
@@ -192,7 +192,7 @@ TURNS = {
 
 @pytest.mark.parametrize("place", ["before", "after"])
 @pytest.mark.parametrize("name", TURNS)
-def test_an_image_is_turned_wherever_its_file_says_so(name, place, seen):
+def test_an_image_is_turned_wherever_its_file_has_the_orientation(name, place, seen):
     assert seen(turned(place, TURNS[name]))[..., 0].flatten().tolist() == [*range(63, -1, -1)]
 
 
@@ -207,7 +207,7 @@ def test_a_file_without_metadata_stays_as_it_is():
     assert without_metadata(contents) is contents
 
 
-ROW = b"\0" + bytes([173] * 32)  # any colour, that of the mark too
+ROW = b"\0" + bytes([173] * 32)  # of the same colour as the mark, which must not matter
 SHORT: dict[str, tuple[bytes, dict[str, Any]]] = {
     "grey": (ROW * 10, {}),
     "one row less": (ROW * 31, {}),
@@ -231,7 +231,7 @@ def test_a_file_with_fewer_rows_than_it_says_is_an_error(name, tmp_path):
         decode(str(path), partial(middle_crop, size=32), size=32)
 
 
-# Bytes of an image of 8 x 8 in 8 bits, pass by pass: rows of each with a byte before, by the figure in the standard.
+# Bytes of an image of 8 x 8 in 8 bits: of each pass its rows, each with a leading byte, by the figure in the standard.
 ADAM7 = 2 + 2 + 3 + 2 * 3 + 2 * 5 + 4 * 5 + 4 * 9
 
 
@@ -257,7 +257,7 @@ def test_whole_images_of_one_colour_are_read_whatever_it_is(colour, mode, option
 
 
 def test_a_small_file_of_many_rows_is_decoded_for_its_error_only(tmp_path):
-    """An image of 80 million pixels of which ten rows are there, in some hundred bytes."""
+    """The header says 80 million pixels, and ten rows of them exist, in less than a hundred bytes."""
     contents = png_file(bytes(2 * 10), shape=(8, 10_000_000), bits=1)
     path = write(tmp_path / "tall.png", contents)
     assert len(contents) < 100

@@ -1,4 +1,4 @@
-"""Several processes together read what one reads alone: every image once, in batches of the same images."""
+"""Several processes together read the same batches as a single one, every image once."""
 
 from functools import partial
 
@@ -18,7 +18,7 @@ def split_of(num_images):
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
-def test_parts_are_those_of_tensor_split(count):
+def test_parts_equal_those_of_tensor_split(count):
     for num_items in range(20):
         items = torch.arange(num_items)
         parts = [items[Shard(rank, count).part(num_items)].tolist() for rank in range(count)]

@@ -100,7 +100,7 @@ def test_an_error_of_whoever_takes_the_results_ends_the_threads():
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("delay", [0, 0.1])
 def test_a_signal_ends_the_threads_at_once(number, delay):
-    """While items are handed to threads, or results are waited for."""
+    """Both while items are handed to threads and while results are awaited."""
     begun = threading.Event()
 
     def work(item):
@@ -117,7 +117,7 @@ def test_a_signal_ends_the_threads_at_once(number, delay):
     start = time.perf_counter()
     with pytest.raises(Stopped), at_once():
         list(in_order(work, [range(2000)] * 5, threads=2))
-    # All of it would take 100 s. A thread that was being started as the signal came ends too, but is not waited for.
+    # All items would take 100 s. A thread that was just being started at the signal ends too, but without a join.
     while data_threads() and time.perf_counter() - start < 5:
         time.sleep(0.01)
     sender.join()
