@@ -188,14 +188,14 @@ def _read_digits(request: Request) -> "Dataset":
 
     from data.splits import Dataset, Split
 
-    digits = load_digits()
-    pixels = torch.from_numpy(digits.images).float().unsqueeze(1) * (255 / 16)  # (N, 1, 8, 8), values were 0 to 16
+    values, labels = load_digits(return_X_y=True)  # (N, 64) from 0 to 16, (N,)
+    pixels = torch.as_tensor(values).float().view(-1, 1, 8, 8) * (255 / 16)
     images = F.interpolate(pixels, size=(32, 32), mode="bilinear", align_corners=False).round().to(torch.uint8)
-    every = Split(images.expand(-1, 3, -1, -1).contiguous(), torch.from_numpy(digits.target).long())
+    every = Split(images.expand(-1, 3, -1, -1).contiguous(), torch.as_tensor(labels).long())
     occurrence = F.one_hot(every.labels).cumsum(0).gather(1, every.labels[:, None]).squeeze(1)  # 1, 2, ... per class
     is_test = occurrence % 5 == 0
-    classes = tuple(str(name) for name in digits.target_names)
-    return Dataset(every.take((~is_test).nonzero().squeeze(1)), every.take(is_test.nonzero().squeeze(1)), classes)
+    train, test = (every.take(chosen.nonzero().squeeze(1)) for chosen in (~is_test, is_test))
+    return Dataset(train, test, tuple("0123456789"))
 
 
 def _read_folder(request: Request) -> "Dataset":
@@ -217,7 +217,13 @@ DATASETS: dict[str, DatasetSpec] = {
     ),
     "svhn": DatasetSpec(_read_svhn, True, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), valid_size=6000, augment=False),
     "digits": DatasetSpec(
-        _read_digits, False, (0.30511,) * 3, (0.32382,) * 3, valid_size=140, augment=False, grey=True
+        _read_digits,
+        False,
+        (0.30511, 0.30511, 0.30511),
+        (0.32382, 0.32382, 0.32382),
+        valid_size=140,
+        augment=False,
+        grey=True,
     ),
     "folder": DatasetSpec(
         _read_folder, True, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), valid_size=None, augment=True, free_size=True

@@ -90,8 +90,7 @@ def decode(path: str, choose: Callable[[int, int], Crop], *, size: int, grey: bo
     with ExitStack() as reserved:
         with _errors_of(path):
             image = _open(contents)
-            is_jpeg = isinstance(image, JpegImageFile)
-            if not is_jpeg:
+            if not isinstance(image, JpegImageFile):
                 reserved.enter_context(MEMORY.reserve(_memory_of(image)))
                 _load(image, contents)  # before the orientation: this turns TIFF files, and PNG may have EXIF data last
             orientation = _orientation(image)
