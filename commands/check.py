@@ -26,11 +26,11 @@ def check(settings: CheckSettings) -> None:
     verified. A file that cannot be read gets a line on stderr, and the exit code is then 1.
     """
     from data.datasets import load
-    from data.verify import describe, unreadable_images
+    from data.verify import unreadable_images
 
     with memory_explained(larger_machine):
-        source = load(settings.dataset, folder=settings.data, download=settings.download)
-        say(*source.notes, *describe(source))
+        source = load(settings.dataset, folder=settings.data, download=settings.download, notify=say)
+        say(*source.notes, *source.describe())
         broken, every = 0, sum(source.sizes().values())
         for error in unreadable_images(source, bar=Bar):
             say_error(f"error: {error}")

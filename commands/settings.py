@@ -10,9 +10,10 @@ from commands.line.types import Names, Range
 from commands.networks import DEPTH_RULE, NETWORKS, NetworkSettings, check_network, image_size_of
 from commands.recipes import PAPER, RULE
 from commands.tables import plain
+from data.datasets import DATASETS
 from train.run.identity import RunIdentity
 
-DatasetName = Literal["cifar10", "cifar100", "svhn", "digits", "folder"]
+DatasetName = Annotated[str, Names(tuple(DATASETS), rule=" | ".join(DATASETS))]
 Strategy = Literal["naive", "checkpoint", "buffer", "buffer_fast"]
 Precision = Literal["fp32", "bf16", "fp16"]
 NetworkName = Annotated[str, Names(tuple(NETWORKS), rule=" | ".join(NETWORKS))]

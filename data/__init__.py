@@ -1,1 +1,1 @@
-"""Image data sets as uint8 tensors, and batches of them made on the training device."""
+"""Image data sets, and batches of them on the training device."""

@@ -1,4 +1,4 @@
-"""Preparation of a whole batch at once: pure functions of tensors that run on whichever device holds them.
+"""Normalisation, crops and flips of a whole batch at once, as pure functions of tensors on any device.
 
 N images, C channels, H x W pixels.
 """
@@ -9,12 +9,12 @@ from torch import Tensor
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Map pixels from 0..255 to numbers of mean 0 and standard deviation 1 in each channel.
+    """Scale pixels from 0..255 so that each channel has mean 0 and standard deviation 1 over the data set.
 
     Args:
         images: uint8 (N, C, H, W).
-        mean: (C, 1, 1), of pixels divided by 255.
-        std: (C, 1, 1), likewise.
+        mean: (C, 1, 1), mean of each channel, of pixels divided by 255.
+        std: (C, 1, 1), standard deviation of each channel, of pixels divided by 255.
 
     Returns:
         float32 (N, C, H, W).
@@ -23,17 +23,17 @@ def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 
 def crop_and_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, *, padding: int) -> Tensor:
-    """Pad each image with zeros, cut a window of its old size out of it, and mirror some from left to right.
+    """Pad each image with zeros, crop it to its old size, and mirror some images from left to right.
 
-    After `normalise` the border of zeros has the mean colour, as in the authors' code; a border of zeros around raw
-    pixels would be black.
+    To be called after `normalise`: there a border of zeros has the mean colour, as in the authors' code. Around raw
+    pixels it would be black.
 
     Args:
         images: (N, C, H, W).
-        top: int64 (N,), the window's first row in the padded image, from 0 to 2 * padding.
-        left: int64 (N,), its first column, likewise.
+        top: int64 (N,), first row of each crop in the padded image, from 0 to 2 * padding.
+        left: int64 (N,), first column of each crop in the padded image, from 0 to 2 * padding.
         flip: bool (N,), which images to mirror.
-        padding: Pixels added on each side.
+        padding: Pixels to add on each side.
 
     Returns:
         (N, C, H, W), contiguous.

@@ -1,40 +1,59 @@
-"""The data sets: where each comes from, how the paper prepares it, and how its images become tensors."""
+"""The data sets: where each comes from, how its images are read, and how they are prepared.
+
+To add one, write a function that reads it and an entry in `DATASETS`; the command line takes the names from there. For
+its sake importing this file is quick: functions import torch and torchvision, which take seconds, where they need them.
+"""
 
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-from torchvision import datasets
-
-from data import files
+from data.download import File, ensure, holds_some
 from data.errors import DataError, MissingData
-from data.files import File
-from data.folder import read_folder
-from data.source import Source, Split
 
-IMAGE_SIZE = 32  # height and width of the images of all data sets but the user's own
+if TYPE_CHECKING:
+    from torchvision.datasets import CIFAR10
+
+    from data.splits import Dataset
+
+IMAGE_SIZE = 32  # height and width of the images of every data set whose size is not free
 
 
 @dataclass(frozen=True)
-class Dataset:
-    """A data set and the way with it: the paper's, or for a user's own images what is usual.
+class Request:
+    """Where and how to read a data set.
 
     Attributes:
-        read: Takes the data folder and whether to download, and `image_size` if that is free; returns what is there.
-        needs_folder: Whether the data lies in a folder of the user's.
-        mean: Per channel, of pixels divided by 255.
-        std: Per channel, of pixels divided by 255.
-        valid_size: Training images that are held out by default. None: one tenth of them.
-        augment: Whether training images are cropped and flipped by default.
-        grey: Whether all images are grey, so that others must become so.
-        free_size: Whether images are made as large as the user wants them.
+        folder: The folder of its files. Ignored by a data set that needs none.
+        download: Whether missing files may be downloaded.
+        image_size: Height and width of the batches.
+        notify: Takes a line for the user before each download.
     """
 
-    read: Callable[..., Source]
+    folder: Path
+    download: bool
+    image_size: int
+    notify: Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """How a data set is read and prepared: as in the paper, and a user's own images as is usual.
+
+    Attributes:
+        read: Reads the data set.
+        needs_folder: Whether its files are in a folder of the user's.
+        mean: Mean of each channel, of pixels divided by 255.
+        std: Standard deviation of each channel, of pixels divided by 255.
+        valid_size: Default number of training images to hold out for validation. None: one tenth of them.
+        augment: Whether training images are cropped and flipped by default.
+        grey: Whether all images are grey. Other images then lose their colours in prediction.
+        free_size: Whether the user chooses the size of the images.
+    """
+
+    read: "Callable[[Request], Dataset]"
     needs_folder: bool
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -44,129 +63,169 @@ class Dataset:
     free_size: bool = False
 
 
-def load(name: str, *, folder: Path | None, download: bool, image_size: int = IMAGE_SIZE) -> Source:
-    """Read all images of a data set into memory, or for "folder" find them.
+def load(
+    name: str,
+    *,
+    folder: Path | None,
+    download: bool,
+    image_size: int = IMAGE_SIZE,
+    notify: Callable[[str], object] = print,
+) -> "Dataset":
+    """Read all images of a data set into memory, or for "folder" find their files.
 
     Args:
         name: A key of `DATASETS`.
-        folder: Where its files lie, or are put by a download. "digits" needs none.
-        download: Whether missing files may be fetched from the network.
+        folder: The folder of its files, to which missing ones are downloaded. "digits" needs none.
+        download: Whether missing files may be downloaded.
         image_size: Height and width of the batches.
+        notify: Takes a line for the user before each download.
 
     Raises:
-        DataError: MissingData, CorruptedData or NoNetwork; each message names the file, where it belongs and where
-            to get it. Also if the data set has images of another size only.
+        DataError: If files are missing (MissingData) or corrupted (CorruptedData) or a download fails (NoNetwork). The
+            message names the file, where it belongs and where to get it. Also if the images have another size.
     """
-    dataset = DATASETS[name]
-    if not dataset.free_size and image_size != IMAGE_SIZE:
+    spec = DATASETS[name]
+    if not spec.free_size and image_size != IMAGE_SIZE:
         raise DataError(f"--image_size is {image_size}, but the images of {name} are {IMAGE_SIZE}x{IMAGE_SIZE}")
-    if dataset.needs_folder and folder is None:
+    if spec.needs_folder and folder is None:
         holds = "train/ and test/" if name == "folder" else "its files or is where to download them"
         raise MissingData(f"--dataset {name} needs --data FOLDER, which holds {holds}")
-    return dataset.read(folder, download, **({"image_size": image_size} if dataset.free_size else {}))
+    return spec.read(Request(folder or Path(), download, image_size, notify))
 
 
-def validation_size(source: Source, dataset: Dataset, asked: int | None) -> int | None:
-    """How many training images are held out: as many as asked for, or by default as the data set says.
+def validation_size(dataset: "Dataset", spec: DatasetSpec, asked: int | None) -> int | None:
+    """Return how many training images to hold out for validation.
+
+    Args:
+        dataset: The data set.
+        spec: Gives the default number.
+        asked: The number that the user asks for. None: the default.
 
     Returns:
-        The number, or None where the source has validation images of its own.
+        The number, or None if the data set comes with validation images.
 
     Raises:
-        DataError: If it has, and some are asked for.
+        DataError: If it comes with validation images and some are asked for.
     """
-    if source.valid is not None:
+    if dataset.valid is not None:
         if asked is not None:
             raise DataError(
-                f"--valid_size is {asked}, but the data set has {len(source.valid):,} validation images of its own; "
+                f"--valid_size is {asked}, but the data set has {len(dataset.valid):,} validation images of its own; "
                 "leave the flag out"
             )
         return None
-    default = max(1, len(source.train) // 10) if dataset.valid_size is None else dataset.valid_size
+    default = max(1, len(dataset.train) // 10) if spec.valid_size is None else spec.valid_size
     return default if asked is None else asked
 
 
-def _read_cifar(reader: type[datasets.CIFAR10], folder: Path, download: bool) -> Source:
+def _read_cifar10(request: Request) -> "Dataset":
+    """Read CIFAR-10 from its folder `cifar-10-batches-py`, given itself or by its parent, or from its archive."""
+    from torchvision.datasets import CIFAR10
+
+    return _read_cifar(CIFAR10, request)
+
+
+def _read_cifar100(request: Request) -> "Dataset":
+    """Read CIFAR-100, fine labels, from its folder `cifar-100-python`, itself or by its parent, or from its archive."""
+    from torchvision.datasets import CIFAR100
+
+    return _read_cifar(CIFAR100, request)
+
+
+def _read_cifar(reader: "type[CIFAR10]", request: Request) -> "Dataset":
+    from data.splits import Dataset, Split
+
     digests = [*reader.train_list, *reader.test_list, (reader.meta["filename"], reader.meta["md5"])]
     inside = {filename: f"{reader.base_folder}/{filename}" for filename, _ in digests}
-    if files.holds_some(folder, inside):  # --data is that folder itself
+    if holds_some(request.folder, inside):  # the folder of the files itself
         reader = type(reader.__name__, (reader,), {"base_folder": ""})
-    files.ensure(
-        folder,
+    ensure(
+        request.folder,
         members=[
             File((Path(reader.base_folder) / filename).as_posix(), md5, reader.url, inside[filename])
             for filename, md5 in digests
         ],
         archive=File(reader.filename, reader.tgz_md5, reader.url),
-        download=download,
+        download=request.download,
+        notify=request.notify,
     )
     with warnings.catch_warnings():
-        # The files were pickled long ago; NumPy 2.4.0 to 2.4.4 warn of how their dtypes are given.
+        # The files were pickled long ago. NumPy 2.4.0 to 2.4.4 warn about the form of their dtypes.
         warnings.filterwarnings("ignore", message=".*align should be passed as Python or NumPy boolean")
-        train, test = (reader(folder, train=is_train) for is_train in (True, False))
-    return Source(_cifar_split(train), _cifar_split(test), tuple(train.classes))
+        train, test = (reader(request.folder, train=is_train) for is_train in (True, False))
+    splits = [Split.from_arrays(data.data.transpose(0, 3, 1, 2), data.targets) for data in (train, test)]
+    return Dataset(splits[0], splits[1], tuple(train.classes))
 
 
-def _cifar_split(data: datasets.CIFAR10) -> Split:
-    images = torch.from_numpy(np.ascontiguousarray(data.data.transpose(0, 3, 1, 2)))
-    return Split(images, torch.tensor(data.targets))
+def _read_svhn(request: Request) -> "Dataset":
+    """Read SVHN from `{train,extra,test}_32x32.mat`. The paper trains on train and extra together."""
+    import torch
+    from torchvision.datasets import SVHN
 
+    from data.splits import Dataset, Split
 
-def read_cifar10(folder: Path, download: bool) -> Source:
-    """CIFAR-10 as `folder/cifar-10-batches-py/`, as that folder itself, or as its archive."""
-    return _read_cifar(datasets.CIFAR10, folder, download)
+    members = [File(filename, md5, url) for url, filename, md5 in SVHN.split_list.values()]
+    ensure(request.folder, members=members, archive=None, download=request.download, notify=request.notify)
 
+    def read_part(name: str) -> Split:
+        part = SVHN(request.folder, split=name)
+        return Split.from_arrays(part.data, part.labels)
 
-def read_cifar100(folder: Path, download: bool) -> Source:
-    """CIFAR-100 with its 100 fine labels, as `folder/cifar-100-python/`, as that folder, or as its archive."""
-    return _read_cifar(datasets.CIFAR100, folder, download)
-
-
-def read_svhn(folder: Path, download: bool) -> Source:
-    """SVHN as `folder/{train,extra,test}_32x32.mat`; the paper trains on train and extra together."""
-    reader = datasets.SVHN
-    members = [File(filename, md5, url) for url, filename, md5 in reader.split_list.values()]
-    files.ensure(folder, members=members, archive=None, download=download)
-    train, extra, test = (_svhn_split(reader(folder, split=split)) for split in ("train", "extra", "test"))
+    train, extra, test = map(read_part, ("train", "extra", "test"))
     both = Split(torch.cat([train.images, extra.images]), torch.cat([train.labels, extra.labels]))
-    return Source(both, test, tuple("0123456789"))
+    return Dataset(both, test, tuple("0123456789"))
 
 
-def _svhn_split(data: datasets.SVHN) -> Split:
-    return Split(torch.from_numpy(np.ascontiguousarray(data.data)), torch.from_numpy(data.labels))
+def _read_digits(request: Request) -> "Dataset":
+    """Read scikit-learn's 1,797 handwritten digits, enlarged from 8x8 grey pixels to 32x32 in three channels.
 
-
-def read_digits(folder: Path | None, download: bool) -> Source:
-    """scikit-learn's 1,797 handwritten digits, which lie inside the package: 8x8, enlarged to 32x32 and three channels.
-
-    Every fifth image of each class is a test image. The data set has no official split; the same 13 writers are in
-    both parts.
+    They are part of the package. Every fifth image of each class is a test image: the data set has no official split,
+    and the same 13 writers are in both parts.
     """
-    from sklearn.datasets import load_digits  # a second of import time that no other data set needs
+    import torch
+    import torch.nn.functional as F
+    from sklearn.datasets import load_digits
 
-    digits = load_digits()
-    pixels = torch.from_numpy(digits.images).float().unsqueeze(1) * (255 / 16)  # (N, 1, 8, 8), values were 0 to 16
+    from data.splits import Dataset, Split
+
+    values, labels = load_digits(return_X_y=True)  # (N, 64) from 0 to 16, (N,)
+    pixels = torch.as_tensor(values).float().view(-1, 1, 8, 8) * (255 / 16)
     images = F.interpolate(pixels, size=(32, 32), mode="bilinear", align_corners=False).round().to(torch.uint8)
-    every = Split(images.expand(-1, 3, -1, -1).contiguous(), torch.from_numpy(digits.target).long())
+    every = Split(images.expand(-1, 3, -1, -1).contiguous(), torch.as_tensor(labels).long())
     occurrence = F.one_hot(every.labels).cumsum(0).gather(1, every.labels[:, None]).squeeze(1)  # 1, 2, ... per class
     is_test = occurrence % 5 == 0
-    classes = tuple(str(name) for name in digits.target_names)
-    return Source(every.take((~is_test).nonzero().squeeze(1)), every.take(is_test.nonzero().squeeze(1)), classes)
+    train, test = (every.take(chosen.nonzero().squeeze(1)) for chosen in (~is_test, is_test))
+    return Dataset(train, test, tuple("0123456789"))
 
 
-# Means and standard deviations of CIFAR are over all pixels of the training images. The paper divides SVHN by 255 and
-# does no more. Those of digits are over its training images, as enlarged; a test computes them again. A user's own
-# images get those of ImageNet, which torchvision's weights were trained with.
-DATASETS: dict[str, Dataset] = {
-    "cifar10": Dataset(
-        read_cifar10, True, (0.49140, 0.48216, 0.44653), (0.24703, 0.24349, 0.26159), valid_size=5000, augment=True
+def _read_folder(request: Request) -> "Dataset":
+    """Find a user's own images, see `data.folder`."""
+    from data.folder import read_folder
+
+    return read_folder(request.folder, image_size=request.image_size)
+
+
+# Means and standard deviations of CIFAR are over all pixels of the training images. The paper only divides SVHN by 255.
+# For digits they are over the enlarged training images; a test computes them again. For a user's own images they are
+# ImageNet's, with which torchvision's weights were trained.
+DATASETS: dict[str, DatasetSpec] = {
+    "cifar10": DatasetSpec(
+        _read_cifar10, True, (0.49140, 0.48216, 0.44653), (0.24703, 0.24349, 0.26159), valid_size=5000, augment=True
     ),
-    "cifar100": Dataset(
-        read_cifar100, True, (0.50708, 0.48655, 0.44092), (0.26733, 0.25644, 0.27615), valid_size=5000, augment=True
+    "cifar100": DatasetSpec(
+        _read_cifar100, True, (0.50708, 0.48655, 0.44092), (0.26733, 0.25644, 0.27615), valid_size=5000, augment=True
     ),
-    "svhn": Dataset(read_svhn, True, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), valid_size=6000, augment=False),
-    "digits": Dataset(read_digits, False, (0.30511,) * 3, (0.32382,) * 3, valid_size=140, augment=False, grey=True),
-    "folder": Dataset(
-        read_folder, True, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), valid_size=None, augment=True, free_size=True
+    "svhn": DatasetSpec(_read_svhn, True, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), valid_size=6000, augment=False),
+    "digits": DatasetSpec(
+        _read_digits,
+        False,
+        (0.30511, 0.30511, 0.30511),
+        (0.32382, 0.32382, 0.32382),
+        valid_size=140,
+        augment=False,
+        grey=True,
+    ),
+    "folder": DatasetSpec(
+        _read_folder, True, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), valid_size=None, augment=True, free_size=True
     ),
 }

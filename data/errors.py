@@ -1,12 +1,12 @@
-"""What can be wrong with a data set, each with the line that a user reads."""
+"""Errors in data sets. The message of each is one line for the user."""
 
 from collections.abc import Sequence
 
-MOST_NAMES = 10  # that a line lists; more would hide how it ends
+MOST_NAMES = 10  # in one line; more would hide how it ends
 
 
 class DataError(Exception):
-    """A data set cannot be used as asked. `exit_code` is what a command-line program should exit with."""
+    """A data set cannot be used as asked. `exit_code` is the exit code for a command-line program."""
 
     exit_code = 2
 
@@ -16,7 +16,7 @@ class MissingData(DataError):
 
 
 class CorruptedData(DataError):
-    """A file is there, but its contents are not those of the data set."""
+    """A file exists, but its contents are damaged or do not belong to the data set."""
 
 
 class NoNetwork(DataError):
@@ -26,7 +26,7 @@ class NoNetwork(DataError):
 
 
 def listed(names: Sequence[object], *, most: int = MOST_NAMES) -> str:
-    """Names as in a sentence: "a", "a and b", "a, b and c"; after `most` of them the number of the others."""
+    """Join names as in a sentence: "a", "a and b", "a, b and c". After `most` names only the rest is counted."""
     shown = [str(name) for name in names[:most]]
     if len(names) > most:
         shown.append(f"{len(names) - most:,} more")
@@ -34,7 +34,7 @@ def listed(names: Sequence[object], *, most: int = MOST_NAMES) -> str:
 
 
 def as_one(errors: Sequence[DataError]) -> DataError:
-    """One error for one or more: the only one, or a line with the first ten and their number."""
+    """Combine one or more errors into one whose line has their number and the messages of the first ten."""
     if len(errors) == 1:
         return errors[0]
     lines = "; ".join(str(error) for error in errors[:MOST_NAMES])

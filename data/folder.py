@@ -1,11 +1,11 @@
-"""A user's own images: a folder for each class, below a folder for each use.
+"""Read a folder of the user's own images, with a folder for each split and in it one for each class.
 
     DIR/train/<class>/...    training images
-    DIR/test/<class>/...     test images, looked at once, at the end
-    DIR/val/<class>/...      validation images, or if there is no test/, the test images
+    DIR/test/<class>/...     test images, used once, at the end
+    DIR/val/<class>/...      validation images, or without a test/ the test images
 
-Where only one of test/ and val/ is there, validation images are held out of the training images. Files lie in the
-folder of their class or anywhere below it. The folders for each use may have other names, see `data.layout`.
+If only one of test/ and val/ exists, validation images are held out of the training images. Files may lie in the folder
+of their class or anywhere below it. Other common names of the three folders are accepted, see `SPLIT_NAMES`.
 """
 
 import os
@@ -16,117 +16,179 @@ from pathlib import Path
 
 import torch
 
-from data.errors import DataError, listed
-from data.find import Found, entries, find_images, is_folder, is_named_as_image
-from data.image_files import ImageFiles
-from data.layout import LAYOUT, beside, find_uses, subfolders
-from data.source import Source
+from data.errors import DataError, MissingData, listed
+from data.images import ImageFiles
+from data.splits import Dataset
+from data.walk import (
+    FoundFiles,
+    count_images,
+    entries,
+    find_images,
+    is_folder,
+    is_ignored,
+    is_named_as_image,
+    subfolders,
+)
+
+LAYOUT = "--data needs train/ with a folder for each class, and test/ or val/ with the same folders"
+
+# By split, the names that programs which export data sets give its folder, in any case.
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
+}
+
+FILES_LOOKED_AT = 10_000  # in a folder that is not used, to count its images in a fraction of a second
 
 
 @dataclass(frozen=True)
-class Use:
-    """What lies below train/, val/ or test/.
+class SplitFolder:
+    """The contents of train/, val/ or test/.
 
     Attributes:
-        folder: Which of them.
-        found: What was found for each class.
-        outside: Paths of what lies in no class's folder.
+        folder: Path of the folder.
+        found: The files of each class.
+        outside: Paths of entries that are in no folder of a class.
     """
 
     folder: Path
-    found: dict[str, Found]
+    found: dict[str, FoundFiles]
     outside: list[str]
 
     @property
-    def lacking(self) -> list[str]:
+    def empty_classes(self) -> list[str]:
         """The classes without an image."""
         return [name for name, found in self.found.items() if not found.images]
 
     @property
     def skipped(self) -> list[str]:
-        """Paths of what was skipped."""
+        """Paths of all entries that are not used."""
         return [*self.outside, *(path for found in self.found.values() for path in found.skipped)]
 
     def labelled(self, image_size: int) -> ImageFiles:
-        """All images, class by class, with the position of their class as the label."""
+        """Return all images, class by class, labelled with the index of their class."""
         paths = tuple(path for found in self.found.values() for path in found.images)
         counts = torch.tensor([len(found.images) for found in self.found.values()])
         return ImageFiles(paths, torch.arange(len(counts)).repeat_interleave(counts), image_size)
 
 
-def read_folder(folder: Path, download: bool, *, image_size: int) -> Source:
-    """Find all images below a folder; none is decoded yet. The top of this file says where they lie.
+def read_folder(folder: Path, *, image_size: int) -> Dataset:
+    """Find all images below a folder, without decoding them. The docstring of this file describes the layout.
+
+    Args:
+        folder: The folder DIR.
+        image_size: Height and width S of the batches.
 
     Raises:
         MissingData: If a folder is missing.
         DataError: If there are fewer than 2 classes, some have no training image, val/ or test/ have others or no image
             at all, or something cannot be read. The message names all of these.
     """
-    where = find_uses(folder)
-    classes = subfolders(where["train"])
+    folders = _find_splits(folder)
+    classes = subfolders(folders["train"])
     if len(classes) < 2:
-        raise DataError(_say_too_few(where["train"], classes))
-    uses = [_look_into(path, classes) for path in where.values()]
-    problems = [problem for use in uses for problem in _problems(use, is_train=use is uses[0])]
+        raise DataError(_say_too_few(folders["train"], classes))
+    splits = [_look_into(path, classes) for path in folders.values()]
+    problems = [problem for split in splits for problem in _problems(split, is_train=split is splits[0])]
     if problems:
         raise DataError("; ".join(problems))
-    train, *held_out, test = (use.labelled(image_size) for use in uses)
-    notes = (*_notes(folder, uses), *_beside(folder, where), *_twins(classes))
-    return Source(train, test, tuple(classes), valid=held_out[0] if held_out else None, notes=notes)
+    train, *held_out, test = (split.labelled(image_size) for split in splits)
+    notes = (*_notes(folder, splits), *_note_unused(folder, folders), *_note_similar_names(classes))
+    return Dataset(train, test, tuple(classes), valid=held_out[0] if held_out else None, notes=notes)
 
 
-def _look_into(folder: Path, classes: list[str]) -> Use:
-    """Find the images of all classes below train/, val/ or test/."""
-    there = subfolders(folder)
-    found = {name: find_images(folder / name) if name in there else Found() for name in classes}
-    return Use(folder, found, [entry.path for entry in entries(folder) if entry.name not in there])
+def _find_splits(folder: Path) -> dict[str, Path]:
+    """Return the folders for train, val and test that exist, in this order: the first, and at least one of the others.
+
+    Raises:
+        MissingData: If a folder is missing.
+        DataError: If there are two for the same split, or the folder cannot be read.
+    """
+    folders = {}
+    names = subfolders(folder)
+    for split, usual in SPLIT_NAMES.items():
+        matches = [name for name in names if name.lower() in usual]
+        if len(matches) > 1:
+            raise DataError(f"{folder} has {listed(matches)}, which are names for the same use; keep one of them")
+        if matches:
+            folders[split] = folder / matches[0]
+    if "train" not in folders:
+        raise MissingData(f"there is no folder {folder / 'train'}; {LAYOUT}{_suggest_folder(folder)}")
+    if len(folders) == 1:
+        raise MissingData(f"there is no folder {folder / 'test'}; {LAYOUT}")
+    return folders
+
+
+def _suggest_folder(folder: Path) -> str:
+    """Suggest the folder above or below that has training images. Return nothing unless there is exactly one."""
+    above = folder.absolute().parent
+    candidates = [path for path in (folder / name for name in subfolders(folder)) if _has_train(path)]
+    if any(folder.absolute().name.lower() in names for names in SPLIT_NAMES.values()) and _has_train(above):
+        candidates.append(above)
+    return f"; did you mean --data {candidates[0]}?" if len(candidates) == 1 else ""
+
+
+def _has_train(folder: Path) -> bool:
+    try:
+        return any(name.lower() in SPLIT_NAMES["train"] for name in subfolders(folder))
+    except DataError:
+        return False
+
+
+def _look_into(folder: Path, classes: list[str]) -> SplitFolder:
+    """Find the images of all classes in train/, val/ or test/."""
+    names = subfolders(folder)
+    found = {name: find_images(folder / name) if name in names else FoundFiles() for name in classes}
+    return SplitFolder(folder, found, [entry.path for entry in entries(folder) if entry.name not in names])
 
 
 def _say_too_few(folder: Path, classes: list[str]) -> str:
-    """A line about a train/ with no class or a single one."""
+    """Describe a train/ that has no class or a single one."""
     count = f"{len(classes)} class folder{'' if len(classes) == 1 else 's'}"
     line = f"{folder} has {count}, but must have 2 or more; {LAYOUT}"
     inside = subfolders(folder / classes[0]) if classes else []
     if len(inside) > 1:
         return f"{line}; {listed(inside)} in {folder / classes[0]} look like classes: move them into {folder}"
-    loose = _loose_images(folder)
+    loose = _count_loose_images(folder)
     return f"{line}; {loose} in it lie in no class's folder, and so have no labels" if loose else line
 
 
-def _problems(use: Use, *, is_train: bool) -> Iterator[str]:
-    """All that keeps train/, val/ or test/ from being used, a line each."""
-    there = subfolders(use.folder)
-    unknown = sorted(set(there) - set(use.found))
+def _problems(split: SplitFolder, *, is_train: bool) -> Iterator[str]:
+    """Yield a line for each reason why train/, val/ or test/ cannot be used."""
+    names = subfolders(split.folder)
+    unknown = sorted(set(names) - set(split.found))
+    empty = split.empty_classes
     if unknown:
-        yield _say_unknown(use.folder, unknown, list(use.found))
-    if not there:
-        loose = _loose_images(use.folder)
+        yield _say_unknown(split.folder, unknown, list(split.found))
+    if not names:
+        loose = _count_loose_images(split.folder)
         holds = f"but {loose}: they have no labels; rename it, or use predict" if loose else f"and no image; {LAYOUT}"
-        yield f"{use.folder} has no class folders, {holds}"
-    elif use.lacking and (is_train or len(use.lacking) == len(use.found)) and not unknown:
-        yield _say_empty(use, use.lacking if is_train else [name for name in use.lacking if name in there])
-    unreadable = [path for found in use.found.values() for path in found.unreadable]
+        yield f"{split.folder} has no class folders, {holds}"
+    elif empty and (is_train or len(empty) == len(split.found)) and not unknown:
+        yield _say_empty(split, empty if is_train else [name for name in empty if name in names])
+    unreadable = [path for found in split.found.values() for path in found.unreadable]
     if unreadable:
         yield _say_unreadable(unreadable)
 
 
 def _say_unreadable(paths: list[str]) -> str:
-    """A line about image files that may not be read, or are links that lead nowhere."""
+    """Describe image files that may not be read, or are links to nothing."""
     links = sum(Path(path).is_symlink() for path in paths)
-    advice = [f"mend the link{'s' if links > 1 else ''}"] if links else []
+    advice = [f"fix the link{'s' if links > 1 else ''}"] if links else []
     if links < len(paths):
         advice.append(f"give {'it' if len(paths) - links == 1 else 'them'} permission")
     return f"{listed(paths)} cannot be read; {' and '.join(advice)}, or take {'it' if len(paths) == 1 else 'them'} away"
 
 
 def _say_unknown(folder: Path, unknown: list[str], classes: list[str]) -> str:
-    """A line about folders in val/ or test/ that train/ lacks."""
+    """Describe folders in val/ or test/ that train/ does not have."""
     paths = listed([folder / name for name in unknown])
     if len(unknown) == 1:
         line = f"{paths} is no class: the training images have no folder of that name"
     else:
         line = f"{paths} are no classes: the training images have no folders of those names"
-    alike = [name for name in unknown if _looks(name) in map(_looks, classes)]
+    alike = [name for name in unknown if _normal_form(name) in map(_normal_form, classes)]
     deeper = [name for name in unknown if set(subfolders(folder / name)) & set(classes)]
     if alike:
         line += f"; {listed(alike)} only looks like one, and is written in another Unicode form: give both the same"
@@ -135,50 +197,63 @@ def _say_unknown(folder: Path, unknown: list[str], classes: list[str]) -> str:
     return line
 
 
-def _say_empty(use: Use, names: list[str]) -> str:
-    """A line about class folders without an image."""
-    paths, has = listed([use.folder / name for name in names]), "has" if len(names) == 1 else "have"
+def _say_empty(split: SplitFolder, names: list[str]) -> str:
+    """Describe class folders without an image."""
+    paths, has = listed([split.folder / name for name in names]), "has" if len(names) == 1 else "have"
     it = "it" if len(names) == 1 else "them"
-    skipped = [path for name in names for path in use.found[name].skipped]
-    endings = sorted({Path(path).suffix.lower() or Path(path).name for path in skipped})
-    seen = f", but in {listed(endings)}" if endings else ""
-    return f"{paths} {has} no image: no file in {it} ends in .jpg, .png, .webp or the like{seen}"
+    skipped = [path for name in names for path in split.found[name].skipped]
+    suffixes = sorted({Path(path).suffix.lower() or Path(path).name for path in skipped})
+    others = f", but in {listed(suffixes)}" if suffixes else ""
+    return f"{paths} {has} no image: no file in {it} ends in .jpg, .png, .webp or the like{others}"
 
 
-def _loose_images(folder: Path) -> str:
-    """The number of images in train/, val/ or test/ that lie in no folder of a class; empty if there are none."""
+def _count_loose_images(folder: Path) -> str:
+    """Say how many images in train/, val/ or test/ are in no folder of a class: "1 image", or nothing for none."""
     number = sum(is_named_as_image(entry.name) for entry in entries(folder) if not is_folder(entry))
     return f"{number:,} image{'' if number == 1 else 's'}" if number else ""
 
 
-def _notes(folder: Path, uses: Sequence[Use]) -> Iterator[str]:
-    """A line if files were skipped, and one for each use without images of some classes."""
-    skipped = [path for use in uses for path in use.skipped]
+def _notes(folder: Path, splits: Sequence[SplitFolder]) -> Iterator[str]:
+    """Yield a line if files were skipped, and one for each split without images of some classes."""
+    skipped = [path for split in splits for path in split.skipped]
     if skipped:
         example = os.path.relpath(skipped[0], folder)
         why = "hidden, no image by their name or in no class's folder"
         yield f"Skipped in {folder}: {len(skipped):,} that are {why}, as {example}"
-    for use in uses:
-        if use.lacking:
-            some = ", ".join(use.lacking[:5]) + (", ..." if len(use.lacking) > 5 else "")
-            yield f"{use.folder} has no image of {len(use.lacking)} of {len(use.found)} classes: {some}"
+    for split in splits:
+        if empty := split.empty_classes:
+            some = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
+            yield f"{split.folder} has no image of {len(empty)} of {len(split.found)} classes: {some}"
 
 
-def _beside(folder: Path, where: dict[str, Path]) -> Iterator[str]:
-    """A line if something lies beside the folders that are used."""
-    others = beside(folder, where)
-    if others:
-        yield f"Not used in {folder}: {listed(others)}"
+def _note_unused(folder: Path, folders: dict[str, Path]) -> Iterator[str]:
+    """Yield a line if the data folder has other entries than the folders of the splits."""
+    used = {path.name for path in folders.values()}
+    unused = [
+        f"{entry.name}/ ({_count_images(Path(entry.path))})" if is_folder(entry) else entry.name
+        for entry in entries(folder)
+        if entry.name not in used and not is_ignored(entry.name)
+    ]
+    if unused:
+        yield f"Not used in {folder}: {listed(unused)}"
 
 
-def _looks(name: str) -> str:
-    """A name in the Unicode form in which names that look the same are the same."""
+def _count_images(folder: Path) -> str:
+    """Say how many images are in a folder and below it: "no image", "1 image", "12 images" or "many images"."""
+    number, is_complete = count_images(folder, most_files=FILES_LOOKED_AT)
+    if not is_complete:
+        return "many images" if number else "many files"
+    return f"{number or 'no'} image{'' if number < 2 else 's'}"
+
+
+def _note_similar_names(classes: Sequence[str]) -> Iterator[str]:
+    """Yield a line for classes whose names look the same."""
+    for form in sorted({_normal_form(name) for name in classes}):
+        similar = [name for name in classes if _normal_form(name) == form]
+        if len(similar) > 1:
+            yield f"{len(similar)} classes look like {form}, and are written in different Unicode forms"
+
+
+def _normal_form(name: str) -> str:
+    """Return a name in the Unicode form in which names that look the same are the same."""
     return unicodedata.normalize("NFC", name)
-
-
-def _twins(classes: Sequence[str]) -> Iterator[str]:
-    """A line for classes whose names look the same."""
-    for look in sorted({_looks(name) for name in classes}):
-        twins = [name for name in classes if _looks(name) == look]
-        if len(twins) > 1:
-            yield f"{len(twins)} classes look like {look}, and are written in different Unicode forms"

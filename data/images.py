@@ -1,7 +1,9 @@
-"""Image files without labels, prepared as a data set's images are for evaluation."""
+"""Image files, with or without labels: decoded in threads a few batches ahead, and never all in memory."""
 
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -11,21 +13,126 @@ import torch
 from torch import Tensor
 
 from data.augment import normalise
-from data.crops import middle_crop, shorter_side
+from data.crops import SMALL, middle_crop, random_crop, shorter_side
 from data.decode import decode, prepare
-from data.errors import DataError, MissingData
-from data.find import find_images
-from data.image_files import as_batch
+from data.errors import DataError, MissingData, as_one
 from data.threads import count_threads, in_order
+from data.walk import find_images
+
+
+class ImageFile(NamedTuple):
+    """An image file to decode.
+
+    Attributes:
+        path: Path of the file.
+        seed: Seed of a random crop for training. None: the middle crop for evaluation.
+    """
+
+    path: str
+    seed: int | None = None
+
+
+def decode_groups(
+    groups: Iterable[Sequence[ImageFile]], *, size: int, grey: bool = False
+) -> Generator[list[np.ndarray | DataError]]:
+    """Decode files in threads. Yield the pixels (S, S, 3) of each, or its error, group by group.
+
+    Args:
+        groups: Files whose results are yielded together.
+        size: Height and width S of the images.
+        grey: Whether to remove colours.
+    """
+    prepare()
+    return in_order(partial(_try_to_decode, size=size, grey=grey), groups, threads=count_threads())
+
+
+def _try_to_decode(file: ImageFile, *, size: int, grey: bool) -> np.ndarray | DataError:
+    choose = partial(middle_crop, size=size) if file.seed is None else partial(random_crop, seed=file.seed)
+    try:
+        return decode(file.path, choose, size=size, grey=grey)
+    except DataError as error:
+        return error
+
+
+def _separate(results: list[np.ndarray | DataError]) -> tuple[list[np.ndarray], list[DataError]]:
+    """Separate pixels from errors, each in their order."""
+    pixels = [result for result in results if not isinstance(result, DataError)]
+    return pixels, [result for result in results if isinstance(result, DataError)]
+
+
+def as_batch(pixels: list[np.ndarray], *, size: int, device: torch.device) -> Tensor:
+    """Stack n images of uint8 (S, S, 3) to a batch (n, 3, S, S) on a device, in memory format `channels_last`.
+
+    The copy to the device is asynchronous. n may be 0.
+    """
+    images = torch.from_numpy(np.stack(pixels) if pixels else np.empty((0, size, size, 3), np.uint8))
+    if device.type != "cpu":
+        images = images.pin_memory().to(device, non_blocking=True)
+    return images.permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Image files with their labels. It is one of `data.splits.Images`.
+
+    Attributes:
+        paths: Paths of the N files.
+        labels: int64 (N,), from 0 to the number of classes - 1, on the device of the batches.
+        image_size: Height and width S of the batches.
+    """
+
+    paths: tuple[str, ...]
+    labels: Tensor
+    image_size: int
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def names(self) -> Sequence[str]:
+        """Return the paths relative to the folder that all of them have in common."""
+        common = os.path.commonpath(self.paths) if self.paths else ""
+        return [path[len(common) :] for path in self.paths]
+
+    @property
+    def crops_itself(self) -> bool:
+        """Whether files are cropped at random as they are decoded. Small images are augmented as in CIFAR."""
+        return self.image_size > SMALL
+
+    def take(self, indices: Tensor) -> "ImageFiles":
+        """Return the images at some indices, int64 (M,)."""
+        paths = tuple(self.paths[index] for index in indices.tolist())
+        return ImageFiles(paths, self.labels[indices], self.image_size)
+
+    def to(self, device: torch.device) -> "ImageFiles":
+        """Return the same images, for batches on a device."""
+        return ImageFiles(self.paths, self.labels.to(device), self.image_size)
+
+    def read(self, order: Tensor, parts: Sequence[slice], seeds: Tensor | None = None) -> Generator[Tensor]:
+        """Yield the pixels of each part of an order, see `data.splits.Images`.
+
+        Raises:
+            DataError: If files cannot be read as images. It names all of them in the same batch.
+        """
+        groups = (self._files(order[part], None if seeds is None else seeds[part]) for part in parts)
+        with closing(decode_groups(groups, size=self.image_size)) as batches:
+            for results in batches:
+                pixels, errors = _separate(results)
+                if errors:
+                    raise as_one(errors)
+                yield as_batch(pixels, size=self.image_size, device=self.labels.device)
+
+    def _files(self, order: Tensor, seeds: Tensor | None) -> list[ImageFile]:
+        every_seed = [None] * len(order) if seeds is None else seeds.tolist()
+        return [ImageFile(self.paths[index], seed) for index, seed in zip(order.tolist(), every_seed, strict=True)]
 
 
 class ImageBatch(NamedTuple):
-    """Some files, in the order in which they were asked for.
+    """A batch of files, in the order in which they were asked for.
 
     Attributes:
-        paths: Of the images, n of them.
+        paths: Paths of the n images.
         images: float32 (n, 3, S, S), normalised. n may be 0.
-        errors: One for each file that is no image.
+        errors: An error for each file that cannot be read as an image.
     """
 
     paths: list[str]
@@ -33,35 +140,35 @@ class ImageBatch(NamedTuple):
     errors: list[DataError]
 
 
-def list_images(words: Iterable[Path]) -> list[str]:
-    """Paths of image files: files as they are named, and in place of a folder the images in it and below, sorted.
+def list_images(paths: Iterable[Path]) -> list[str]:
+    """Replace each folder by the image files in it and in the folders below, sorted. Files stay as they are named.
 
     Raises:
-        MissingData: If there is no such file or folder, or a folder has no image.
+        MissingData: If a file or folder does not exist, or a folder has no image.
         DataError: If a folder cannot be read, or something is neither file nor folder.
     """
-    return [path for word in words for path in _images_at(word)]
+    return [image for path in paths for image in _images_at(path)]
 
 
-def _images_at(word: Path) -> list[str]:
-    if word.is_dir():
-        images = find_images(word).images
+def _images_at(path: Path) -> list[str]:
+    if path.is_dir():
+        images = find_images(path).images
         if not images:
-            raise MissingData(f"there is no image in the folder {word}: no file in it ends in .jpg, .png or the like")
+            raise MissingData(f"there is no image in the folder {path}: no file in it ends in .jpg, .png or the like")
         return images
-    if not word.exists():
-        raise MissingData(f"there is no file {word}")
-    if not word.is_file():
-        raise DataError(f"{word} is neither a file nor a folder")
-    return [str(word)]
+    if not path.exists():
+        raise MissingData(f"there is no file {path}")
+    if not path.is_file():
+        raise DataError(f"{path} is neither a file nor a folder")
+    return [str(path)]
 
 
 def describe_preparation(*, image_size: int, grey: bool) -> dict[str, str | int]:
-    """Say in the order of the steps what `read_images` does with a picture, but for the normalisation.
+    """Describe the steps of `read_images` before normalisation, in their order.
 
     Args:
         image_size: Height and width S of the images.
-        grey: Whether colours are taken away.
+        grey: Whether colours are removed.
     """
     return {
         "turn": "as EXIF says",
@@ -82,37 +189,26 @@ def read_images(
     std: tuple[float, ...],
     batch_size: int,
     device: torch.device,
-) -> Iterator[ImageBatch]:
-    """Yield batches of image files, decoded in threads a few batches ahead.
+) -> Generator[ImageBatch]:
+    """Yield batches of image files without labels, prepared as images of a data set are for evaluation.
 
-    A file that is no image ends nothing: its error is in the batch, in place of its pixels.
+    A file that cannot be read does not end the iteration: its batch has an error in place of its pixels.
 
     Args:
-        paths: Of the files.
+        paths: Paths of the files.
         image_size: Height and width S of the images.
-        grey: Whether the data set's images are grey, so that colours are taken away.
-        mean: Per channel, of pixels divided by 255.
-        std: Per channel, likewise.
-        batch_size: Files of a batch, 1 or more.
-        device: Where the batches are wanted.
+        grey: Whether to remove colours, as the data set has none.
+        mean: Mean of each channel, of pixels divided by 255.
+        std: Standard deviation of each channel, of pixels divided by 255.
+        batch_size: Files in a batch, 1 or more.
+        device: Device of the batches.
     """
-    mean, std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in (mean, std))
-    groups = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
-    work = partial(try_to_decode, image_size=image_size, grey=grey)
-    prepare()
-    with closing(in_order(work, groups, threads=count_threads())) as batches:
-        for group, results in zip(groups, batches, strict=True):
-            good = [
-                (path, pixels) for path, pixels in zip(group, results, strict=True) if isinstance(pixels, np.ndarray)
-            ]
-            images = as_batch([pixels for _, pixels in good], size=image_size, device=device)
-            errors = [error for error in results if isinstance(error, DataError)]
-            yield ImageBatch([path for path, _ in good], normalise(images, mean, std), errors)
-
-
-def try_to_decode(path: str, *, image_size: int, grey: bool = False) -> np.ndarray | DataError:
-    """Decode a file as it is for evaluation, or return the error in place of its pixels."""
-    try:
-        return decode(path, partial(middle_crop, size=image_size), size=image_size, grey=grey)
-    except DataError as error:
-        return error
+    means, stds = (torch.tensor(values, device=device).view(-1, 1, 1) for values in (mean, std))
+    chunks = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
+    groups = ([ImageFile(path) for path in chunk] for chunk in chunks)
+    with closing(decode_groups(groups, size=image_size, grey=grey)) as batches:
+        for chunk, results in zip(chunks, batches, strict=True):
+            pixels, errors = _separate(results)
+            good = [path for path, result in zip(chunk, results, strict=True) if not isinstance(result, DataError)]
+            images = as_batch(pixels, size=image_size, device=device)
+            yield ImageBatch(good, normalise(images, means, stds), errors)

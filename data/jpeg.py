@@ -1,4 +1,4 @@
-"""JPEG files: the segments before their pixels."""
+"""Remove metadata that Pillow may refuse from JPEG files: segments in front of the pixels."""
 
 import struct
 from collections.abc import Iterator
@@ -9,12 +9,12 @@ KIND_AND_LENGTH = struct.Struct(">HH")  # the length counts itself
 APP0, APP1, APP14, APP15 = 0xFFE0, 0xFFE1, 0xFFEE, 0xFFEF
 START_OF_SCAN = 0xFFDA
 
-# JFIF and Adobe segments say how colours are coded. Decoders pass over shorter ones than these.
+# The shortest bodies of the JFIF and Adobe segments, which say how colours are coded. Decoders ignore shorter ones.
 SHORTEST = {APP0: 14, APP14: 12}
 
 
 class Segment(NamedTuple):
-    """A part of a JPEG file: what it is, and where it, its body and the next one begin."""
+    """A segment of a JPEG file: its kind, and the positions of its start, its body and its end."""
 
     kind: int
     start: int
@@ -23,14 +23,14 @@ class Segment(NamedTuple):
 
 
 def is_jpeg(contents: bytes) -> bool:
-    """Whether a file begins as JPEG files do."""
+    """Return whether a file has the signature of a JPEG file."""
     return contents.startswith(START)
 
 
 def without_metadata(contents: bytes) -> bytes:
-    """Leave out of a file the segments that do not decide how it looks, as Pillow refuses it for some that are damaged.
+    """Return a file without the segments that do not affect its pixels: if some are damaged, Pillow refuses the file.
 
-    EXIF data and XMP stay, since they may say how the picture is turned.
+    EXIF data and XMP stay, since they may contain the orientation.
     """
     parts, start = [], 0
     for segment in _segments(contents):
@@ -41,7 +41,7 @@ def without_metadata(contents: bytes) -> bytes:
 
 
 def _segments(contents: bytes) -> Iterator[Segment]:
-    """The segments before the pixels, as far as they can be followed."""
+    """Yield the segments in front of the pixels, up to the first that is not valid."""
     start = len(START)
     while start + KIND_AND_LENGTH.size <= len(contents):
         kind, length = KIND_AND_LENGTH.unpack_from(contents, start)

@@ -1,18 +1,18 @@
-"""Batches of prepared images on the device where they are wanted."""
+"""Batches of normalised images on the device of their labels, each process reading its own part of them."""
 
 import random
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from data.augment import crop_and_flip, normalise
-from data.datasets import Dataset, validation_size
-from data.share import ALONE, Share
-from data.source import Images, Source, split_validation
+from data.datasets import DatasetSpec, validation_size
+from data.splits import Dataset, Images, split_validation
 
 PADDING = 4  # pixels on each side before a random crop, as in the paper
 
@@ -21,9 +21,9 @@ class Batch(NamedTuple):
     """This process's part of a batch.
 
     Attributes:
-        images: float32 (n, 3, H, W), normalised. n is 0 where there are more processes than images.
+        images: float32 (n, 3, H, W), normalised. n is 0 for some processes if there are more of them than images.
         labels: int64 (n,).
-        size: Images of the whole batch, on all processes together.
+        size: Images in the whole batch, in all processes together.
     """
 
     images: Tensor
@@ -32,15 +32,50 @@ class Batch(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The random choices of one epoch, drawn before it begins.
+class Shard:
+    """Which part of each batch a process reads, where several processes train one network.
 
     Attributes:
-        order: int64 (N,), the image at each place of the epoch.
-        top: int64 (N,), the first row of its crop, from 0 to 2 * PADDING.
-        left: int64 (N,), the first column of its crop.
+        rank: Index of this process, from 0 to world_size - 1.
+        world_size: Number of processes.
+
+    Raises:
+        ValueError: If the rank is out of range.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.world_size:
+            raise ValueError(
+                f"rank is {self.rank}, but must be 0 or more and below {self.world_size}, the number of processes"
+            )
+
+    def part(self, num_items: int) -> slice:
+        """Return the positions of this process in a batch of `num_items`.
+
+        The parts of all processes follow each other without a gap and have the sizes of `torch.tensor_split`: they
+        differ by at most 1, and the larger ones come first. Some are empty if there are fewer items than processes.
+        """
+        size, larger = divmod(num_items, self.world_size)
+        start = self.rank * size + min(self.rank, larger)
+        return slice(start, start + size + (self.rank < larger))
+
+
+WHOLE_BATCH = Shard()  # of the only process
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """The random choices of one epoch, drawn in advance.
+
+    Attributes:
+        order: int64 (N,), index of the image at each position in the epoch.
+        top: int64 (N,), first row of its crop, from 0 to 2 * PADDING.
+        left: int64 (N,), first column of its crop, from 0 to 2 * PADDING.
         flip: bool (N,), whether it is mirrored.
-        seed: int64 (N,), of all choices about it in place of these, where they depend on the size of its file.
+        seed: int64 (N,), seed for all choices instead of these, if they depend on the size of a file's image.
     """
 
     order: Tensor
@@ -50,13 +85,13 @@ class Plan:
     seed: Tensor
 
 
-def plan_epoch(num_images: int, *, seed: int, epoch: int) -> Plan:
-    """Draw order, crops and flips of an epoch, which are a function of the three arguments alone.
+def plan_epoch(num_images: int, *, seed: int, epoch: int) -> EpochPlan:
+    """Draw order, crops and flips of an epoch. They are a function of the three arguments alone.
 
-    They are drawn on the CPU, so that they do not depend on the training device either.
+    They are drawn on the CPU, so that they do not depend on the training device.
     """
     generator = torch.Generator().manual_seed(random.Random(f"seed {seed}, epoch {epoch}").getrandbits(63))
-    return Plan(
+    return EpochPlan(
         order=torch.randperm(num_images, generator=generator),
         top=torch.randint(2 * PADDING + 1, (num_images,), generator=generator),
         left=torch.randint(2 * PADDING + 1, (num_images,), generator=generator),
@@ -68,19 +103,19 @@ def plan_epoch(num_images: int, *, seed: int, epoch: int) -> Plan:
 class Loader:
     """Batches of normalised images with their labels, on the device of the labels.
 
-    Iterating gives all images once, in their own order, without augmentation; a batch has batch_size images, the last
-    one possibly fewer. `epoch(e)` gives them shuffled and, if asked for, augmented. Of several processes each gets
-    its own part of every batch, possibly an empty one, so that all of them take the same number of steps.
+    Iterating yields all images once, in their own order and without augmentation, in batches of batch_size; the last
+    batch may be smaller. `epoch(e)` yields them shuffled and, with `augment`, cropped and flipped. Each of several
+    processes gets its own part of every batch, possibly an empty one, so that all take the same number of steps.
 
     Args:
-        split: What to read.
-        batch_size: Images of a whole batch, 1 or more.
-        mean: Per channel, of pixels divided by 255.
-        std: Per channel, likewise.
+        split: The images.
+        batch_size: Images in a whole batch, 1 or more.
+        mean: Mean of each channel, of pixels divided by 255.
+        std: Standard deviation of each channel, of pixels divided by 255.
         seed: Order and augmentation of an epoch are a function of this and the epoch.
-        augment: Crop and flip each image on its own in `epoch`.
-        share: Which part of each batch is this process's.
-        limit: At most so many batches, for a trial. None: all.
+        augment: Whether `epoch` crops and flips each image on its own.
+        shard: The part of each batch that is this process's.
+        limit: The most batches in an epoch, for a trial. None: all.
     """
 
     def __init__(
@@ -92,7 +127,7 @@ class Loader:
         std: tuple[float, ...],
         seed: int = 0,
         augment: bool = False,
-        share: Share = ALONE,
+        shard: Shard = WHOLE_BATCH,
         limit: int | None = None,
     ):
         self.split = split
@@ -102,32 +137,32 @@ class Loader:
         self.std = torch.tensor(std, device=self.device).view(-1, 1, 1)
         self.seed = seed
         self.augment = augment
-        self.share = share
+        self.shard = shard
         self.limit = limit
 
     @property
     def num_images(self) -> int:
-        """Images in an epoch, on all processes together."""
+        """Images in an epoch, in all processes together."""
         every = len(self.split)
         return every if self.limit is None else min(every, self.limit * self.batch_size)
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """Return the number of batches in an epoch."""
         return -(-self.num_images // self.batch_size)
 
     def __iter__(self) -> Generator[Batch]:
         return self._batches(torch.arange(len(self.split)), None)
 
     def epoch(self, epoch: int) -> Generator[Batch]:
-        """Yield the batches of an epoch, whose number counts from 1."""
+        """Yield the batches of an epoch. Epochs count from 1."""
         plan = plan_epoch(len(self.split), seed=self.seed, epoch=epoch)
         return self._batches(plan.order, plan if self.augment else None)
 
-    def own_images(self) -> Images:
-        """This process's images in the order in which iterating gives them."""
-        return self.split.take(torch.cat([torch.arange(part.start, part.stop) for part, _ in self._parts()]))
+    def own_indices(self) -> Tensor:
+        """Return the indices int64 (M,) of this process's images, in the order in which iterating yields them."""
+        return torch.cat([torch.arange(part.start, part.stop) for part, _ in self._parts()])
 
-    def _batches(self, order: Tensor, plan: Plan | None) -> Generator[Batch]:
+    def _batches(self, order: Tensor, plan: EpochPlan | None) -> Generator[Batch]:
         """Yield the batches of an order, augmented as planned."""
         parts = list(self._parts())
         by_file, by_batch = (plan, None) if self.split.crops_itself else (None, plan)
@@ -138,70 +173,62 @@ class Loader:
             for (part, size), batch in zip(parts, pixels, strict=True):
                 images = normalise(batch, self.mean, self.std)
                 if choices:
-                    images = crop_and_flip(images, *(choice[part] for choice in choices), padding=PADDING)
+                    top, left, flip = (choice[part] for choice in choices)
+                    images = crop_and_flip(images, top, left, flip, padding=PADDING)
                 yield Batch(images, self.split.labels[order[part]], size)
 
     def _parts(self) -> Iterator[tuple[slice, int]]:
-        """This process's places in each batch of an epoch, and the size of the whole batch."""
+        """Yield this process's positions in each batch of an epoch, and the size of the whole batch."""
         for start in range(0, self.num_images, self.batch_size):
             size = min(self.batch_size, self.num_images - start)
-            part = self.share.part(size)
+            part = self.shard.part(size)
             yield slice(start + part.start, start + part.stop), size
 
 
-def _on_device(plan: Plan, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def _on_device(plan: EpochPlan, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     return plan.top.to(device), plan.left.to(device), plan.flip.to(device)
 
 
 def make_loaders(
-    source: Source,
     dataset: Dataset,
+    spec: DatasetSpec,
     device: torch.device,
     *,
     batch_size: int,
     valid_size: int | None,
     augment: bool,
     seed: int,
-    share: Share = ALONE,
+    shard: Shard = WHOLE_BATCH,
     limit: int | None = None,
 ) -> tuple[Loader, Loader | None, Loader]:
-    """Training, validation and test batches; no validation batches where `valid_size` is 0.
+    """Return loaders of training, validation and test images. The second is None if no image is held out.
 
     Args:
-        source: All images.
-        dataset: How they are normalised, and how many are held out by default.
-        device: Where batches are wanted. Images in memory are held there too.
-        batch_size: 1 or more, on all processes together.
-        valid_size: Training images held out, see `validation_size`.
-        augment: Crop and flip training images. Validation and test images are never augmented.
-        seed: The split, and order and augmentation of each epoch, are functions of it.
-        share: Which part of each batch is this process's.
-        limit: At most so many batches of each kind in an epoch. None: all.
+        dataset: All images.
+        spec: How to normalise them, and how many to hold out by default.
+        device: Device of the batches. Images in memory are moved there.
+        batch_size: Images in a batch, in all processes together, 1 or more.
+        valid_size: Training images to hold out for validation, see `validation_size`.
+        augment: Whether to crop and flip training images. Validation and test images are never augmented.
+        seed: The held-out images, and order and augmentation of each epoch, are functions of it.
+        shard: The part of each batch that is this process's.
+        limit: The most batches of each loader in an epoch. None: all.
 
     Raises:
-        DataError: If `valid_size` leaves no image for training, or the source has validation images of its own.
+        DataError: If `valid_size` leaves no image for training, or is given though the data set has validation images.
     """
-    train, valid = source.train, source.valid
-    size = validation_size(source, dataset, valid_size)
+    train, valid = dataset.train, dataset.valid
+    size = validation_size(dataset, spec, valid_size)
     if size is not None:
-        train, valid = split_validation(source.train, size=size, seed=seed)
-    preparation = {"batch_size": batch_size, "mean": dataset.mean, "std": dataset.std, "share": share, "limit": limit}
+        train, valid = split_validation(dataset.train, size=size, seed=seed)
+    loader = partial(Loader, batch_size=batch_size, mean=spec.mean, std=spec.std, shard=shard, limit=limit)
     return (
-        Loader(train.to(device), seed=seed, augment=augment, **preparation),
-        Loader(valid.to(device), **preparation) if len(valid) else None,
-        make_test_loader(source, dataset, device, batch_size=batch_size, share=share, limit=limit),
+        loader(train.to(device), seed=seed, augment=augment),
+        loader(valid.to(device)) if valid else None,
+        loader(dataset.test.to(device)),
     )
 
 
-def make_test_loader(
-    source: Source,
-    dataset: Dataset,
-    device: torch.device,
-    *,
-    batch_size: int,
-    share: Share = ALONE,
-    limit: int | None = None,
-) -> Loader:
-    """Test batches alone, see `make_loaders`."""
-    test = source.test.to(device)
-    return Loader(test, batch_size=batch_size, mean=dataset.mean, std=dataset.std, share=share, limit=limit)
+def make_test_loader(dataset: Dataset, spec: DatasetSpec, device: torch.device, *, batch_size: int) -> Loader:
+    """Return a loader of the test images alone, see `make_loaders`."""
+    return Loader(dataset.test.to(device), batch_size=batch_size, mean=spec.mean, std=spec.std)

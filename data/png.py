@@ -1,4 +1,4 @@
-"""PNG files: their chunks, and what must be known of these beside what Pillow makes of them."""
+"""Read PNG files where Pillow alone does not: damaged metadata, transparent colours and missing rows."""
 
 import io
 import struct
@@ -13,24 +13,24 @@ from PIL.PngImagePlugin import PngStream
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 LENGTH_AND_KIND = struct.Struct(">I4s")
 IHDR = struct.Struct(">IIBBBBB")  # width, height, bits, colour type, compression, filter, interlace
-GREY, RGB = 0, 2  # colour types with a transparent colour; those with a palette have transparencies in its order
-CHANNELS = {GREY: 1, RGB: 3, 3: 1, 4: 2, 6: 4}  # by colour type
+GREY, RGB = 0, 2  # colour types with a single transparent colour; a palette has a transparency for each entry
+CHANNELS = {GREY: 1, RGB: 3, 3: 1, 4: 2, 6: 4}  # samples of a pixel, by colour type
 
-PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")  # chunks that always count
+PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")  # chunks that always affect the pixels
 
-# Texts in which programs write how a picture is to be turned, by their keywords.
+# Keywords of the texts in which programs write the orientation, and the chunks that hold texts.
 KEYWORDS = (b"Raw profile type exif", b"exif", b"XML:com.adobe.xmp")
 TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 
-# First column, first row, and steps of both, of the passes in which an interlaced picture is stored.
+# First column, first row, and steps of both, of each pass in which an interlaced image is stored (Adam7).
 PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 
-MARK = (173, 91, 47, 5)  # a colour, of as many channels as there are, that is rare in the corner of a picture
-PIECE = 1 << 20  # bytes that are decompressed at a time, to be counted
+MARK = (173, 91, 47, 5)  # a colour that is rare in the corner of an image; as many channels of it as an image has
+PIECE_SIZE = 1 << 20  # bytes that are decompressed at a time when they are counted
 
 
 class Header(NamedTuple):
-    """The first chunk of a file, without what is always 0."""
+    """The first chunk of a file, without its fields that are always 0."""
 
     width: int
     height: int
@@ -40,15 +40,15 @@ class Header(NamedTuple):
 
 
 def is_png(contents: bytes) -> bool:
-    """Whether a file begins as PNG files do."""
+    """Return whether a file has the signature of a PNG file."""
     return contents.startswith(SIGNATURE)
 
 
 def without_metadata(contents: bytes) -> bytes:
-    """Leave out of a file the chunks that do not decide how it looks.
+    """Return a file without the chunks that do not affect its pixels.
 
-    Pillow refuses a file for colour profiles and texts that are damaged or larger than its limits. What is left is
-    bounded by those limits, however much a small chunk would become.
+    Pillow refuses a file whose colour profile or texts are damaged or exceed its limits. The chunks that stay are
+    within those limits, so that a small chunk cannot be decompressed to a huge one.
     """
     parts, start = [], 0
     reader = None
@@ -63,37 +63,37 @@ def without_metadata(contents: bytes) -> bytes:
 
 
 def correct_transparency(image: Image.Image, contents: bytes) -> None:
-    """Give the transparent grey value or colour of an opened file in the units that its pixels have.
+    """Convert the transparent grey value or colour of an opened file to the scale of its decoded pixels.
 
-    A file gives it in as many bits as its samples have. Pillow widens samples of 1, 2 and 4 bits to 8, and keeps the
-    upper 8 of the 16 bits of a colour, so that two colours that differ in the lower ones alone are taken for one.
+    A file stores it in as many bits as its samples have. Pillow widens samples of 1, 2 and 4 bits to 8, but not this
+    value. Of colours with 16 bits it keeps the upper 8, so that two colours with the same upper bits are one.
     """
     header = _header(contents)
     if "transparency" not in image.info or header.colour_type not in (GREY, RGB):
         return
     start = next(start for kind, start, _ in _chunks(contents) if kind == b"tRNS")
-    values = struct.unpack_from(f">{CHANNELS[header.colour_type]}H", contents, start + 8)
-    if header.bits == 16:
-        image.info["transparency"] = values[0] if header.colour_type == GREY else tuple(value >> 8 for value in values)
-        return
+    stored = struct.unpack_from(f">{CHANNELS[header.colour_type]}H", contents, start + 8)
     largest = (1 << header.bits) - 1
-    values = tuple((value & largest) * 255 // largest for value in values)
+    if header.bits < 16:
+        values = tuple((value & largest) * 255 // largest for value in stored)
+    else:  # grey images of 16 bits keep them
+        values = stored if header.colour_type == GREY else tuple(value >> 8 for value in stored)
     image.info["transparency"] = values[0] if header.colour_type == GREY else values
 
 
 def load(image: Image.Image, contents: bytes) -> None:
     """Decode all pixels of an opened file.
 
-    Pillow takes a file for whole whose compressed data are, even if they hold fewer rows than the picture has. So all
-    pixels are marked before they are read. Only if the last one has the colour of the mark afterwards, or if the file
-    is interlaced, where it is not the last one that is read, the data are decompressed again and counted.
+    Pillow accepts a file whose compressed data are complete, even if they contain fewer rows than the image has. So all
+    pixels get the colour `MARK` before they are read. If the last one still has it afterwards, or if the file is
+    interlaced, so that the last pixel is not the last one read, the data are decompressed again and counted.
 
     Raises:
         ValueError: If rows are missing.
     """
     header = _header(contents)
-    last, mark = (image.width - 1, image.height - 1), MARK[: len(image.getbands())]
-    mark = mark if len(mark) > 1 else mark[0]
+    last, bands = (image.width - 1, image.height - 1), len(image.getbands())
+    mark = MARK[:bands] if bands > 1 else MARK[0]
     image.im = Image.core.fill(image.mode, image.size, mark)
     image.load()
     if not header.interlaced and image.getpixel(last) != mark:
@@ -105,7 +105,7 @@ def load(image: Image.Image, contents: bytes) -> None:
 
 
 def _chunks(contents: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Kind, start and end of each chunk of a file. The last one may be cut off."""
+    """Yield kind, start and end of each chunk of a file. The last one may be cut off."""
     start = len(SIGNATURE)
     while start + LENGTH_AND_KIND.size <= len(contents):
         length, kind = LENGTH_AND_KIND.unpack_from(contents, start)
@@ -115,8 +115,8 @@ def _chunks(contents: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _is_needed(kind: bytes, rest: bytes, reader: PngStream) -> bool:
-    """Whether pixels, or how they are turned, may depend on a chunk of which `rest` follows. `reader` is Pillow's."""
-    if not kind[0] & 32:  # a capital letter: it must not be passed over
+    """Return whether a chunk may affect the pixels or their orientation. `rest` is its body and checksum."""
+    if not kind[0] & 32:  # a capital letter: a decoder must not ignore it
         return True
     body, checksum = rest[:-4], rest[-4:]
     if zlib.crc32(kind + body).to_bytes(4) != checksum:
@@ -127,7 +127,7 @@ def _is_needed(kind: bytes, rest: bytes, reader: PngStream) -> bool:
 
 
 def _can_be_read(kind: bytes, text: bytes, reader: PngStream) -> bool:
-    """Whether Pillow can read a text, and all before it, within its limits."""
+    """Return whether Pillow can read a text, together with the texts before it, within its limits."""
     reader.fp = io.BytesIO(text)
     try:
         getattr(reader, f"chunk_{kind.decode()}")(0, len(text))
@@ -143,7 +143,7 @@ def _header(contents: bytes) -> Header:
 
 
 def _pass_sizes(header: Header) -> Iterator[int]:
-    """Bytes of each pass over a picture: rows of whole bytes, each after one byte that names its filter."""
+    """Yield the bytes of each pass over an image: in each row one byte for its filter, then samples in whole bytes."""
     bits = header.bits * CHANNELS[header.colour_type]
     for column, row, across, down in PASSES if header.interlaced else ((0, 0, 1, 1),):
         width, height = -(-(header.width - column) // across), -(-(header.height - row) // down)
@@ -152,12 +152,12 @@ def _pass_sizes(header: Header) -> Iterator[int]:
 
 
 def _count_decompressed(contents: bytes, *, limit: int) -> int:
-    """Bytes of pixels in a file, at most `limit`, of which few are in memory at a time."""
+    """Decompress the pixels of a file piece by piece, and return their number of bytes, at most `limit`."""
     inflater, found = zlib.decompressobj(), 0
-    with suppress(zlib.error):  # which Pillow would have met, unless it comes after the pixels
+    with suppress(zlib.error):  # damage among the pixels has made Pillow fail already
         for kind, start, end in _chunks(contents):
             compressed = contents[start + 8 : end - 4] if kind == b"IDAT" else b""
             while compressed and found < limit:
-                found += len(inflater.decompress(compressed, PIECE))
+                found += len(inflater.decompress(compressed, PIECE_SIZE))
                 compressed = inflater.unconsumed_tail
     return min(found, limit)

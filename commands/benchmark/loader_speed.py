@@ -23,7 +23,7 @@ from torchvision import transforms
 
 from data.datasets import DATASETS
 from data.loader import PADDING, Loader
-from data.source import Split
+from data.splits import Split
 
 BATCH_SIZE = 256
 CIFAR10 = DATASETS["cifar10"]

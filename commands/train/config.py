@@ -8,10 +8,10 @@ from commands.provenance import VERSION, git_revision, versions
 from commands.recipes import altered_flags
 from commands.settings import TrainSettings
 from data.datasets import DATASETS
-from data.source import Source
+from data.splits import Dataset
 
 
-def config_of(settings: TrainSettings, network: nn.Module, source: Source, *, device: str) -> dict[str, Any]:
+def config_of(settings: TrainSettings, network: nn.Module, source: Dataset, *, device: str) -> dict[str, Any]:
     """The content of config.json.
 
     Args:

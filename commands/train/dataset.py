@@ -5,20 +5,19 @@ import torch
 from commands.settings import TrainSettings
 from commands.train.checks import check_last_batch
 from data.datasets import DATASETS, load
-from data.loader import make_loaders
-from data.share import Share
-from data.source import Source
+from data.loader import Shard, make_loaders
+from data.splits import Dataset
 from data.verify import verify_held_out
 from train.engine import Loaders
 from train.errors import UserError
 from train.processes import ProcessGroup
 from train.run.acquire import require_recorded_data
-from train.terminal import Bar
+from train.terminal import Bar, say
 
 
 def read_dataset(
     settings: TrainSettings, device: torch.device, processes: ProcessGroup, *, is_new: bool
-) -> tuple[Source, Loaders]:
+) -> tuple[Dataset, Loaders]:
     """Read the images of a run, and divide the batches among its processes.
 
     Args:
@@ -32,8 +31,14 @@ def read_dataset(
         UserError: If they are not the same in all processes, or not those that the run began with.
     """
 
-    def read() -> Source:
-        return load(settings.dataset, folder=settings.data, download=settings.download, image_size=settings.pixels)
+    def read() -> Dataset:
+        return load(
+            settings.dataset,
+            folder=settings.data,
+            download=settings.download,
+            image_size=settings.pixels,
+            notify=say,
+        )
 
     source = processes.main_first(read)
     if processes.world_size > 1 and not processes.all_equal(source.digest()):
@@ -50,7 +55,7 @@ def read_dataset(
     return source, loaders
 
 
-def _make_loaders(settings: TrainSettings, source: Source, device: torch.device, processes: ProcessGroup) -> Loaders:
+def _make_loaders(settings: TrainSettings, source: Dataset, device: torch.device, processes: ProcessGroup) -> Loaders:
     assert settings.augment is not None, "chosen before the data are read"
     assert settings.seed is not None, "chosen before the data are read"
     train, valid, test = make_loaders(
@@ -61,7 +66,7 @@ def _make_loaders(settings: TrainSettings, source: Source, device: torch.device,
         valid_size=settings.valid_size,
         augment=settings.augment,
         seed=settings.seed,
-        share=Share(processes.rank, processes.world_size),
+        shard=Shard(processes.rank, processes.world_size),
         limit=settings.limit_batches,
     )
     return Loaders(train, valid, test)

@@ -12,7 +12,7 @@ from commands.train.dataset import read_dataset
 from commands.train.initial_weights import load_initial_weights, read_initial_weights
 from commands.train.tensorboard import Events
 from data.datasets import DATASETS, validation_size
-from data.source import Source
+from data.splits import Dataset
 from models import DenseNet
 from train import runtime
 from train.cpu_contention import watched
@@ -41,7 +41,7 @@ class Inputs:
 
     settings: TrainSettings
     device: torch.device
-    source: Source
+    source: Dataset
     loaders: Loaders
     initial_weights: dict[str, Any] | None
 

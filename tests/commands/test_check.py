@@ -6,8 +6,7 @@ import pytest
 
 from data.datasets import load
 from data.errors import CorruptedData, DataError, as_one
-from data.loader import Loader
-from data.share import Share
+from data.loader import Loader, Shard
 from data.verify import verify_held_out
 from tests.support.application import everything_in, run_here
 from tests.support.dataset_files import flip_a_byte
@@ -157,7 +156,7 @@ def test_processes_look_at_their_own_parts(count, data):
     test = load("folder", folder=data, download=False).test
     found = []
     for rank in range(count):
-        loader = Loader(test, batch_size=4, share=Share(rank, count), **RAW)
+        loader = Loader(test, batch_size=4, shard=Shard(rank, count), **RAW)
         try:
             verify_held_out([loader], bar=Bar)
         except DataError as error:

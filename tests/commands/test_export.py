@@ -19,7 +19,7 @@ from commands.export.exporters import EXPORTERS
 from commands.export.formats import PACKAGES, SUFFIXES
 from commands.saved_run import read_saved_run
 from data.augment import normalise
-from data.datasets import DATASETS, read_digits
+from data.datasets import DATASETS, load
 from data.images import describe_preparation
 from models import densenet_bc
 from tests.support.application import ROOT, everything_in, run_here
@@ -47,7 +47,7 @@ def batches(exported) -> dict[int, tuple[Tensor, Tensor]]:
     network = densenet_bc(10, 2)
     network.load_state_dict(load_tensors(exported[0] / "model.pt"))
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (DATASETS["digits"].mean, DATASETS["digits"].std))
-    images = read_digits(None, False).test.images
+    images = load("digits", folder=None, download=False).test.images
     with torch.no_grad():
         logits = network.eval()(normalise(images, mean, std))
     return {n: (images[-n:] / 255, logits[-n:]) for n in BATCHES}

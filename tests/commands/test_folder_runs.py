@@ -14,7 +14,7 @@ from PIL import Image
 from data.datasets import load
 from data.errors import CorruptedData
 from data.loader import Loader
-from data.source import Split
+from data.splits import Split
 from data.verify import verify_held_out
 from tests.support.application import command, everything_in, read_results, run_here
 from tests.support.synthetic_images import data_threads, encoded, make_folder, picture, write

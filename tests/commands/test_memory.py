@@ -12,7 +12,7 @@ from commands.export.exporters import EXPORTERS
 from commands.memory import advice_for_training, memory_explained, smaller_batch
 from commands.settings import TrainSettings
 from data import images, loader
-from data.source import Split
+from data.splits import Split
 from tests.support.application import SMALL, assert_refused, everything_in, run_here
 from tests.support.synthetic_images import encoded, write
 from train import engine, replicas, runtime

@@ -24,7 +24,7 @@ def random_pixels(*shape, seed=0):
 
 @st.composite
 def batches(draw):
-    """Images, a padding, and a window and a flip for each image."""
+    """Draw images, a padding, and a crop and a flip for each image."""
     n, channels, height, width = (draw(st.integers(1, high)) for high in (6, 4, 9, 9))
     padding = draw(st.integers(0, 5))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
@@ -43,7 +43,7 @@ def test_normalise_agrees_with_torchvision_image_by_image(mean, std):
     torch.testing.assert_close(ours, expected, rtol=0, atol=2e-6)
 
 
-def test_normalise_with_its_own_statistics_gives_mean_0_and_deviation_1():
+def test_normalise_with_its_own_statistics_gives_mean_0_and_standard_deviation_1():
     images = random_pixels(40, 3, 16, 16)
     scaled = images.double() / 255
     mean, std = scaled.mean((0, 2, 3)), scaled.std((0, 2, 3), correction=0)

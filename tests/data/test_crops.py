@@ -1,4 +1,4 @@
-"""Which part of a picture is taken: against torchvision's transforms, and by counting."""
+"""Crops of images, compared with torchvision's transforms and with closed forms."""
 
 import math
 
@@ -22,25 +22,25 @@ def test_networks_for_small_images_get_those_that_are_padded():
 
 @generated
 @given(sides, sides, st.sampled_from([8, 32, 64, 65, 96, 224, 299]))
-def test_the_middle_lies_within_and_is_square_in_the_resized_picture(width, height, size):
+def test_the_middle_crop_lies_inside_and_is_square_in_the_resized_image(width, height, size):
     crop = middle_crop(width, height, size=size)
     left, top, right, bottom = crop.box
     assert 0 <= left < right <= width
     assert 0 <= top < bottom <= height
-    assert not crop.alone
+    assert not crop.crop_first
     assert not crop.flip
     shorter = size if size <= SMALL else round(size * 256 / 224)
     expected = min(width, height) * size / shorter  # of the shorter side
     assert min(right - left, bottom - top) <= expected + 1e-6
     side = right - left if width <= height else bottom - top
     assert side == pytest.approx(expected)
-    # The middle of what is left is that of the picture, to half a pixel of the resized one.
+    # The crop has the middle of the image, to half a pixel of the resized image.
     for low, high, whole in ((left, right, width), (top, bottom, height)):
         pixel = whole / int(shorter * whole / min(width, height))
         assert abs((low + high) / 2 - whole / 2) <= 0.5 * pixel + 1e-6
 
 
-def test_a_picture_of_the_right_size_is_left_alone():
+def test_an_image_of_the_right_size_is_left_alone():
     for size in (8, 32, 64):
         assert middle_crop(size, size, size=size).box == (0, 0, size, size)
     assert middle_crop(256, 256, size=224).box == (16, 16, 240, 240)
@@ -51,18 +51,18 @@ def test_a_picture_of_the_right_size_is_left_alone():
 
 @generated
 @given(st.integers(1, 500), st.integers(1, 500), st.integers(0, 2**63 - 1))
-def test_a_random_part_lies_within_and_is_a_function_of_its_seed(width, height, seed):
+def test_a_random_crop_lies_inside_and_is_a_function_of_its_seed(width, height, seed):
     crop = random_crop(width, height, seed=seed)
     assert random_crop(width, height, seed=seed) == crop
     left, top, right, bottom = crop.box
     assert 0 <= left < right <= width
     assert 0 <= top < bottom <= height
     assert all(isinstance(edge, int) for edge in crop.box)
-    assert crop.alone
+    assert crop.crop_first
 
 
-def test_random_parts_have_the_areas_ratios_places_and_flips_that_torchvision_draws():
-    """Averages of 4,000 of each, which differ by a few standard errors at most."""
+def test_random_crops_have_the_distribution_of_torchvisions():
+    """Areas, ratios, positions and flips: means of 4,000 crops, which differ by a few standard errors at most."""
     width, height, number = 500, 375, 4000
     ours = [random_crop(width, height, seed=seed) for seed in range(number)]
     image = picture(width, height)
@@ -88,7 +88,7 @@ def test_random_parts_have_the_areas_ratios_places_and_flips_that_torchvision_dr
 @pytest.mark.parametrize(
     ("width", "height", "expected"), [(1000, 10, (493, 0, 506, 10)), (10, 1000, (0, 493, 10, 506))]
 )
-def test_a_strip_that_no_allowed_part_fits_into_gives_the_largest_in_its_middle(width, height, expected):
+def test_a_strip_that_no_drawn_crop_fits_into_gives_the_largest_allowed_in_its_middle(width, height, expected):
     crops = [random_crop(width, height, seed=seed) for seed in range(30)]
     assert {crop.box for crop in crops} == {expected}
     assert {crop.flip for crop in crops} == {True, False}

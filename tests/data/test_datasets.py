@@ -9,15 +9,14 @@ from sklearn.datasets import load_digits
 
 from data.datasets import DATASETS, load, validation_size
 from data.errors import DataError, MissingData
-from data.source import Source, Split, split_validation
-from tests.support.synthetic_datasets import make_cifar10, make_cifar100, make_svhn, python2_pickle
-
-MAKERS = {"cifar10": make_cifar10, "cifar100": make_cifar100, "svhn": make_svhn}
+from data.splits import Dataset, Split, split_validation
+from tests.support.dataset_files import in_memory
+from tests.support.synthetic_datasets import MAKERS, make_cifar10, make_cifar100, make_svhn, python2_pickle
 
 
 @pytest.fixture(autouse=True)
 def silent_server(server):
-    """No test here may ask for an address."""
+    """Assert that no test here uses the network."""
     yield server
     assert server.asked == []
 
@@ -32,42 +31,42 @@ def assert_same(split, expected):
 @pytest.mark.parametrize("download", [True, False])
 @pytest.mark.parametrize("name", MAKERS)
 def test_files_are_read_exactly(name, download, tmp_path, monkeypatch):
-    made = MAKERS[name](tmp_path, monkeypatch=monkeypatch)
-    source = load(name, folder=tmp_path, download=download)
-    assert_same(source.train, made.train)
-    assert_same(source.test, made.test)
-    assert source.classes == made.classes
-    assert source.train.images.is_contiguous()
-    assert len(source.train) == len(made.train.labels)
+    synthetic = MAKERS[name](tmp_path, monkeypatch=monkeypatch)
+    dataset = load(name, folder=tmp_path, download=download)
+    assert_same(dataset.train, synthetic.train)
+    assert_same(dataset.test, synthetic.test)
+    assert dataset.classes == synthetic.classes
+    assert in_memory(dataset.train).images.is_contiguous()
+    assert len(dataset.train) == len(synthetic.train.labels)
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
 def test_the_archive_alone_is_enough(name, tmp_path, monkeypatch):
-    made = MAKERS[name](tmp_path, monkeypatch=monkeypatch, as_archive=True)
+    synthetic = MAKERS[name](tmp_path, monkeypatch=monkeypatch, as_archive=True)
     for _ in range(2):  # the second time from the unpacked files
-        source = load(name, folder=tmp_path, download=False)
-        assert_same(source.train, made.train)
-        assert_same(source.test, made.test)
-        assert source.classes == made.classes
-        (tmp_path / made.reader.filename).unlink(missing_ok=True)
+        dataset = load(name, folder=tmp_path, download=False)
+        assert_same(dataset.train, synthetic.train)
+        assert_same(dataset.test, synthetic.test)
+        assert dataset.classes == synthetic.classes
+        (tmp_path / synthetic.reader.filename).unlink(missing_ok=True)
 
 
 def test_cifar10_has_ten_classes_and_cifar100_its_fine_ones(tmp_path, monkeypatch):
-    made = make_cifar100(tmp_path, monkeypatch=monkeypatch)
+    synthetic = make_cifar100(tmp_path, monkeypatch=monkeypatch)
     make_cifar10(tmp_path, monkeypatch=monkeypatch)
     ten, hundred = (load(name, folder=tmp_path, download=False) for name in ("cifar10", "cifar100"))
     assert ten.classes[3] == "cat"
     assert (len(ten.classes), len(hundred.classes)) == (10, 100)
     assert ten.train.labels.unique().tolist() == list(range(10))
     assert hundred.train.labels.unique().tolist() == list(range(100))
-    entry = pickle.loads(made.files["cifar-100-python/train"], encoding="latin1")
+    entry = pickle.loads(synthetic.files["cifar-100-python/train"], encoding="latin1")
     assert hundred.train.labels.tolist() == entry["fine_labels"]
 
 
 def test_a_row_of_cifar_is_all_red_then_green_then_blue_pixels(tmp_path, monkeypatch):
-    made = make_cifar10(tmp_path, monkeypatch=monkeypatch)
-    row = pickle.loads(made.files["cifar-10-batches-py/data_batch_1"], encoding="latin1")["data"][0]
-    image = load("cifar10", folder=tmp_path, download=False).train.images[0]
+    synthetic = make_cifar10(tmp_path, monkeypatch=monkeypatch)
+    row = pickle.loads(synthetic.files["cifar-10-batches-py/data_batch_1"], encoding="latin1")["data"][0]
+    image = in_memory(load("cifar10", folder=tmp_path, download=False).train).images[0]
     assert image[1, 2, 3] == row[1 * 1024 + 2 * 32 + 3]
     assert torch.equal(image.flatten(), torch.from_numpy(row))
 
@@ -75,27 +74,29 @@ def test_a_row_of_cifar_is_all_red_then_green_then_blue_pixels(tmp_path, monkeyp
 def test_svhn_joins_train_and_extra_and_calls_label_10_zero(tmp_path, monkeypatch):
     import scipy.io
 
-    made = make_svhn(tmp_path, 60, 50, num_extra=40, monkeypatch=monkeypatch)
-    source = load("svhn", folder=tmp_path, download=False)
-    assert_same(source.train.take(torch.arange(60)), made.parts["train"])
-    assert_same(source.train.take(torch.arange(60, 100)), made.parts["extra"])
+    synthetic = make_svhn(tmp_path, 60, 50, num_extra=40, monkeypatch=monkeypatch)
+    dataset = load("svhn", folder=tmp_path, download=False)
+    assert_same(dataset.train.take(torch.arange(60)), synthetic.parts["train"])
+    assert_same(dataset.train.take(torch.arange(60, 100)), synthetic.parts["extra"])
     stored = {name: scipy.io.loadmat(tmp_path / f"{name}_32x32.mat") for name in ("train", "extra", "test")}
     assert set(stored["train"]["y"].flatten().tolist()) == set(range(1, 11))
     labels = np.concatenate([stored["train"]["y"], stored["extra"]["y"]]).flatten() % 10
-    assert source.train.labels.tolist() == labels.tolist()
-    assert torch.equal(source.test.images[7, 2], torch.from_numpy(stored["test"]["X"][:, :, 2, 7]))
+    assert dataset.train.labels.tolist() == labels.tolist()
+    assert torch.equal(in_memory(dataset.test).images[7, 2], torch.from_numpy(stored["test"]["X"][:, :, 2, 7]))
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_made_images_can_be_told_apart_by_their_class_means(name, tmp_path):
-    made = MAKERS[name](tmp_path)
-    flat = {part: getattr(made, part).images.flatten(1).float() for part in ("train", "test")}
-    means = torch.stack([flat["train"][made.train.labels == label].mean(0) for label in range(len(made.classes))])
+def test_synthetic_images_can_be_told_apart_by_their_class_means(name, tmp_path):
+    synthetic = MAKERS[name](tmp_path)
+    flat = {part: getattr(synthetic, part).images.flatten(1).float() for part in ("train", "test")}
+    means = torch.stack(
+        [flat["train"][synthetic.train.labels == label].mean(0) for label in range(len(synthetic.classes))]
+    )
     guesses = torch.cdist(flat["test"], means).argmin(1)
-    assert (guesses == made.test.labels).float().mean() > 0.95
+    assert (guesses == synthetic.test.labels).float().mean() > 0.95
 
 
-def test_made_pickles_are_those_of_python_2_and_numpy_1():
+def test_synthetic_pickles_are_those_of_python_2_and_numpy_1():
     array = np.arange(6, dtype=np.uint8).reshape(2, 3)
     contents = python2_pickle({"data": array, "labels": [1, 300], "nothing": None, "pair": (True, "x")})
     as_bytes = pickle.loads(python2_pickle({"labels": [1], "filenames": ["a"]}), encoding="bytes")
@@ -138,9 +139,9 @@ def test_another_image_size_is_refused_before_anything_is_read(name, tmp_path):
         load(name, folder=tmp_path, download=False, image_size=64)
 
 
-def source_of(num_train, *, num_valid=None):
+def dataset_of(num_train, *, num_valid=None):
     valid = None if num_valid is None else numbered_split(num_valid)
-    return Source(numbered_split(num_train), numbered_split(1), ("a", "b"), valid=valid)
+    return Dataset(numbered_split(num_train), numbered_split(1), ("a", "b"), valid=valid)
 
 
 @pytest.mark.parametrize(
@@ -156,15 +157,15 @@ def source_of(num_train, *, num_valid=None):
     ],
 )
 def test_how_many_images_are_held_out(name, num_train, asked, expected):
-    assert validation_size(source_of(num_train), DATASETS[name], asked) == expected
+    assert validation_size(dataset_of(num_train), DATASETS[name], asked) == expected
 
 
 def test_validation_images_of_its_own_leave_none_to_hold_out():
-    source = source_of(20, num_valid=3)
-    assert validation_size(source, DATASETS["folder"], None) is None
+    dataset = dataset_of(20, num_valid=3)
+    assert validation_size(dataset, DATASETS["folder"], None) is None
     for size in (0, 5):
         with pytest.raises(DataError, match=f"--valid_size is {size}, but the data set has 3 validation images"):
-            validation_size(source, DATASETS["folder"], size)
+            validation_size(dataset, DATASETS["folder"], size)
 
 
 def numbered_split(num_images):
@@ -229,7 +230,7 @@ def test_digits_have_the_shape_of_the_other_data_sets(digits):
 
 
 def fifth_of_each_class():
-    """Which of scikit-learn's digits are test images: counted class by class."""
+    """Return which of scikit-learn's digits are test images, counted class by class."""
     seen = [0] * 10
     is_test = []
     for label in load_digits().target:
@@ -262,14 +263,14 @@ def test_digits_are_enlarged_as_pillow_does_it(digits):
 def test_an_enlarged_pixel_is_a_mean_of_the_four_around_it(digits):
     first = load_digits().images[0] * 255 / 16
     # Pixels are 4 wide. The middle of row 5 lies at 5.5 / 4 = 1.375, which is 0.875 below the middle of old row 0;
-    # that of column 18 at 18.5 / 4 = 4.625, which is 0.125 right of the middle of old column 4.
+    # the middle of column 18 at 18.5 / 4 = 4.625, which is 0.125 right of the middle of old column 4.
     upper = 0.875 * first[0, 4] + 0.125 * first[0, 5]
     lower = 0.875 * first[1, 4] + 0.125 * first[1, 5]
     assert upper != lower
     assert digits.train.images[0, 0, 5, 18] == round(0.125 * upper + 0.875 * lower)
 
 
-def test_mean_and_deviation_of_digits_are_those_of_the_training_images(digits):
+def test_mean_and_standard_deviation_of_digits_are_those_of_the_training_images(digits):
     pixels = digits.train.images.numpy() / 255
     assert DATASETS["digits"].mean == (round(float(pixels.mean()), 5),) * 3
     assert DATASETS["digits"].std == (round(float(pixels.std()), 5),) * 3

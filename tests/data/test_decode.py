@@ -1,4 +1,4 @@
-"""One file becomes pixels: against torchvision's transforms of one image, and whatever a bad file may hold."""
+"""Decoding one file, compared with torchvision's transforms of one image, and files with any damage."""
 
 import contextlib
 import functools
@@ -7,6 +7,7 @@ import struct
 import threading
 import warnings
 from importlib import resources
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -19,11 +20,11 @@ from torchvision import transforms
 from torchvision.transforms import functional as transform
 
 from data import decode as module
-from data.budget import Budget
 from data.crops import Crop, middle_crop, random_crop
 from data.decode import TURNS, decode, prepare, suffixes
 from data.errors import CorruptedData, DataError
 from data.images import read_images
+from data.threads import Budget
 from tests.support.synthetic_images import bad_files, encoded, picture, write
 
 generated = settings(deadline=None, derandomize=True, max_examples=25)
@@ -36,7 +37,7 @@ def prepared():
 
 @pytest.fixture
 def file(tmp_path):
-    """Writes an image and gives its path."""
+    """A function that writes an image and returns its path."""
 
     def write_image(image, image_format="PNG", **options):
         return str(write(tmp_path / f"file.{image_format}", encoded(image, image_format, **options)))
@@ -53,7 +54,7 @@ def whole(width, height):
 
 
 def difference(ours, theirs):
-    """Largest and mean difference of two images, in steps of 255."""
+    """Return the largest and the mean difference of two images, in steps of 255."""
     apart = np.abs(np.asarray(ours).astype(int) - np.asarray(theirs).astype(int))
     return apart.max(), apart.mean()
 
@@ -69,7 +70,7 @@ def test_evaluation_images_are_those_of_torchvision(size, shape, file):
 
 @generated
 @given(st.integers(0, 2**63 - 1), st.integers(80, 400), st.integers(80, 400))
-def test_random_parts_are_cut_and_resized_as_torchvision_does_it(seed, width, height):
+def test_random_crops_are_cropped_and_resized_as_torchvision_does_it(seed, width, height):
     image, path = picture(width, height), "/made/up.png"
     left, top, right, bottom = random_crop(width, height, seed=seed).box
     expected = transform.resized_crop(image, top, left, bottom - top, right - left, [96, 96])
@@ -87,7 +88,7 @@ def test_an_image_of_the_right_size_keeps_its_pixels(file):
     assert middle(file(image), 32).dtype == np.uint8
 
 
-def test_grey_takes_colours_away(file):
+def test_grey_removes_colours(file):
     image = picture(32, 32)
     ours = middle(file(image), 32, grey=True)
     assert ours.shape == (32, 32, 3)
@@ -95,14 +96,14 @@ def test_grey_takes_colours_away(file):
     assert (ours == ours[..., :1]).all()
 
 
-# Corners of a picture with 2 columns and 3 rows, clockwise from the top left, as each orientation shows them: the
-# EXIF standard says which side of the stored picture is the top and which the left side of what is seen.
+# Corners of an image with 2 columns and 3 rows, clockwise from the top left, as each orientation shows them: the
+# EXIF standard says which sides of the stored image are the top and the left side of the shown one.
 SHOWN = {1: "ABCD", 2: "BADC", 3: "CDAB", 4: "DCBA", 5: "ADCB", 6: "DABC", 7: "CBAD", 8: "BCDA"}
 
 
 @pytest.mark.parametrize("orientation", SHOWN)
 @pytest.mark.parametrize("image_format", ["PNG", "TIFF", "WEBP", "JPEG"])
-def test_pictures_are_turned_as_their_exif_data_says(orientation, image_format, file):
+def test_images_are_turned_as_their_exif_data_says(orientation, image_format, file):
     values = {"A": 250, "B": 170, "C": 90, "D": 10}
     grid = [["A", "B"], ["D", "C"]]
     stored = Image.new("L", (32, 48))
@@ -125,7 +126,7 @@ def test_pictures_are_turned_as_their_exif_data_says(orientation, image_format, 
 
 
 @pytest.mark.parametrize("exif", [b"Exif\0\0nonsense", b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\xff\xff\xff\xff"])
-def test_exif_data_that_makes_no_sense_turns_nothing(exif, file):
+def test_invalid_exif_data_turns_nothing(exif, file):
     image = picture(32, 32)
     assert difference(middle(file(image, "JPEG", quality=95, exif=exif), 32), image)[1] < 10
 
@@ -179,7 +180,12 @@ def middle_crop_of(size):
 def test_a_jpeg_is_decoded_no_smaller_than_twice_the_result(shape, size, divisor, file, monkeypatch):
     decoded = []
     to_rgb = module.to_rgb
-    monkeypatch.setattr(module, "to_rgb", lambda image: decoded.append(image.size) or to_rgb(image))
+
+    def note(image):
+        decoded.append(image.size)
+        return to_rgb(image)
+
+    monkeypatch.setattr(module, "to_rgb", note)
     middle(file(Image.new("RGB", shape), "JPEG"), size)
     assert decoded == [tuple(-(-side // divisor) for side in shape)]
 
@@ -193,7 +199,7 @@ def test_jpegs_of_all_modes_are_decoded_small(mode, options, file):
 
 
 @pytest.mark.parametrize("image_format", ["GIF", "PNG", "WEBP", "TIFF", "MPO"])
-def test_of_several_pictures_in_a_file_the_first_is_taken(image_format, file):
+def test_the_first_of_several_images_in_a_file_is_decoded(image_format, file):
     first, second = Image.new("RGB", (32, 32), "black"), Image.new("RGB", (32, 32), "white")
     assert middle(file(first, image_format, save_all=True, append_images=[second]), 32).max() == 0
 
@@ -209,7 +215,7 @@ def test_a_bad_file_is_one_error_that_names_it(name, tmp_path):
     assert caught.value.exit_code == 2
 
 
-def test_a_picture_above_pillows_limit_says_so_and_one_below_does_not(tmp_path, file, monkeypatch):
+def test_an_image_above_pillows_limit_says_so_and_one_below_does_not(tmp_path, file, monkeypatch):
     with pytest.raises(CorruptedData, match="it has more than 89,478,485 pixels; make it smaller"):
         middle(str(write(tmp_path / "bomb.png", bad_files()["bomb.png"])), 32)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1023)  # of which Pillow only warns
@@ -219,7 +225,7 @@ def test_a_picture_above_pillows_limit_says_so_and_one_below_does_not(tmp_path, 
     middle(file(picture(32, 32)), 32)
 
 
-def test_what_pillow_warns_of_is_not_shown(file):
+def test_warnings_of_pillow_are_not_shown(file):
     cut_off = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x0e\x01\x02\0\xff\0\0\0\xff\xff\0\0"  # a text beyond the end
     path = file(picture(32, 32), "JPEG", exif=cut_off)
     with warnings.catch_warnings(record=True) as shown:
@@ -233,7 +239,7 @@ def test_what_pillow_warns_of_is_not_shown(file):
 
 
 def tiff_of(height, strips, rows_per_strip=4):
-    """A grey TIFF file of 8 columns by its specification, which says `height` and holds some strips."""
+    """Return a grey TIFF file of 8 columns and some strips, by the specification; its header says `height`."""
     pixels = bytes(8 * rows_per_strip * strips)
     entries = [(256, 8), (257, height), (258, 8), (259, 1), (262, 1), (273, None), (277, 1), (278, rows_per_strip)]
     start = 8 + 2 + 12 * (len(entries) + 1) + 4
@@ -260,9 +266,10 @@ def test_a_file_without_all_of_its_strips_is_an_error(strips, tmp_path):
 
 
 class Slow:
-    """A picture whose decoding notes how many pixels are decoded at that moment, in all threads."""
+    """An image whose decoding records how many pixels are being decoded at that moment, in all threads."""
 
-    decoderconfig, info, format, mode, tile = (), {}, "BMP", "RGB", ()
+    info: ClassVar[dict[str, object]] = {}
+    format = "BMP"
     now, most, lock = 0, 0, threading.Lock()
 
     def __init__(self, contents):
@@ -282,8 +289,8 @@ class Slow:
 
 
 @pytest.mark.parametrize("with_budget", [True, False])
-def test_pictures_that_threads_decode_together_stay_within_a_budget(with_budget, tmp_path, monkeypatch):
-    """Of ten pixels a side and of a hundred: no more than 20,000 pixels at a time, or one that is larger."""
+def test_images_that_threads_decode_together_stay_within_a_budget(with_budget, tmp_path, monkeypatch):
+    """Images of 10 to 200 pixels a side: no more than 20,000 pixels at a time, or a single larger image."""
     total = 20_000 * module.BYTES_PER_PIXEL if with_budget else 10**12
     monkeypatch.setattr(module, "MEMORY", Budget(total))
     monkeypatch.setattr(Image, "open", lambda file, **_: Slow(file.read()))
@@ -292,21 +299,34 @@ def test_pictures_that_threads_decode_together_stay_within_a_budget(with_budget,
     monkeypatch.setattr(Slow, "most", 0)
     sides = [b"100", b"10", b"100", b"90", b"200", b"10", b"100", b"100"] * 3
     paths = [str(write(tmp_path / f"{i:02}.bmp", side)) for i, side in enumerate(sides)]
-    options = {"image_size": 8, "grey": False, "mean": (0.0,) * 3, "std": (1.0,) * 3}
-    (batch,) = read_images(paths, **options, batch_size=99, device=torch.device("cpu"))
+    (batch,) = read_images(
+        paths,
+        image_size=8,
+        grey=False,
+        mean=(0.0,) * 3,
+        std=(1.0,) * 3,
+        batch_size=99,
+        device=torch.device("cpu"),
+    )
     assert (len(batch.paths), batch.errors) == (len(paths), [])
     assert (Slow.most == 200 * 200) == with_budget  # which is above the budget, and so alone
-    assert module.MEMORY.taken == 0
+    assert module.MEMORY.reserved == 0
 
 
 @pytest.mark.parametrize(
     ("image_format", "options", "pixels", "coefficients"),
     [("PNG", {}, 640 * 480, 0), ("JPEG", {}, 160 * 120, 0), ("JPEG", {"progressive": True}, 160 * 120, 640 * 480)],
 )
-def test_a_picture_takes_its_part_of_the_budget(image_format, options, pixels, coefficients, file, monkeypatch):
-    """A JPEG is decoded at a quarter of both sides; a progressive one is held whole, in 6 bytes a pixel."""
+def test_an_image_reserves_its_bytes_in_the_budget(image_format, options, pixels, coefficients, file, monkeypatch):
+    """A JPEG file is decoded at a quarter of both sides; a progressive one is held whole, in 6 bytes a pixel."""
     taken = []
-    monkeypatch.setattr("data.budget.Part.take", lambda self, amount: taken.append(amount))
+    reserve = Budget.reserve
+
+    def note(self, amount):
+        taken.append(amount)
+        return reserve(self, amount)
+
+    monkeypatch.setattr(Budget, "reserve", note)
     middle(file(picture(640, 480), image_format, **options), 60)
     assert taken == [24 * pixels + 6 * coefficients]
 
@@ -327,7 +347,7 @@ def test_memory_that_runs_out_is_no_fault_of_the_file(file, monkeypatch):
         middle(file(picture(32, 32)), 32)
 
 
-def test_endings_are_those_of_formats_that_can_be_decoded():
+def test_suffixes_belong_to_formats_that_can_be_decoded():
     assert {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"} <= suffixes()
     assert not suffixes() & {".eps", ".ps", ".pdf", ".hdf", ".mpg", ".txt", ""}
 
@@ -345,7 +365,7 @@ def test_any_damage_gives_pixels_or_one_error(noise, image_format, data):
 
 
 def test_every_turn_is_known_to_pillow():
-    """The same table from Pillow's own function, which this module does not use since it copies and encodes again."""
+    """The same turns by Pillow's own function."""
     image = picture(6, 4)
     for orientation, turn in TURNS.items():
         tagged = Image.open(io.BytesIO(encoded(image, "PNG", exif=exif_with(orientation))))

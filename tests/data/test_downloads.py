@@ -1,4 +1,4 @@
-"""What is downloaded, and what is said and left behind if that fails."""
+"""Downloads, and the errors and files that are left if they fail."""
 
 import os
 import re
@@ -10,28 +10,28 @@ from http.client import BadStatusLine
 import pytest
 import torch
 
-from data import files
 from data.datasets import load
+from data.download import SILENT_SERVER_SECONDS
 from data.errors import CorruptedData, MissingData, NoNetwork
-from tests.support.dataset_files import ADDRESS, ARCHIVE, CIFAR, KINDS, SVHN_ADDRESS, contents_of, refused
+from tests.support.dataset_files import ADDRESS, ARCHIVE, CIFAR, KINDS, SVHN_ADDRESS, contents_of, in_memory, refused
 from tests.support.synthetic_datasets import cifar10, make_cifar10, make_svhn
 
 pytestmark = pytest.mark.usefixtures("server")
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_without_network_the_address_and_the_place_are_named(name, tmp_path, server):
+def test_without_network_the_address_and_the_path_are_named(name, tmp_path, server):
     _, path, address = KINDS[name]
     message = refused(NoNetwork, name, tmp_path, download=True)
     place = tmp_path / path.name if name == "svhn" else tmp_path / address.rpartition("/")[2]
-    for part in (str(place), address, "made-up name resolution failure"):
+    for part in (str(place), address, "simulated name resolution failure"):
         assert part in message
     assert server.asked == [address]
     assert contents_of(tmp_path) == {}
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_a_failed_download_leaves_no_folder_that_it_made(name, tmp_path):
+def test_a_failed_download_leaves_no_folder_that_it_created(name, tmp_path):
     (tmp_path / "mine").mkdir()
     before = contents_of(tmp_path)
     refused(NoNetwork, name, tmp_path / "mine" / "made" / "deep", download=True)
@@ -40,26 +40,26 @@ def test_a_failed_download_leaves_no_folder_that_it_made(name, tmp_path):
 
 @pytest.mark.parametrize("name", KINDS)
 def test_a_download_is_read_like_files_that_were_there(name, tmp_path, monkeypatch, server, capsys):
-    made = KINDS[name][0]()
-    made.trust(monkeypatch)
-    server.contents = made.downloads
+    synthetic = KINDS[name][0]()
+    synthetic.trust(monkeypatch)
+    server.contents = synthetic.downloads
     folder = tmp_path / "new" / "folder"
-    source = load(name, folder=folder, download=True)
-    for ours, expected in ((source.train, made.train), (source.test, made.test)):
-        assert torch.equal(ours.images, expected.images)
+    dataset = load(name, folder=folder, download=True)
+    for ours, expected in ((dataset.train, synthetic.train), (dataset.test, synthetic.test)):
+        assert torch.equal(in_memory(ours).images, expected.images)
         assert torch.equal(ours.labels, expected.labels)
-    assert sorted(server.asked) == sorted(made.downloads)
+    assert sorted(server.asked) == sorted(synthetic.downloads)
     assert all(f"Downloading {address} to '{folder}" in capsys.readouterr().out for address in server.asked[:1])
     written = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    assert written == {*made.files} | ({made.reader.filename} if made.archive else set())
+    assert written == {*synthetic.files} | ({synthetic.reader.filename} if synthetic.archive else set())
     before = contents_of(folder)
     load(name, folder=folder, download=True)
     assert contents_of(folder) == before
 
 
 def test_only_what_is_missing_is_downloaded(tmp_path, monkeypatch, server):
-    made = make_svhn(tmp_path, monkeypatch=monkeypatch)
-    server.contents = made.downloads
+    synthetic = make_svhn(tmp_path, monkeypatch=monkeypatch)
+    server.contents = synthetic.downloads
     kept = contents_of(tmp_path)["train_32x32.mat"]
     (tmp_path / "extra_32x32.mat").unlink()
     load("svhn", folder=tmp_path, download=True)
@@ -68,9 +68,9 @@ def test_only_what_is_missing_is_downloaded(tmp_path, monkeypatch, server):
 
 
 def test_a_download_gets_its_name_when_it_is_complete(tmp_path, monkeypatch, server):
-    made = cifar10(50, 20, 0)
-    made.trust(monkeypatch)
-    server.contents = made.downloads
+    synthetic = cifar10(50, 20, 0)
+    synthetic.trust(monkeypatch)
+    server.contents = synthetic.downloads
     seen = []
     server.on_read = lambda: seen.append([path.name for path in tmp_path.iterdir()])
     load("cifar10", folder=tmp_path, download=True)
@@ -80,17 +80,17 @@ def test_a_download_gets_its_name_when_it_is_complete(tmp_path, monkeypatch, ser
 
 
 def test_the_rest_of_a_killed_download_is_not_taken_for_the_file(tmp_path, monkeypatch, server):
-    made = cifar10(50, 20, 0)
-    made.trust(monkeypatch)
-    server.contents = made.downloads
+    synthetic = cifar10(50, 20, 0)
+    synthetic.trust(monkeypatch)
+    server.contents = synthetic.downloads
     rest = tmp_path / f"{ARCHIVE}.0123456789abcdef.part"
-    rest.write_bytes(made.archive[:100])
+    rest.write_bytes(synthetic.archive[:100])
     refused(MissingData, "cifar10", tmp_path)
     load("cifar10", folder=tmp_path, download=True)
     assert {path.name for path in tmp_path.iterdir()} == {ARCHIVE, str(CIFAR), rest.name}
 
 
-def test_what_killed_programs_have_left_is_removed_after_a_day_and_nothing_else(tmp_path, monkeypatch):
+def test_leftovers_of_killed_programs_are_removed_after_a_day_and_nothing_else(tmp_path, monkeypatch):
     make_cifar10(tmp_path, monkeypatch=monkeypatch)
     of_ours = [f"{ARCHIVE}.part", f"{ARCHIVE}.0123456789abcdef.part", f"{CIFAR}/data_batch_3.fedcba9876543210.part"]
     of_others = [f"{ARCHIVE}.mine.part", "other.part", f"{CIFAR}/notes.0123456789abcdef.part", f"{CIFAR}/data_batch_3"]
@@ -125,10 +125,10 @@ def test_a_download_that_breaks_off_leaves_nothing(failure, tmp_path, monkeypatc
     def fail():
         raise failure
 
-    made = cifar10(50, 20, 0)
-    made.trust(monkeypatch)
+    synthetic = cifar10(50, 20, 0)
+    synthetic.trust(monkeypatch)
     # torchvision tries again without TLS.
-    server.contents = {**made.downloads, ADDRESS.replace("https", "http"): made.archive}
+    server.contents = {**synthetic.downloads, ADDRESS.replace("https", "http"): synthetic.archive}
     server.on_read = fail
     message = refused(NoNetwork, "cifar10", tmp_path / "new", download=True)
     assert str(failure) in message
@@ -139,9 +139,9 @@ def test_an_interrupted_download_leaves_nothing(tmp_path, monkeypatch, server):
     def interrupt():
         raise KeyboardInterrupt
 
-    made = cifar10(50, 20, 0)
-    made.trust(monkeypatch)
-    server.contents = made.downloads
+    synthetic = cifar10(50, 20, 0)
+    synthetic.trust(monkeypatch)
+    server.contents = synthetic.downloads
     server.on_read = interrupt
     with pytest.raises(KeyboardInterrupt):
         load("cifar10", folder=tmp_path / "new", download=True)
@@ -149,14 +149,14 @@ def test_an_interrupted_download_leaves_nothing(tmp_path, monkeypatch, server):
 
 
 def test_a_silent_server_is_given_up_and_the_timeout_put_back(tmp_path, monkeypatch, server):
-    made = cifar10(50, 20, 0)
-    made.trust(monkeypatch)
-    server.contents = made.downloads
+    synthetic = cifar10(50, 20, 0)
+    synthetic.trust(monkeypatch)
+    server.contents = synthetic.downloads
     timeouts = set()
     server.on_read = lambda: timeouts.add(socket.getdefaulttimeout())
     before = socket.getdefaulttimeout()
     load("cifar10", folder=tmp_path, download=True)
-    assert timeouts == {files.SILENT_SERVER_SECONDS}
+    assert timeouts == {SILENT_SERVER_SECONDS}
     assert socket.getdefaulttimeout() == before
 
 
@@ -164,3 +164,14 @@ def test_errors_keep_their_cause(tmp_path):
     with pytest.raises(NoNetwork) as caught:
         load("cifar10", folder=tmp_path, download=True)
     assert "URLError" in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_download_is_announced_through_the_callback(tmp_path, monkeypatch, server, capsys):
+    synthetic = cifar10(50, 20, 0)
+    synthetic.trust(monkeypatch)
+    server.contents = synthetic.downloads
+    lines: list[str] = []
+    for _ in range(2):  # the second time everything is there
+        load("cifar10", folder=tmp_path, download=True, notify=lines.append)
+    assert lines == [f"Downloading {ADDRESS} to '{tmp_path / ARCHIVE}'"]
+    assert "Downloading" not in capsys.readouterr().out

@@ -1,6 +1,8 @@
-"""Files that are missing, corrupted or may not be read are named, and stay as they are."""
+"""Files that are missing, corrupted or unreadable are named, and stay as they are."""
 
+import os
 import pickle
+import shutil
 import threading
 from contextlib import nullcontext
 from pathlib import Path
@@ -8,20 +10,29 @@ from pathlib import Path
 import pytest
 import torch
 
-from data import files
 from data.datasets import load
+from data.download import File, ensure
 from data.errors import CorruptedData, DataError, MissingData, NoNetwork, listed
-from tests.support.dataset_files import ADDRESS, ARCHIVE, CIFAR, KINDS, SVHN_ADDRESS, contents_of, flip_a_byte, refused
+from tests.support.dataset_files import (
+    ADDRESS,
+    ARCHIVE,
+    CIFAR,
+    KINDS,
+    SVHN_ADDRESS,
+    contents_of,
+    flip_a_byte,
+    in_memory,
+    refused,
+)
 from tests.support.malicious_pickle import Hostile
-from tests.support.synthetic_datasets import cifar10, make_cifar10, make_cifar100, make_svhn, md5
+from tests.support.synthetic_datasets import MAKERS, cifar10, make_cifar10, md5
 
 pytestmark = pytest.mark.usefixtures("server")
-MAKERS = {"cifar10": make_cifar10, "cifar100": make_cifar100, "svhn": make_svhn}
 
 
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("exists", [True, False])
-def test_missing_files_are_named_with_their_place_and_address(name, exists, tmp_path, server):
+def test_missing_files_are_named_with_their_path_and_address(name, exists, tmp_path, server):
     _, path, address = KINDS[name]
     folder = tmp_path if exists else tmp_path / "not" / "there"
     message = refused(MissingData, name, folder)
@@ -49,13 +60,13 @@ def test_any_missing_member_is_named(path, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("download", [True, False])
 def test_one_flipped_bit_in_any_file_is_found(name, download, tmp_path, monkeypatch, server):
-    made = MAKERS[name](tmp_path, monkeypatch=monkeypatch)
-    server.contents = made.downloads
-    for path, contents in made.files.items():
+    synthetic = MAKERS[name](tmp_path, monkeypatch=monkeypatch)
+    server.contents = synthetic.downloads
+    for path, contents in synthetic.files.items():
         flip_a_byte(tmp_path / path)
         before = contents_of(tmp_path)
         message = refused(CorruptedData, name, tmp_path, download=download)
-        address = SVHN_ADDRESS.format(path) if name == "svhn" else made.reader.url
+        address = SVHN_ADDRESS.format(path) if name == "svhn" else synthetic.reader.url
         assert str(tmp_path / path) in message
         assert address in message
         assert contents_of(tmp_path) == before
@@ -66,8 +77,8 @@ def test_one_flipped_bit_in_any_file_is_found(name, download, tmp_path, monkeypa
 
 @pytest.mark.parametrize("name", KINDS)
 def test_all_corrupted_files_are_named_in_one_line(name, tmp_path, monkeypatch):
-    made = MAKERS[name](tmp_path, monkeypatch=monkeypatch)
-    names = [*made.files][:3]
+    synthetic = MAKERS[name](tmp_path, monkeypatch=monkeypatch)
+    names = [*synthetic.files][:3]
     flip_a_byte(tmp_path / names[0])
     flip_a_byte(tmp_path / names[2])
     (tmp_path / names[1]).unlink()
@@ -79,8 +90,8 @@ def test_all_corrupted_files_are_named_in_one_line(name, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", KINDS)
 def test_all_missing_files_are_named_in_one_line(name, tmp_path, monkeypatch):
-    made = MAKERS[name](tmp_path, monkeypatch=monkeypatch)
-    names = [*made.files][:3]
+    synthetic = MAKERS[name](tmp_path, monkeypatch=monkeypatch)
+    names = [*synthetic.files][:3]
     for path in names:
         (tmp_path / path).unlink()
     message = refused(MissingData, name, tmp_path)
@@ -100,38 +111,42 @@ def test_names_are_listed_as_in_a_sentence(number, expected):
 @pytest.mark.parametrize("way", ["by its name", "renamed", "linked"])
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
 def test_the_folder_of_the_files_itself_may_be_named(name, way, tmp_path, monkeypatch, server):
-    made = MAKERS[name](tmp_path, monkeypatch=monkeypatch)
-    folder = tmp_path / made.reader.base_folder
+    synthetic = MAKERS[name](tmp_path, monkeypatch=monkeypatch)
+    folder = tmp_path / synthetic.reader.base_folder
     if way == "renamed":
         folder = folder.rename(tmp_path / "mine")
     elif way == "linked":
         (tmp_path / "link").symlink_to(folder)
         folder = tmp_path / "link"
     before = contents_of(tmp_path)
-    source = load(name, folder=folder, download=True)
-    assert torch.equal(source.train.images, made.train.images)
-    assert torch.equal(source.test.labels, made.test.labels)
-    assert source.classes == made.classes
+    dataset = load(name, folder=folder, download=True)
+    assert torch.equal(in_memory(dataset.train).images, synthetic.train.images)
+    assert torch.equal(dataset.test.labels, synthetic.test.labels)
+    assert dataset.classes == synthetic.classes
     assert server.asked == []
     assert contents_of(tmp_path) == before
 
 
-def test_files_that_such_a_folder_lacks_are_named_or_fetched_into_it(tmp_path, monkeypatch, server):
-    made = make_cifar10(tmp_path, monkeypatch=monkeypatch)
+def test_files_missing_from_such_a_folder_are_named_or_downloaded_into_it(tmp_path, monkeypatch, server):
+    synthetic = make_cifar10(tmp_path, monkeypatch=monkeypatch)
     (tmp_path / CIFAR / "data_batch_2").unlink()
     message = refused(MissingData, "cifar10", tmp_path / CIFAR)
     assert f"{tmp_path / CIFAR / 'data_batch_2'} is missing, and so is {tmp_path / CIFAR / ARCHIVE}" in message
-    server.contents = made.downloads
-    assert torch.equal(load("cifar10", folder=tmp_path / CIFAR, download=True).train.images, made.train.images)
+    server.contents = synthetic.downloads
+    dataset = load("cifar10", folder=tmp_path / CIFAR, download=True)
+    assert torch.equal(in_memory(dataset.train).images, synthetic.train.images)
 
 
-def files_of(made):
-    members = [files.File(path, md5(contents), made.reader.url) for path, contents in made.files.items()]
-    return {"members": members, "archive": files.File(made.reader.filename, md5(made.archive), made.reader.url)}
+def files_of(synthetic):
+    members = [File(path, md5(contents), synthetic.reader.url) for path, contents in synthetic.files.items()]
+    return {
+        "members": members,
+        "archive": File(synthetic.reader.filename, md5(synthetic.archive), synthetic.reader.url),
+    }
 
 
 def together(number, work):
-    """Do something in several threads, as in processes that know nothing of each other, and return what went wrong."""
+    """Run a function in several threads, in place of independent processes, and return the errors."""
     errors = []
 
     def try_to():
@@ -149,7 +164,7 @@ def together(number, work):
 
 
 class Meeting:
-    """Lets threads go on together when all of them have come here for the first time."""
+    """Holds each thread on its first call until all of them have come."""
 
     def __init__(self, number):
         self.barrier, self.seen = threading.Barrier(number, timeout=30), set()
@@ -163,72 +178,72 @@ class Meeting:
 @pytest.mark.parametrize("number", [2, 4])
 @pytest.mark.parametrize("moment", ["before a file", "after a file"])
 def test_runs_that_unpack_at_once_all_find_the_files(moment, number, tmp_path, monkeypatch):
-    made = cifar10(50, 20, 0)
-    copy = files.shutil.copyfileobj
+    synthetic = cifar10(50, 20, 0)
+    copy = shutil.copyfileobj
     for attempt in range(3):
         folder, meet = tmp_path / str(attempt), Meeting(number)
-        made.write_archive(folder)
+        synthetic.write_archive(folder)
 
-        def copy_together(source, target, meet=meet):
+        def copy_together(dataset, target, meet=meet):
             if moment == "before a file":
                 meet()
-            copy(source, target)
+            copy(dataset, target)
             target.flush()
             if moment == "after a file":
                 meet()
 
-        monkeypatch.setattr(files.shutil, "copyfileobj", copy_together)
-        assert together(number, lambda folder=folder: files.ensure(folder, **files_of(made), download=False)) == []
+        monkeypatch.setattr(shutil, "copyfileobj", copy_together)
+        assert together(number, lambda folder=folder: ensure(folder, **files_of(synthetic), download=False)) == []
         found = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-        assert found == {**made.files, ARCHIVE: made.archive}
+        assert found == {**synthetic.files, ARCHIVE: synthetic.archive}
 
 
 def test_runs_that_download_at_once_all_find_the_files(tmp_path, server):
-    made, meet = cifar10(50, 20, 0), Meeting(3)
-    server.contents = made.downloads
+    synthetic, meet = cifar10(50, 20, 0), Meeting(3)
+    server.contents = synthetic.downloads
     server.on_read = meet
     folder = tmp_path / "new"
-    assert together(3, lambda: files.ensure(folder, **files_of(made), download=True)) == []
+    assert together(3, lambda: ensure(folder, **files_of(synthetic), download=True)) == []
     found = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    assert found == {**made.files, ARCHIVE: made.archive}
+    assert found == {**synthetic.files, ARCHIVE: synthetic.archive}
 
 
-def test_a_download_that_fails_does_not_matter_where_the_file_has_come_meanwhile(tmp_path, server):
-    made = cifar10(50, 20, 0)
-    server.contents = made.downloads
+def test_a_failed_download_does_not_matter_if_the_file_has_arrived_in_the_meantime(tmp_path, server):
+    synthetic = cifar10(50, 20, 0)
+    server.contents = synthetic.downloads
 
     def come_and_fail():
-        made.write_archive(tmp_path)
+        synthetic.write_archive(tmp_path)
         raise ConnectionResetError("reset")
 
     server.on_read = come_and_fail
-    files.ensure(tmp_path, **files_of(made), download=True)
+    ensure(tmp_path, **files_of(synthetic), download=True)
     assert {path.name for path in tmp_path.iterdir()} == {ARCHIVE, str(CIFAR)}
 
 
-def test_a_file_that_comes_meanwhile_with_other_contents_stays(tmp_path, server):
-    made = cifar10(50, 20, 0)
-    server.contents = made.downloads
+def test_a_file_that_arrives_in_the_meantime_with_other_contents_stays(tmp_path, server):
+    synthetic = cifar10(50, 20, 0)
+    server.contents = synthetic.downloads
     server.on_read = lambda: (tmp_path / ARCHIVE).write_bytes(b"mine")
     with pytest.raises(CorruptedData, match="is corrupted"):
-        files.ensure(tmp_path, **files_of(made), download=True)
+        ensure(tmp_path, **files_of(synthetic), download=True)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {ARCHIVE: b"mine"}
 
 
 @pytest.mark.parametrize("came", [True, False])
 def test_a_system_that_does_not_replace_a_file_in_use(came, tmp_path, monkeypatch):
-    """As Windows, where another process reads it under its name."""
-    made = cifar10(50, 20, 0)
-    made.write_archive(tmp_path)
+    """As on Windows, while another process has it open."""
+    synthetic = cifar10(50, 20, 0)
+    synthetic.write_archive(tmp_path)
 
     def refuse(partial, path):
         if came:
             Path(path).write_bytes(Path(partial).read_bytes())
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(files.os, "replace", refuse)
+    monkeypatch.setattr(os, "replace", refuse)
     with nullcontext() if came else pytest.raises(DataError, match="Permission denied"):
-        files.ensure(tmp_path, **files_of(made), download=False)
+        ensure(tmp_path, **files_of(synthetic), download=False)
     assert {path.name for path in tmp_path.rglob("*.part")} == set()
 
 
@@ -236,9 +251,9 @@ def test_a_system_that_does_not_replace_a_file_in_use(came, tmp_path, monkeypatc
 @pytest.mark.parametrize("trusted", [True, False])
 def test_only_files_with_the_right_digest_are_unpickled(path, trusted, tmp_path, monkeypatch):
     marker, folder = tmp_path / "marker", tmp_path / "data"
-    made = cifar10(50, 20, 0)
-    made.trust(monkeypatch)
-    evil = made.with_files({**made.files, str(CIFAR / path): pickle.dumps(Hostile(marker))})
+    synthetic = cifar10(50, 20, 0)
+    synthetic.trust(monkeypatch)
+    evil = synthetic.with_files({**synthetic.files, str(CIFAR / path): pickle.dumps(Hostile(marker))})
     evil.write_files(folder)
     if trusted:  # the pickle does work
         evil.trust(monkeypatch)
@@ -279,14 +294,14 @@ def test_a_folder_in_the_place_of_a_file(download, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("where", ["is_dir", "exists", "open"])
 def test_a_folder_that_may_not_be_read_is_named(where, tmp_path, monkeypatch):
-    """Simulated, as no folder is closed to the administrator, under whom tests may run."""
+    """Simulated, since tests may run as root, who may read everything."""
     make_cifar10(tmp_path, monkeypatch=monkeypatch)
 
     def deny(path, *_, **__):
         raise PermissionError(13, "Permission denied", str(path))
 
     if where == "open":
-        monkeypatch.setattr(files, "check_integrity", deny)
+        monkeypatch.setattr("data.download.has_digest", deny)
     else:
         original = getattr(Path, where)
         monkeypatch.setattr(Path, where, lambda path: (deny if tmp_path in (path, *path.parents) else original)(path))

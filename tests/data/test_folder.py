@@ -1,4 +1,4 @@
-"""A user's own folder of images: what is found in it, and what is said of one that cannot be used."""
+"""A user's own folder of images: the files in it, and the errors where it cannot be used."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 from data.datasets import load
 from data.errors import DataError, MissingData
-from data.find import find_images
+from data.walk import find_images
 from tests.support.synthetic_images import encoded, make_folder, picture, write
 
 PNG = encoded(picture(8, 8), "PNG")
@@ -22,7 +22,7 @@ def names_of(images, folder):
 
 
 def make(folder, *names):
-    """Files with the same picture, whatever they are called."""
+    """Write the same image to files of any name."""
     for name in names:
         write(folder / name, PNG)
     return folder
@@ -31,14 +31,14 @@ def make(folder, *names):
 def test_classes_are_the_folders_below_train_in_order_of_name(tmp_path):
     make(tmp_path, "train/b/2.png", "train/b/1.png", "train/a/z.png", "train/B/x.png")
     make(tmp_path, "test/a/1.png", "test/b/5.png", "test/B/1.png")
-    source = read(tmp_path, image_size=48)
-    assert source.classes == ("B", "a", "b")
-    assert names_of(source.train, tmp_path) == ["train/B/x.png", "train/a/z.png", "train/b/1.png", "train/b/2.png"]
-    assert source.train.labels.tolist() == [0, 1, 2, 2]
-    assert source.test.labels.tolist() == [0, 1, 2]
-    assert source.train.image_size == source.test.image_size == 48
-    assert source.valid is None
-    assert source.notes == ()
+    dataset = read(tmp_path, image_size=48)
+    assert dataset.classes == ("B", "a", "b")
+    assert names_of(dataset.train, tmp_path) == ["train/B/x.png", "train/a/z.png", "train/b/1.png", "train/b/2.png"]
+    assert dataset.train.labels.tolist() == [0, 1, 2, 2]
+    assert dataset.test.labels.tolist() == [0, 1, 2]
+    assert dataset.train.image_size == dataset.test.image_size == 48
+    assert dataset.valid is None
+    assert dataset.notes == ()
 
 
 def test_data_sets_are_told_apart_wherever_they_lie(tmp_path):
@@ -46,41 +46,41 @@ def test_data_sets_are_told_apart_wherever_they_lie(tmp_path):
     digest = read(make(tmp_path / "one", *names)).digest()
     assert digest == read(make(tmp_path / "deeper/other", *names)).digest()
     assert 0 <= digest < 2**62
-    others = ([*names, "train/a/5.png"], ["train/a/7.png", *names[1:]], ["train/z/1.png", *names[1:], "train/a/1.png"])
-    others += (["test/b/3.png", *names], [name.replace("/b/", "/c/") for name in names])
+    others = [[*names, "train/a/5.png"], ["train/a/7.png", *names[1:]], ["train/z/1.png", *names[1:], "train/a/1.png"]]
+    others += [["test/b/3.png", *names], [name.replace("/b/", "/c/") for name in names]]
     digests = {read(make(tmp_path / str(i), *other)).digest() for i, other in enumerate(others)}
     assert len(digests - {digest}) == len(others)
 
 
 @pytest.mark.parametrize("use", ["val", "test"])
-def test_one_other_folder_is_the_test_set_whatever_its_name(use, tmp_path):
-    source = read(make_folder(tmp_path, {"train": 2, use: 1}))
-    assert names_of(source.test, tmp_path) == [f"{use}/{name}/000.png" for name in ("ant", "bee", "cat")]
-    assert source.valid is None
+def test_a_single_folder_beside_train_is_the_test_set_whatever_its_name(use, tmp_path):
+    dataset = read(make_folder(tmp_path, {"train": 2, use: 1}))
+    assert names_of(dataset.test, tmp_path) == [f"{use}/{name}/000.png" for name in ("ant", "bee", "cat")]
+    assert dataset.valid is None
 
 
 def test_with_both_val_is_for_validation_and_test_for_the_end(tmp_path):
-    source = read(make_folder(tmp_path, {"train": 2, "val": 3, "test": 1}))
-    assert (len(source.train), len(source.valid), len(source.test)) == (6, 9, 3)
-    assert all(name.startswith("val/") for name in names_of(source.valid, tmp_path))
-    assert all(name.startswith("test/") for name in names_of(source.test, tmp_path))
+    dataset = read(make_folder(tmp_path, {"train": 2, "val": 3, "test": 1}))
+    assert (len(dataset.train), len(dataset.valid), len(dataset.test)) == (6, 9, 3)
+    assert all(name.startswith("val/") for name in names_of(dataset.valid, tmp_path))
+    assert all(name.startswith("test/") for name in names_of(dataset.test, tmp_path))
 
 
-def test_files_are_found_at_any_depth_and_by_their_ending_in_any_case(tmp_path):
+def test_files_are_found_at_any_depth_and_by_their_suffix_in_any_case(tmp_path):
     make(tmp_path, "train/a/x/y/1.PNG", "train/a/2.JpEg", "train/a/3.webp", "train/b/x.png/1.gif", "test/a/1.bmp")
-    source = read(tmp_path)
+    dataset = read(tmp_path)
     expected = ["train/a/2.JpEg", "train/a/3.webp", "train/a/x/y/1.PNG", "train/b/x.png/1.gif"]
-    assert names_of(source.train, tmp_path) == expected
+    assert names_of(dataset.train, tmp_path) == expected
 
 
-def test_what_is_skipped_is_counted_in_one_line(tmp_path):
+def test_skipped_files_are_counted_in_one_line(tmp_path):
     make(tmp_path, "train/a/1.png", "train/b/1.png", "test/a/1.png", "test/b/1.png")
     make(tmp_path, "train/a/.hidden.png", "train/a/notes.txt", "train/list.csv", "train/.cache/1.png", "test/a/png")
     make(tmp_path, "train/a/@eaDir/1.png", "train/__MACOSX/a/1.png", "test/b/__MACOSX/1.png")  # thumbnails
     os.mkfifo(tmp_path / "train/b/pipe.png")
-    source = read(tmp_path)
-    assert len(source.train) == len(source.test) == 2
-    (note,) = source.notes
+    dataset = read(tmp_path)
+    assert len(dataset.train) == len(dataset.test) == 2
+    (note,) = dataset.notes
     why = "hidden, no image by their name or in no class's folder"
     assert note.startswith(f"Skipped in {tmp_path}: 9 that are {why}, as train/")
 
@@ -88,10 +88,10 @@ def test_what_is_skipped_is_counted_in_one_line(tmp_path):
 def test_classes_that_val_or_test_lack_are_named(tmp_path):
     make(tmp_path, *(f"train/{name}/1.png" for name in "abcdefgh"), "val/a/1.png", "test/h/1.png")
     (tmp_path / "test/a").mkdir()
-    source = read(tmp_path)
-    assert source.valid.labels.tolist() == [0]
-    assert source.test.labels.tolist() == [7]
-    assert source.notes == (
+    dataset = read(tmp_path)
+    assert dataset.valid.labels.tolist() == [0]
+    assert dataset.test.labels.tolist() == [7]
+    assert dataset.notes == (
         f"{tmp_path / 'val'} has no image of 7 of 8 classes: b, c, d, e, f, ...",
         f"{tmp_path / 'test'} has no image of 7 of 8 classes: a, b, c, d, e, ...",
     )
@@ -134,7 +134,7 @@ BAD_FOLDERS = {
     "broken link": (
         lambda folder: (folder / "train/a/2.png").symlink_to("nowhere"),
         DataError,
-        "{}/train/a/2.png cannot be read; mend the link, or take it away",
+        "{}/train/a/2.png cannot be read; fix the link, or take it away",
     ),
 }
 
@@ -152,12 +152,12 @@ SEVERAL = {
     "links and files": (
         lambda folder: [(folder / f"train/a/{i}.png").symlink_to("nowhere") for i in range(2, 14)],
         ", ".join(f"{{0}}/train/a/{i}.png" for i in (10, 11, 12, 13, 2, 3, 4, 5, 6, 7))
-        + " and 2 more cannot be read; mend the links, or take them away",
+        + " and 2 more cannot be read; fix the links, or take them away",
     ),
     "problems of different kinds": (
         lambda folder: (without("train/b/1.png")(folder), (folder / "test/a/2.png").symlink_to("nowhere")),
         "{0}/train/b has no image: no file in it ends in .jpg, .png, .webp or the like; {0}/test/a/2.png cannot be "
-        "read; mend the link, or take it away",
+        "read; fix the link, or take it away",
     ),
     "images without labels in test": (
         lambda folder: (
@@ -217,7 +217,7 @@ SEVERAL = {
 
 
 @pytest.mark.parametrize("name", SEVERAL)
-def test_a_line_says_all_that_is_on_the_disk(name, tmp_path):
+def test_one_line_names_every_problem(name, tmp_path):
     damage, message = SEVERAL[name]
     good(tmp_path)
     damage(tmp_path)
@@ -230,22 +230,22 @@ def test_a_line_says_all_that_is_on_the_disk(name, tmp_path):
 @pytest.mark.parametrize(("train", "test"), [("train", "test"), ("Training", "Testing"), ("TRAIN", "Test")])
 def test_folders_have_the_names_that_people_give_them(train, valid, test, tmp_path):
     make(tmp_path, *(f"{use}/{name}/1.png" for use in (train, valid, test) for name in "ab"), f"{valid}/a/2.png")
-    source = read(tmp_path)
-    assert names_of(source.train, tmp_path) == [f"{train}/a/1.png", f"{train}/b/1.png"]
-    assert names_of(source.valid, tmp_path) == [f"{valid}/a/1.png", f"{valid}/a/2.png", f"{valid}/b/1.png"]
-    assert names_of(source.test, tmp_path) == [f"{test}/a/1.png", f"{test}/b/1.png"]
-    assert source.notes == ()
+    dataset = read(tmp_path)
+    assert names_of(dataset.train, tmp_path) == [f"{train}/a/1.png", f"{train}/b/1.png"]
+    assert names_of(dataset.valid, tmp_path) == [f"{valid}/a/1.png", f"{valid}/a/2.png", f"{valid}/b/1.png"]
+    assert names_of(dataset.test, tmp_path) == [f"{test}/a/1.png", f"{test}/b/1.png"]
+    assert dataset.notes == ()
 
 
 def test_the_names_of_the_folders_do_not_tell_data_sets_apart_where_they_are_the_usual_ones(tmp_path):
-    """A run that began before other names were known goes on."""
-    source = read(make_folder(tmp_path, {"train": 2, "val": 1, "test": 1}))
+    """So that a run from before other names were accepted can be resumed."""
+    dataset = read(make_folder(tmp_path, {"train": 2, "val": 1, "test": 1}))
     paths = ["/val/ant/000.png", "/val/bee/000.png", "/val/cat/000.png"]
-    assert [name.replace(str(tmp_path), "") for name in source.valid.paths] == paths
-    assert source.valid.names() == [path.removeprefix("/val") for path in paths]
+    assert [name.replace(str(tmp_path), "") for name in dataset.valid.paths] == paths
+    assert dataset.valid.names() == [path.removeprefix("/val") for path in paths]
 
 
-def test_what_lies_beside_is_named_and_counted(tmp_path):
+def test_unused_entries_are_named_and_counted(tmp_path):
     good(tmp_path)
     make(tmp_path, "readme.md", "other/1.png", "other/x/2.png", "other/x/.3.png", "more/1.txt", "unlabelled/1.png")
     make(tmp_path, ".git/1.png", ".DS_Store", "__MACOSX/train/1.png")  # which nobody has put there
@@ -253,15 +253,15 @@ def test_what_lies_beside_is_named_and_counted(tmp_path):
     assert note == (f"Not used in {tmp_path}: more/ (no image), other/ (2 images), readme.md and unlabelled/ (1 image)")
 
 
-def test_a_large_folder_beside_is_not_counted_to_its_end(tmp_path, monkeypatch):
-    monkeypatch.setattr("data.layout.FILES_LOOKED_AT", 3)
+def test_a_large_unused_folder_is_not_counted_to_its_end(tmp_path, monkeypatch):
+    monkeypatch.setattr("data.folder.FILES_LOOKED_AT", 3)
     good(tmp_path)
     make(tmp_path, *(f"other/{i}.png" for i in range(4)), *(f"texts/{i}.txt" for i in range(4)))
     *_, note = read(tmp_path).notes
     assert note == f"Not used in {tmp_path}: other/ (many images) and texts/ (many files)"
 
 
-def test_a_folder_above_or_below_that_was_meant_is_named(tmp_path, monkeypatch):
+def test_the_right_folder_above_or_below_is_suggested(tmp_path, monkeypatch):
     good(tmp_path / "data/three")
     for wrong, right in (("data", "data/three"), ("data/three/train", "data/three"), ("data/three/val", "data/three")):
         with pytest.raises(MissingData) as caught:
@@ -277,7 +277,7 @@ def test_a_folder_above_or_below_that_was_meant_is_named(tmp_path, monkeypatch):
         assert "did you mean" not in str(caught.value)
 
 
-def test_classes_that_look_the_same_are_told(tmp_path):
+def test_classes_that_look_the_same_are_noted(tmp_path):
     good(tmp_path)
     make(tmp_path, "train/caf\u00e9/1.png", "train/cafe\u0301/1.png", "test/caf\u00e9/1.png", "test/cafe\u0301/1.png")
     note = "2 classes look like caf\u00e9, and are written in different Unicode forms"
@@ -307,7 +307,7 @@ def test_a_folder_that_does_not_exist_or_is_a_file(tmp_path):
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 @pytest.mark.parametrize("name", ["train/a/1.png", "train/a", "test", "."])
-def test_what_may_not_be_read_is_named(name, tmp_path):
+def test_unreadable_files_and_folders_are_named(name, tmp_path):
     good(tmp_path)
     (tmp_path / name).chmod(0)
     try:
@@ -318,7 +318,7 @@ def test_what_may_not_be_read_is_named(name, tmp_path):
 
 
 def test_a_system_that_denies_access_is_named(tmp_path, monkeypatch):
-    """What the test before cannot see as root."""
+    """Simulated, for tests that run as root."""
     good(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(os, "access", lambda path, mode: not path.endswith("train/b/1.png"))
@@ -336,7 +336,7 @@ def test_a_system_that_denies_access_is_named(tmp_path, monkeypatch):
         read(tmp_path)
 
 
-def test_names_that_are_no_text_are_found(tmp_path):
+def test_names_that_are_not_valid_text_are_found(tmp_path):
     (tmp_path / "a").mkdir()
     path = os.fsencode(tmp_path / "a") + b"/\xff\xfe.png"
     with open(path, "wb") as file:

@@ -1,4 +1,4 @@
-"""Image files without labels: prepared as the test images of a run, in batches, and bad ones beside good ones."""
+"""Image files without labels are prepared as the test images of a run, and bad files do not disturb good ones."""
 
 import os
 
@@ -12,6 +12,7 @@ from data.datasets import DATASETS, load
 from data.errors import DataError, MissingData
 from data.images import describe_preparation, list_images, read_images
 from data.loader import make_test_loader
+from tests.support.dataset_files import in_memory
 from tests.support.synthetic_images import bad_files, data_threads, encoded, make_folder, picture, write
 
 CPU = torch.device("cpu")
@@ -33,8 +34,8 @@ def read(paths, *, batch_size=4, image_size=32, grey=False, **statistics):
 def test_batches_are_the_test_batches_of_a_run_to_the_last_bit(image_size, tmp_path):
     folder = make_folder(tmp_path, {"train": 1, "test": 5}, width=90, height=100)
     spec = DATASETS["folder"]
-    source = load("folder", folder=folder, download=False, image_size=image_size)
-    tested = list(make_test_loader(source, spec, CPU, batch_size=4))
+    dataset = load("folder", folder=folder, download=False, image_size=image_size)
+    tested = list(make_test_loader(dataset, spec, CPU, batch_size=4))
     paths = list_images([folder / "test"])
     ours = list(read(paths, image_size=image_size, mean=spec.mean, std=spec.std))
     for batch, test_batch in zip(ours, tested, strict=True):
@@ -45,7 +46,7 @@ def test_batches_are_the_test_batches_of_a_run_to_the_last_bit(image_size, tmp_p
 
 def test_digits_that_were_written_to_files_are_the_test_images(tmp_path):
     digits = load("digits", folder=None, download=False)
-    for i, pixels in enumerate(digits.test.images[:6]):
+    for i, pixels in enumerate(in_memory(digits.test).images[:6]):
         write(tmp_path / f"{i}.png", encoded(Image.fromarray(pixels.permute(1, 2, 0).numpy()), "PNG"))
     spec = DATASETS["digits"]
     (batch,) = read(list_images([tmp_path]), batch_size=6, grey=spec.grey, mean=spec.mean, std=spec.std)
@@ -58,7 +59,7 @@ def test_digits_of_8x8_grey_pixels_are_enlarged_as_the_training_images_were(tmp_
 
     first = load_digits().images[0] * 255 / 16
     path = write(tmp_path / "0.png", encoded(Image.fromarray(first.round().astype(np.uint8)), "PNG"))
-    expected = load("digits", folder=None, download=False).train.images[0]
+    expected = in_memory(load("digits", folder=None, download=False).train).images[0]
     (batch,) = read([str(path)], grey=True)
     assert (batch.images[0].round() - expected).abs().max() <= 1  # both round, one of them twice
 
@@ -74,7 +75,7 @@ def test_images_are_grey_if_the_data_set_is(tmp_path):
 @pytest.mark.parametrize("grey", [False, True])
 @pytest.mark.parametrize(("image_size", "shorter"), [(32, 32), (64, 64), (65, 74), (224, 256)])
 def test_who_follows_the_description_has_the_same_images(image_size, shorter, grey, tmp_path):
-    """As with torchvision, on a picture that is turned and transparent in places."""
+    """By the steps in torchvision, on an image that is turned and partly transparent."""
     mask = picture(300, 400, seed=1).convert("L")
     shown = picture(300, 400)
     exif = Image.Exif()
@@ -89,7 +90,7 @@ def test_who_follows_the_description_has_the_same_images(image_size, shorter, gr
     pixels = np.asarray(small, np.float32)
     if grey:
         assert steps["colours"] == "grey (0.299 R + 0.587 G + 0.114 B), three times"
-        pixels = (pixels @ np.float32([0.299, 0.587, 0.114]))[..., None].repeat(3, 2)
+        pixels = (pixels @ np.array([0.299, 0.587, 0.114], np.float32))[..., None].repeat(3, 2)
     expected = torch.from_numpy(pixels).permute(2, 0, 1)
     ours = next(read([path], image_size=image_size, grey=grey)).images[0]
     assert (ours - expected).abs().max() <= 2

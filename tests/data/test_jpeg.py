@@ -1,4 +1,4 @@
-"""JPEG files: damaged metadata, which other programs pass over, and what stays of it."""
+"""JPEG files with damaged metadata, which other programs ignore, and the metadata that is kept."""
 
 import io
 import struct
@@ -56,7 +56,7 @@ def test_a_file_is_the_same_without_its_profile():
 
 
 @pytest.mark.parametrize("options", [{"icc_profile": b"x" * 100_000}, {"comment": b"x" * 60_000}])
-def test_what_says_how_a_picture_is_turned_stays(options, seen):
+def test_the_orientation_stays(options, seen):
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 3
     upright = seen(encoded(picture(16, 16), "JPEG"))
@@ -64,7 +64,7 @@ def test_what_says_how_a_picture_is_turned_stays(options, seen):
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
-def test_how_colours_are_coded_stays(mode, seen):
+def test_the_coding_of_colours_stays(mode, seen):
     """CMYK is inverted where Adobe's segment says so."""
     image = Image.new("RGB", (16, 16), (200, 100, 50)).convert(mode)
     expected = np.asarray(image.convert("RGB")).astype(int)

@@ -1,4 +1,5 @@
 import random
+from functools import partial
 
 import numpy as np
 import pytest
@@ -7,16 +8,15 @@ import torch.nn.functional as F
 
 from data.datasets import DATASETS
 from data.errors import DataError
-from data.loader import PADDING, Loader, make_loaders, make_test_loader, plan_epoch
-from data.share import Share
-from data.source import Source, Split
+from data.loader import PADDING, Loader, Shard, make_loaders, make_test_loader, plan_epoch
+from data.splits import Dataset, Split
 
 WINDOWS = 2 * PADDING + 1  # in each direction
-RAW = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3}  # normalised pixels are the pixels
+raw_loader = partial(Loader, mean=(0.0,) * 3, std=(1 / 255,) * 3)  # normalised pixels are the pixels
 
 
 def numbered_split(num_images, *, size=2, start=0):
-    """Images whose first pixel holds a number of their own in base 256, under labels that are a function of it."""
+    """Return images whose first pixel holds their number in base 256, with labels that are a function of it."""
     numbers = torch.arange(start, start + num_images)
     images = torch.zeros(num_images, 3, size, size, dtype=torch.uint8)
     images[:, 0, 0, 0], images[:, 1, 0, 0] = numbers % 256, numbers // 256
@@ -29,7 +29,7 @@ def numbers_of(images):
 
 
 def mapped_split(num_images):
-    """Images whose pixels tell where they are: row + 1, column + 1, and the image's number + 1."""
+    """Return images whose pixels hold their own position: row + 1, column + 1, and the number of the image + 1."""
     images = torch.empty(num_images, 3, 32, 32, dtype=torch.uint8)
     places = torch.arange(1, 33, dtype=torch.uint8)
     images[:, 0] = places[:, None]
@@ -39,7 +39,7 @@ def mapped_split(num_images):
 
 
 def crops_of(images):
-    """Top, left and flip of augmented `mapped_split` images, read off the pixels of each."""
+    """Return top, left and flip of augmented `mapped_split` images, read from their pixels."""
     crops = []
     for rows, columns, _ in images.round().long():
         y, x = 16, 16  # every window holds the middle of the image
@@ -55,7 +55,7 @@ def whole_epoch(loader, number):
 
 
 def chi_square(counts):
-    """Sum of squared deviations from equal counts over the expected count: near the number of cells if uniform."""
+    """Return the chi-square statistic of counts that should be equal: near their number if they are uniform."""
     expected = sum(counts) / len(counts)
     return sum((count - expected) ** 2 / expected for count in counts)
 
@@ -72,33 +72,33 @@ def test_plan_is_a_function_of_seed_and_epoch():
 
 def test_two_loaders_with_one_seed_give_the_same_augmented_batches():
     split = mapped_split(40)
-    ours, other = (Loader(split, batch_size=16, seed=3, augment=True, **RAW) for _ in range(2))
+    ours, other = (raw_loader(split, batch_size=16, seed=3, augment=True) for _ in range(2))
     for number in (5, 2):  # in any sequence
         for one, two in zip(whole_epoch(ours, number), whole_epoch(other, number), strict=True):
             assert torch.equal(one, two)
     assert not torch.equal(whole_epoch(ours, 1)[0], whole_epoch(ours, 2)[0])
-    other_seed = Loader(split, batch_size=16, seed=4, augment=True, **RAW)
+    other_seed = raw_loader(split, batch_size=16, seed=4, augment=True)
     assert not torch.equal(whole_epoch(ours, 1)[0], whole_epoch(other_seed, 1)[0])
 
 
 def test_global_generators_are_neither_used_nor_changed():
     split = mapped_split(20)
-    loader = Loader(split, batch_size=8, augment=True, **RAW)
+    loader = raw_loader(split, batch_size=8, augment=True)
     results = []
     for seed in (1, 2):
         torch.manual_seed(seed), random.seed(seed), np.random.seed(seed)
-        before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+        before = torch.get_rng_state(), random.getstate(), np.random.get_state(legacy=False)["state"]["key"].tolist()
         results.append(whole_epoch(loader, 1)[0])
         list(loader)
         assert torch.equal(torch.get_rng_state(), before[0])
-        assert (random.getstate(), np.random.get_state()[1].tolist()) == before[1:]
+        assert (random.getstate(), np.random.get_state(legacy=False)["state"]["key"].tolist()) == before[1:]
     assert torch.equal(*results)
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 20, 23, 100])
 def test_each_image_comes_once_an_epoch_with_its_label(batch_size):
     split = numbered_split(23, start=300)
-    loader = Loader(split, batch_size=batch_size, **RAW)
+    loader = raw_loader(split, batch_size=batch_size)
     batches = list(loader.epoch(1))
     whole, rest = divmod(23, batch_size)
     assert [len(labels) for _, labels, _ in batches] == [batch_size] * whole + [rest] * (rest > 0)
@@ -112,7 +112,7 @@ def test_each_image_comes_once_an_epoch_with_its_label(batch_size):
 
 def test_augmented_images_keep_their_labels():
     split = mapped_split(60)
-    images, labels = whole_epoch(Loader(split, batch_size=16, augment=True, **RAW), 1)
+    images, labels = whole_epoch(raw_loader(split, batch_size=16, augment=True), 1)
     number_of_each = images[:, 2].amax((1, 2)).round().long() - 1
     assert sorted(number_of_each.tolist()) == list(range(60))
     assert torch.equal(labels, split.labels[number_of_each])
@@ -120,7 +120,7 @@ def test_augmented_images_keep_their_labels():
 
 def test_augmented_batches_are_the_planned_crops_and_flips():
     split = mapped_split(50)
-    images, _ = whole_epoch(Loader(split, batch_size=16, seed=9, augment=True, **RAW), 4)
+    images, _ = whole_epoch(raw_loader(split, batch_size=16, seed=9, augment=True), 4)
     plan = plan_epoch(50, seed=9, epoch=4)
     assert crops_of(images) == list(zip(plan.top.tolist(), plan.left.tolist(), plan.flip.tolist(), strict=True))
     for image, place, (top, left, mirrored) in zip(images, plan.order, crops_of(images), strict=True):
@@ -129,7 +129,7 @@ def test_augmented_batches_are_the_planned_crops_and_flips():
 
 
 def test_batches_hold_every_crop_and_about_as_many_flips_as_not():
-    loader = Loader(mapped_split(250), batch_size=64, augment=True, **RAW)
+    loader = raw_loader(mapped_split(250), batch_size=64, augment=True)
     crops = [crop for number in range(1, 5) for crop in crops_of(whole_epoch(loader, number)[0])]
     assert {top for top, _, _ in crops} == {left for _, left, _ in crops} == set(range(WINDOWS))
     assert len({crop[:2] for crop in crops}) == WINDOWS**2
@@ -147,7 +147,7 @@ def test_crops_and_flips_are_uniform_and_independent():
 
 def test_iterating_is_in_order_and_never_augmented():
     split = mapped_split(50)
-    loader = Loader(split, batch_size=16, augment=True, **RAW)
+    loader = raw_loader(split, batch_size=16, augment=True)
     for _ in range(2):
         batches = list(loader)
         assert [len(labels) for _, labels, _ in batches] == [16, 16, 16, 2]
@@ -157,7 +157,7 @@ def test_iterating_is_in_order_and_never_augmented():
 
 def test_without_augmentation_an_epoch_only_shuffles():
     split = mapped_split(50)
-    images, labels = whole_epoch(Loader(split, batch_size=16, augment=False, **RAW), 1)
+    images, labels = whole_epoch(raw_loader(split, batch_size=16, augment=False), 1)
     order = images[:, 2, 0, 0].round().long() - 1
     assert torch.equal(images.round(), split.images[order].float())
     assert torch.equal(labels, split.labels[order])
@@ -166,10 +166,10 @@ def test_without_augmentation_an_epoch_only_shuffles():
 @pytest.mark.parametrize("num_images", [1, 16, 23, 100])
 def test_a_limit_gives_the_first_batches_of_the_whole_epoch(num_images):
     split = numbered_split(num_images)
-    whole, limited = (Loader(split, batch_size=8, seed=2, limit=limit, **RAW) for limit in (None, 2))
+    whole, limited = (raw_loader(split, batch_size=8, seed=2, limit=limit) for limit in (None, 2))
     assert (limited.num_images, len(limited)) == (min(num_images, 16), min(2, len(whole)))
-    for ours, all_batches in ((limited.epoch(3), whole.epoch(3)), (iter(limited), iter(whole))):
-        ours, first = list(ours), list(all_batches)[:2]
+    for batches, all_batches in ((limited.epoch(3), whole.epoch(3)), (iter(limited), iter(whole))):
+        ours, first = list(batches), list(all_batches)[:2]
         assert sum(batch.size for batch in ours) == limited.num_images
         for one, other in zip(ours, first, strict=True):
             assert torch.equal(one.images, other.images)
@@ -190,7 +190,7 @@ def test_batches_are_float32_normalised_by_the_given_statistics(augment):
 
 
 def test_borders_of_augmented_images_have_the_mean_colour():
-    """White images, so that each pixel is either white or of the border; black would be at -mean / std."""
+    """With white images each pixel is either white or in the border; black would be -mean / std."""
     mean, std = (0.1, 0.5, 0.9), (0.2, 0.3, 0.4)
     split = Split(torch.full((30, 3, 32, 32), 255, dtype=torch.uint8), torch.zeros(30))
     images, _ = whole_epoch(Loader(split, batch_size=8, mean=mean, std=std, seed=2, augment=True), 1)
@@ -207,13 +207,12 @@ def test_borders_of_augmented_images_have_the_mean_colour():
 CPU = torch.device("cpu")
 
 
-def loaders_of(source, *, valid_size, augment=True, seed=0, name="cifar10", **sharing):
-    preparation = {"batch_size": 8, "valid_size": valid_size, "augment": augment, "seed": seed, **sharing}
-    return make_loaders(source, DATASETS[name], CPU, **preparation)
+def loaders_of(dataset, *, augment=True, seed=0, name="cifar10", **options):
+    return make_loaders(dataset, DATASETS[name], CPU, batch_size=8, augment=augment, seed=seed, **options)
 
 
-def numbered_source(*, size=2):
-    return Source(numbered_split(40, size=size), numbered_split(11, size=size, start=100), tuple("0123456"))
+def numbered_dataset(*, size=2):
+    return Dataset(numbered_split(40, size=size), numbered_split(11, size=size, start=100), tuple("0123456"))
 
 
 def raw_numbers(loader):
@@ -221,14 +220,14 @@ def raw_numbers(loader):
 
 
 def test_make_loaders_without_validation_images():
-    train, valid, test = loaders_of(numbered_source(), valid_size=0)
+    train, valid, test = loaders_of(numbered_dataset(), valid_size=0)
     assert valid is None
     assert raw_numbers(train) == list(range(40))
     assert raw_numbers(test) == list(range(100, 111))
 
 
 def test_validation_and_training_images_are_disjoint_and_together_all():
-    train, valid, test = loaders_of(numbered_source(), valid_size=12)
+    train, valid, test = loaders_of(numbered_dataset(), valid_size=12)
     assert (train.num_images, valid.num_images, test.num_images) == (28, 12, 11)
     assert sorted(raw_numbers(train) + raw_numbers(valid)) == list(range(40))
     assert raw_numbers(test) == list(range(100, 111))
@@ -237,7 +236,7 @@ def test_validation_and_training_images_are_disjoint_and_together_all():
 
 
 def test_seed_decides_the_validation_images_and_the_order():
-    one, same, other = (loaders_of(numbered_source(), valid_size=12, seed=seed) for seed in (5, 5, 6))
+    one, same, other = (loaders_of(numbered_dataset(), valid_size=12, seed=seed) for seed in (5, 5, 6))
     assert raw_numbers(one[1]) == raw_numbers(same[1])
     assert raw_numbers(one[1]) != raw_numbers(other[1])
     assert torch.equal(whole_epoch(one[0], 1)[0], whole_epoch(same[0], 1)[0])
@@ -246,8 +245,8 @@ def test_seed_decides_the_validation_images_and_the_order():
 
 @pytest.mark.parametrize("augment", [False, True])
 def test_only_training_batches_are_augmented(augment):
-    source = Source(mapped_split(40), mapped_split(11), tuple("0123456789"))
-    train, valid, test = loaders_of(source, valid_size=12, augment=augment, name="svhn")  # divides by 255 only
+    dataset = Dataset(mapped_split(40), mapped_split(11), tuple("0123456789"))
+    train, valid, test = loaders_of(dataset, valid_size=12, augment=augment, name="svhn")  # divides by 255 only
     batches = whole_epoch(train, 1)[0] * 255
     middle = (PADDING, PADDING, False)
     assert all(crop == middle for crop in crops_of(batches)) != augment
@@ -257,7 +256,7 @@ def test_only_training_batches_are_augmented(augment):
 
 
 def test_every_loader_normalises_as_the_data_set_says():
-    loaders = loaders_of(numbered_source(size=32), valid_size=12, augment=False, name="cifar100")
+    loaders = loaders_of(numbered_dataset(size=32), valid_size=12, augment=False, name="cifar100")
     spec = DATASETS["cifar100"]
     for loader in loaders:
         images = torch.cat([images for images, _, _ in loader])
@@ -266,24 +265,24 @@ def test_every_loader_normalises_as_the_data_set_says():
         torch.testing.assert_close(images.double(), expected, rtol=0, atol=2e-6)
 
 
-def test_a_source_with_validation_images_of_its_own_trains_on_all_others():
-    own = Source(*(numbered_split(n, start=start) for n, start in ((40, 0), (11, 100))), ("a",), numbered_split(5))
+def test_a_data_set_with_validation_images_of_its_own_trains_on_all_others():
+    own = Dataset(numbered_split(40), numbered_split(11, start=100), ("a",), valid=numbered_split(5))
     train, valid, test = loaders_of(own, valid_size=None)
     assert [raw_numbers(loader) for loader in (train, valid, test)] == [[*range(40)], [*range(5)], [*range(100, 111)]]
     with pytest.raises(DataError, match="has 5 validation images of its own"):
         loaders_of(own, valid_size=3)
 
 
-def test_test_batches_alone_are_those_of_all_loaders():
-    source = numbered_source()
-    alone = make_test_loader(source, DATASETS["cifar10"], CPU, batch_size=8, limit=1)
-    for one, other in zip(alone, loaders_of(source, valid_size=0, limit=1)[2], strict=True):
+def test_the_loader_of_test_images_alone_is_that_of_make_loaders():
+    dataset = numbered_dataset()
+    alone = make_test_loader(dataset, DATASETS["cifar10"], CPU, batch_size=8)
+    for one, other in zip(alone, loaders_of(dataset, valid_size=0)[2], strict=True):
         assert torch.equal(one.images, other.images)
         assert torch.equal(one.labels, other.labels)
 
 
-def test_limit_and_share_hold_for_every_loader():
-    loaders = loaders_of(numbered_source(), valid_size=12, limit=1, share=Share(1, 3))
+def test_limit_and_shard_hold_for_every_loader():
+    loaders = loaders_of(numbered_dataset(), valid_size=12, limit=1, shard=Shard(1, 3))
     assert [loader.num_images for loader in loaders] == [8, 8, 8]
     for loader in loaders:
         assert [(len(batch.labels), batch.size) for batch in loader] == [(3, 8)]
@@ -291,4 +290,4 @@ def test_limit_and_share_hold_for_every_loader():
 
 def test_too_many_validation_images_are_refused():
     with pytest.raises(DataError, match=r"--valid_size is 40, .*below 40"):
-        loaders_of(numbered_source(), valid_size=40)
+        loaders_of(numbered_dataset(), valid_size=40)

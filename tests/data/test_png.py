@@ -1,8 +1,9 @@
-"""PNG files: what is transparent, what is metadata, and rows that are missing; worked out by hand."""
+"""PNG files with transparent colours, metadata and missing rows, compared with values computed by hand."""
 
 import struct
 import zlib
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,18 +25,18 @@ def prepared():
 
 @pytest.fixture
 def seen(tmp_path):
-    """The pixels of a file that is decoded in its own size, 8 x 8."""
+    """A function that decodes a file in its own size, 8 x 8."""
     return partial(decode_whole, tmp_path / "file.png", size=8)
 
 
 def packed(values, bits):
-    """Samples of 1 to 16 bits, the first in the highest bits, as rows of one picture of 8 columns."""
+    """Return rows of an image of 8 columns, with samples of 1 to 16 bits, the first in the highest bits."""
     row = "".join(f"{value:0{bits}b}" for value in values)
     return (b"\0" + int(row, 2).to_bytes(len(row) // 8)) * 8
 
 
 def grey(bits, left, right, clear):
-    """Two halves, and the grey value that is transparent."""
+    """Return an image of two halves, with a transparent grey value."""
     before = png_chunk(b"tRNS", struct.pack(">H", clear))
     return png_file(packed([left] * 4 + [right] * 4, bits), shape=(8, 8), bits=bits, before=before)
 
@@ -68,7 +69,7 @@ def test_the_transparent_grey_value_shows_white(bits, left, right, clear, expect
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 def test_bits_above_those_of_a_sample_do_not_count(bits, seen):
-    """As the specification has it for transparent values."""
+    """By the specification of transparent values."""
     pixels = seen(grey(bits, 0, 1, 1 + (1 << bits)))
     assert (pixels[:, :4] == 0).all()
     assert (pixels[:, 4:] == 255).all()
@@ -76,7 +77,7 @@ def test_bits_above_those_of_a_sample_do_not_count(bits, seen):
 
 @pytest.mark.parametrize(("bits", "low"), [(8, None), (16, 0), (16, 99)])
 def test_the_transparent_colour_shows_white(bits, low, seen):
-    """The upper 8 of 16 bits are seen."""
+    """The upper 8 of 16 bits are shown."""
 
     def sample(channel):
         return channel if low is None else channel * 256 + low
@@ -98,7 +99,7 @@ def test_transparent_colours_of_a_palette_show_white(bits, seen):
 
 
 @pytest.mark.parametrize(("bits", "scale"), [(8, 1), (16, 257)])
-def test_pictures_with_a_channel_of_transparency(bits, scale, seen):
+def test_images_with_a_channel_of_transparency(bits, scale, seen):
     rows = packed([0, 0, 0, 255 * scale] * 4, bits)
     contents = png_file(rows, shape=(8, 8), bits=bits, colour_type=4)
     assert seen(contents)[0].tolist() == [[*WHITE], [0, 0, 0]] * 4
@@ -134,12 +135,13 @@ METADATA = {
 @pytest.mark.parametrize("place", ["before", "after"])
 @pytest.mark.parametrize("name", METADATA)
 def test_metadata_does_not_keep_pixels_from_being_read(name, place, seen):
-    contents = png_file(packed(range(8), 8), shape=(8, 8), **{place: METADATA[name]})
+    before, after = (METADATA[name], b"") if place == "before" else (b"", METADATA[name])
+    contents = png_file(packed(range(8), 8), shape=(8, 8), before=before, after=after)
     assert seen(contents)[5, :, 0].tolist() == [*range(8)]
 
 
 def test_metadata_that_would_become_large_never_does(monkeypatch):
-    """Only what may say how a picture is turned is decompressed, and no further than to Pillow's limit."""
+    """Only text that may contain the orientation is decompressed, up to Pillow's limit."""
     decompressed = []
     real = zlib.decompressobj
 
@@ -190,7 +192,7 @@ TURNS = {
 
 @pytest.mark.parametrize("place", ["before", "after"])
 @pytest.mark.parametrize("name", TURNS)
-def test_a_picture_is_turned_wherever_its_file_says_so(name, place, seen):
+def test_an_image_is_turned_wherever_its_file_has_the_orientation(name, place, seen):
     assert seen(turned(place, TURNS[name]))[..., 0].flatten().tolist() == [*range(63, -1, -1)]
 
 
@@ -205,8 +207,8 @@ def test_a_file_without_metadata_stays_as_it_is():
     assert without_metadata(contents) is contents
 
 
-ROW = b"\0" + bytes([173] * 32)  # any colour, that of the mark too
-SHORT = {
+ROW = b"\0" + bytes([173] * 32)  # of the same colour as the mark, which must not matter
+SHORT: dict[str, tuple[bytes, dict[str, Any]]] = {
     "grey": (ROW * 10, {}),
     "one row less": (ROW * 31, {}),
     "one bit": (b"\0\0\0\0\0" * 10, {"bits": 1}),
@@ -229,7 +231,7 @@ def test_a_file_with_fewer_rows_than_it_says_is_an_error(name, tmp_path):
         decode(str(path), partial(middle_crop, size=32), size=32)
 
 
-# Bytes of a picture of 8 x 8 in 8 bits, pass by pass: rows of each with a byte before, by the figure in the standard.
+# Bytes of an image of 8 x 8 in 8 bits: of each pass its rows, each with a leading byte, by the figure in the standard.
 ADAM7 = 2 + 2 + 3 + 2 * 3 + 2 * 5 + 4 * 5 + 4 * 9
 
 
@@ -247,7 +249,7 @@ def test_an_interlaced_file_is_whole_with_all_bytes_of_its_passes(missing, seen)
     ("mode", "options"), [("L", {}), ("1", {}), ("RGB", {}), ("RGBA", {}), ("P", {}), ("I;16", {})]
 )
 @pytest.mark.parametrize("colour", [0, 173])
-def test_whole_pictures_of_one_colour_are_read_whatever_it_is(colour, mode, options, seen):
+def test_whole_images_of_one_colour_are_read_whatever_it_is(colour, mode, options, seen):
     image = Image.new(
         mode, (8, 8), colour if len(Image.new(mode, (1, 1)).getbands()) == 1 else (173, 91, 47, 5)[: len(mode)]
     )
@@ -255,7 +257,7 @@ def test_whole_pictures_of_one_colour_are_read_whatever_it_is(colour, mode, opti
 
 
 def test_a_small_file_of_many_rows_is_decoded_for_its_error_only(tmp_path):
-    """A picture of 80 million pixels of which ten rows are there, in some hundred bytes."""
+    """The header says 80 million pixels, and ten rows of them exist, in less than a hundred bytes."""
     contents = png_file(bytes(2 * 10), shape=(8, 10_000_000), bits=1)
     path = write(tmp_path / "tall.png", contents)
     assert len(contents) < 100

@@ -1,13 +1,14 @@
-"""Several processes together read what one reads alone: every image once, in batches of the same images."""
+"""Several processes together read the same batches as a single one, every image once."""
+
+from functools import partial
 
 import pytest
 import torch
 
-from data.loader import Loader
-from data.share import Share
-from data.source import Split
+from data.loader import Loader, Shard
+from data.splits import Split
 
-RAW = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3}  # normalised pixels are the pixels
+raw_loader = partial(Loader, mean=(0.0,) * 3, std=(1 / 255,) * 3)  # normalised pixels are the pixels
 
 
 def split_of(num_images):
@@ -17,17 +18,19 @@ def split_of(num_images):
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
-def test_parts_are_those_of_tensor_split(count):
+def test_parts_equal_those_of_tensor_split(count):
     for num_items in range(20):
         items = torch.arange(num_items)
-        parts = [items[Share(rank, count).part(num_items)].tolist() for rank in range(count)]
+        parts = [items[Shard(rank, count).part(num_items)].tolist() for rank in range(count)]
         assert parts == [part.tolist() for part in items.tensor_split(count)]
 
 
 @pytest.mark.parametrize(("rank", "count"), [(1, 1), (-1, 2), (0, 0), (5, 3)])
 def test_a_rank_beyond_the_count_is_refused(rank, count):
-    with pytest.raises(ValueError, match=f"rank is {rank}, but must be 0 or more and below {count}"):
-        Share(rank, count)
+    with pytest.raises(
+        ValueError, match=f"rank is {rank}, but must be 0 or more and below {count}, the number of processes"
+    ):
+        Shard(rank, count)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -35,9 +38,10 @@ def test_a_rank_beyond_the_count_is_refused(rank, count):
 @pytest.mark.parametrize("way", ["training", "trial", "evaluation"])
 def test_parts_put_together_are_the_batches_of_one_process(count, num_images, batch_size, way):
     split = split_of(num_images)
-    options = {"batch_size": batch_size, "seed": 4, "augment": True, "limit": 2 if way == "trial" else None, **RAW}
-    loaders = [Loader(split, share=Share(rank, count), **options) for rank in range(count)]
-    alone = Loader(split, **options)
+    limit = 2 if way == "trial" else None
+    make = partial(raw_loader, batch_size=batch_size, seed=4, augment=True, limit=limit)
+    loaders = [make(split, shard=Shard(rank, count)) for rank in range(count)]
+    alone = make(split)
     assert {(loader.num_images, len(loader)) for loader in loaders} == {(alone.num_images, len(alone))}
 
     batches = [list(loader if way == "evaluation" else loader.epoch(2)) for loader in [alone, *loaders]]

@@ -1,4 +1,4 @@
-"""Results in order, a few groups ahead, and no thread left behind, however the iterator ends."""
+"""Results come in order, no thread outlives the generator however it ends, and threads stay within a budget."""
 
 import os
 import signal
@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from data.threads import AHEAD, TOGETHER, count_threads, in_order
+from data.threads import AHEAD, CHUNK_SIZE, Budget, count_threads, in_order
 from tests.support.synthetic_images import data_threads
 from train.signals import Stopped, at_once
 
@@ -84,7 +84,7 @@ def test_closing_drops_what_has_not_begun():
     next(results)
     results.close()
     assert data_threads() == []
-    assert len(begun) <= 1 + 4 * TOGETHER
+    assert len(begun) <= 1 + 4 * CHUNK_SIZE
 
 
 def test_an_error_of_whoever_takes_the_results_ends_the_threads():
@@ -100,7 +100,7 @@ def test_an_error_of_whoever_takes_the_results_ends_the_threads():
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("delay", [0, 0.1])
 def test_a_signal_ends_the_threads_at_once(number, delay):
-    """While items are handed to threads, or results are waited for."""
+    """Both while items are handed to threads and while results are awaited."""
     begun = threading.Event()
 
     def work(item):
@@ -117,7 +117,7 @@ def test_a_signal_ends_the_threads_at_once(number, delay):
     start = time.perf_counter()
     with pytest.raises(Stopped), at_once():
         list(in_order(work, [range(2000)] * 5, threads=2))
-    # All of it would take 100 s. A thread that was being started as the signal came ends too, but is not waited for.
+    # All items would take 100 s. A thread that was just being started at the signal ends too, but without a join.
     while data_threads() and time.perf_counter() - start < 5:
         time.sleep(0.01)
     sender.join()
@@ -129,3 +129,57 @@ def test_as_many_threads_as_the_process_may_use(monkeypatch):
     assert count_threads() == 3
     monkeypatch.delattr(os, "sched_getaffinity")
     assert count_threads() == os.cpu_count()
+
+
+def test_an_amount_is_given_back_after_an_error_too():
+    budget = Budget(10)
+
+    def fail():
+        with budget.reserve(7):
+            assert budget.reserved == 7
+            raise LookupError
+
+    for _ in range(3):
+        with pytest.raises(LookupError):
+            fail()
+        assert budget.reserved == 0
+
+
+def test_threads_reserve_no_more_than_the_total_and_a_larger_amount_is_reserved_alone():
+    budget, lock = Budget(10), threading.Lock()
+    reserved, totals, alone = [], [], []
+
+    def work(amount):
+        with budget.reserve(amount):
+            with lock:
+                reserved.append(amount)
+                totals.append(sum(reserved))
+                alone.append(amount <= 10 or reserved == [amount])
+            with lock:
+                reserved.remove(amount)
+
+    amounts = [1, 3, 5, 25, 10, 4, 6, 0, 12, 2] * 20
+    threads = [threading.Thread(target=work, args=[amount]) for amount in amounts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=30)
+    assert len(totals) == len(amounts)  # each had its turn
+    assert all(alone)
+    assert max(total for total in totals if total not in (12, 25)) <= 10
+    assert budget.reserved == 0
+
+
+def test_a_thread_waits_until_there_is_enough():
+    budget, has_it = Budget(10), threading.Event()
+
+    def wait():
+        with budget.reserve(6):
+            has_it.set()
+
+    with budget.reserve(5):
+        thread = threading.Thread(target=wait)
+        thread.start()
+        assert not has_it.wait(0.05)
+    assert has_it.wait(10)
+    thread.join()

@@ -10,9 +10,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from data.datasets import Split
-from data.loader import Loader
-from data.share import Share
+from data.loader import Loader, Shard
+from data.splits import Split
 from models import densenet_bc
 from tests.support.tensor_measurements import frozen
 from train.engine import evaluate, train_one_epoch
@@ -74,8 +73,8 @@ def train(processes, *, epochs=3, accum_steps=1, is_frozen=True):
         network.load_state_dict(densenet_bc(10, 2).double().state_dict())
     if is_frozen:
         frozen(network)
-    share = Share(processes.rank, processes.world_size)
-    loader = Loader(split(), batch_size=BATCH_SIZE, mean=(0.5,) * 3, std=(0.25,) * 3, augment=True, share=share)
+    shard = Shard(processes.rank, processes.world_size)
+    loader = Loader(split(), batch_size=BATCH_SIZE, mean=(0.5,) * 3, std=(0.25,) * 3, augment=True, shard=shard)
     optimizer = make_optimizer(network.parameters(), lr=0.05, momentum=0.9, wd=1e-3)
     replicas = replicate(network, CPU, processes=processes)
     stepper = Stepper(replicas.training, optimizer, processes=processes, accum_steps=accum_steps)

@@ -1,9 +1,9 @@
-"""Small made data sets in the exact form in which CIFAR-10, CIFAR-100 and SVHN are distributed.
+"""Small synthetic data sets in the exact form in which CIFAR-10, CIFAR-100 and SVHN are distributed.
 
-    made = make_cifar10(folder, num_train=200, num_test=50, monkeypatch=monkeypatch)
+    synthetic = make_cifar10(folder, num_train=200, num_test=50, monkeypatch=monkeypatch)
 
-writes the files into the folder, and makes torchvision take their digests for the official ones until the test ends.
-`made.train` and `made.test` are what a reader must find in the files. Each class has a colour and a coarse texture of
+writes the files into the folder, and replaces the official digests in torchvision by theirs until the test ends. A
+reader must find `synthetic.train` and `synthetic.test` in the files. Each class has a colour and a coarse texture of
 its own, so that a small network learns it within a few epochs.
 """
 
@@ -14,8 +14,10 @@ import struct
 import tarfile
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,25 +27,25 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision import datasets
 
-from data.source import Split
+from data.splits import Split
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SVHN_CLASSES = tuple("0123456789")
 
 
 @dataclass(frozen=True)
-class MadeSet:
-    """A data set that lies in memory as the bytes of its files.
+class SyntheticDataset:
+    """A data set in memory, as the bytes of its files.
 
     Attributes:
         reader: The class of torchvision that reads the files.
-        parts: What the files hold: "train" and "test", for SVHN also "extra".
-        classes: Their names.
+        parts: The images in the files: "train" and "test", for SVHN also "extra".
+        classes: Names of the classes.
         files: Contents by path within the data folder.
-        archive: The tar.gz archive of all files, empty for SVHN, which has none.
+        archive: The tar.gz archive of all files; empty for SVHN, which has none.
     """
 
-    reader: type
+    reader: Any  # type[CIFAR10], type[CIFAR100] or type[SVHN], which have no attributes in common
     parts: dict[str, Split]
     classes: tuple[str, ...]
     files: dict[str, bytes]
@@ -61,7 +63,7 @@ class MadeSet:
 
     @property
     def downloads(self) -> dict[str, bytes]:
-        """What a server would send, by address."""
+        """Contents of the files on the server, by address."""
         if self.archive:
             return {self.reader.url: self.archive}
         return {url: self.files[name] for url, name, _ in self.reader.split_list.values()}
@@ -77,7 +79,7 @@ class MadeSet:
         (folder / self.reader.filename).write_bytes(self.archive)
 
     def trust(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Replace torchvision's digests by those of this set's files and archive."""
+        """Replace torchvision's digests by those of the files and the archive of this data set."""
         if not self.archive:
             split_list = {
                 split: [url, name, md5(self.files[name])] for split, (url, name, _) in self.reader.split_list.items()
@@ -92,8 +94,10 @@ class MadeSet:
         monkeypatch.setattr(self.reader, "meta", {**meta, "md5": md5(self.files[f"{base}/{meta['filename']}"])})
         monkeypatch.setattr(self.reader, "tgz_md5", md5(self.archive))
 
-    def with_files(self, files: dict[str, bytes], *, also_archived: dict[str, bytes] | None = None) -> "MadeSet":
-        """The same set with other files, in the archive too, and the archive with some more members."""
+    def with_files(
+        self, files: dict[str, bytes], *, also_archived: dict[str, bytes] | None = None
+    ) -> "SyntheticDataset":
+        """Return the data set with other files, in the archive too, and with more members in the archive."""
         return replace(self, files=files, archive=archived({**files, **(also_archived or {})}))
 
 
@@ -105,7 +109,7 @@ def make_cifar10(
     *,
     monkeypatch: pytest.MonkeyPatch | None = None,
     as_archive: bool = False,
-) -> MadeSet:
+) -> SyntheticDataset:
     """Write CIFAR-10's folder, or only its archive; with `monkeypatch` torchvision then accepts the digests."""
     return _put(cifar10(num_train, num_test, seed), folder, monkeypatch, as_archive)
 
@@ -118,7 +122,7 @@ def make_cifar100(
     *,
     monkeypatch: pytest.MonkeyPatch | None = None,
     as_archive: bool = False,
-) -> MadeSet:
+) -> SyntheticDataset:
     """Write CIFAR-100's folder, or only its archive; with `monkeypatch` torchvision then accepts the digests."""
     return _put(cifar100(num_train, num_test, seed), folder, monkeypatch, as_archive)
 
@@ -131,22 +135,31 @@ def make_svhn(
     *,
     num_extra: int = 40,
     monkeypatch: pytest.MonkeyPatch | None = None,
-) -> MadeSet:
+) -> SyntheticDataset:
     """Write SVHN's three files; with `monkeypatch` torchvision then accepts the digests."""
     return _put(svhn(num_train, num_test, seed, num_extra=num_extra), folder, monkeypatch, as_archive=False)
 
 
-def _put(made: MadeSet, folder: Path, monkeypatch: pytest.MonkeyPatch | None, as_archive: bool) -> MadeSet:
+MAKERS: dict[str, Callable[..., SyntheticDataset]] = {
+    "cifar10": make_cifar10,
+    "cifar100": make_cifar100,
+    "svhn": make_svhn,
+}
+
+
+def _put(
+    synthetic: SyntheticDataset, folder: Path, monkeypatch: pytest.MonkeyPatch | None, as_archive: bool
+) -> SyntheticDataset:
     if as_archive:
-        made.write_archive(folder)
+        synthetic.write_archive(folder)
     else:
-        made.write_files(folder)
+        synthetic.write_files(folder)
     if monkeypatch is not None:
-        made.trust(monkeypatch)
-    return made
+        synthetic.trust(monkeypatch)
+    return synthetic
 
 
-def cifar10(num_train: int, num_test: int, seed: int) -> MadeSet:
+def cifar10(num_train: int, num_test: int, seed: int) -> SyntheticDataset:
     """Five training files of nearly equal size, a test file and the names of the classes."""
     generator = torch.Generator().manual_seed(seed)
     train, test = (learnable_split(num, 10, generator) for num in (num_train, num_test))
@@ -157,10 +170,10 @@ def cifar10(num_train: int, num_test: int, seed: int) -> MadeSet:
     }
     entries["test_batch"] = _cifar_batch(test.images, "testing batch 1 of 1") | {"labels": test.labels.tolist()}
     entries["batches.meta"] = {"num_cases_per_batch": 10000, "label_names": list(CIFAR10_CLASSES), "num_vis": 3072}
-    return _made_cifar(datasets.CIFAR10, train, test, CIFAR10_CLASSES, entries)
+    return _synthetic_cifar(datasets.CIFAR10, train, test, CIFAR10_CLASSES, entries)
 
 
-def cifar100(num_train: int, num_test: int, seed: int) -> MadeSet:
+def cifar100(num_train: int, num_test: int, seed: int) -> SyntheticDataset:
     """A training file, a test file and the names of the classes; five fine labels in a row share a coarse one."""
     generator = torch.Generator().manual_seed(seed)
     train, test = (learnable_split(num, 100, generator) for num in (num_train, num_test))
@@ -170,16 +183,16 @@ def cifar100(num_train: int, num_test: int, seed: int) -> MadeSet:
         "test": _cifar_batch(test.images, "testing batch 1 of 1") | _fine_and_coarse(test.labels),
         "meta": {"fine_label_names": list(classes), "coarse_label_names": [f"coarse_{n}" for n in range(20)]},
     }
-    return _made_cifar(datasets.CIFAR100, train, test, classes, entries)
+    return _synthetic_cifar(datasets.CIFAR100, train, test, classes, entries)
 
 
-def svhn(num_train: int, num_test: int, seed: int, *, num_extra: int) -> MadeSet:
+def svhn(num_train: int, num_test: int, seed: int, *, num_extra: int) -> SyntheticDataset:
     """Three MATLAB files; the label of the digit 0 is 10 in them."""
     generator = torch.Generator().manual_seed(seed)
     sizes = {"train": num_train, "extra": num_extra, "test": num_test}
     parts = {name: learnable_split(num, 10, generator) for name, num in sizes.items()}
     files = {f"{name}_32x32.mat": _matlab_file(split) for name, split in parts.items()}
-    return MadeSet(datasets.SVHN, parts, SVHN_CLASSES, files)
+    return SyntheticDataset(datasets.SVHN, parts, SVHN_CLASSES, files)
 
 
 def learnable_split(num_images: int, num_classes: int, generator: torch.Generator) -> Split:
@@ -197,8 +210,8 @@ def learnable_split(num_images: int, num_classes: int, generator: torch.Generato
 
 
 def _cifar_batch(images: Tensor, title: str) -> dict:
-    """What both CIFARs have in a file of images; a row holds all red, then all green, then all blue pixels."""
-    names = [f"made_{number:06}.png" for number in range(len(images))]
+    """The entries of a file of images in both CIFARs. A row has all red, then all green, then all blue pixels."""
+    names = [f"synthetic_{number:06}.png" for number in range(len(images))]
     return {"batch_label": title, "data": images.reshape(-1, 3072).numpy(), "filenames": names}
 
 
@@ -206,9 +219,11 @@ def _fine_and_coarse(labels: Tensor) -> dict:
     return {"fine_labels": labels.tolist(), "coarse_labels": (labels // 5).tolist()}
 
 
-def _made_cifar(reader: type, train: Split, test: Split, classes: tuple[str, ...], entries: dict[str, dict]) -> MadeSet:
+def _synthetic_cifar(
+    reader: Any, train: Split, test: Split, classes: tuple[str, ...], entries: dict[str, dict]
+) -> SyntheticDataset:
     files = {f"{reader.base_folder}/{name}": python2_pickle(entry) for name, entry in entries.items()}
-    return MadeSet(reader, {"train": train, "test": test}, classes, files, archived(files))
+    return SyntheticDataset(reader, {"train": train, "test": test}, classes, files, archived(files))
 
 
 def _matlab_file(split: Split) -> bytes:
@@ -268,7 +283,7 @@ def _opcodes(value: object) -> bytes:
 
 
 def _array_opcodes(array: np.ndarray) -> bytes:
-    """NumPy's way: make an empty array and a plain dtype, then set the state of both."""
+    """Pickle an array as NumPy does: create an empty array and a plain dtype, then set the state of both."""
     assert array.dtype == np.uint8
     dtype = b"cnumpy\ndtype\n" + _opcodes(("u1", 0, 1)) + pickle.REDUCE
     dtype += _opcodes((3, "|", None, None, None, -1, -1, 0)) + pickle.BUILD
@@ -279,18 +294,18 @@ def _array_opcodes(array: np.ndarray) -> bytes:
 
 
 class Server:
-    """Stands where urllib opens addresses: serves some of them from memory and no other, and never uses a network.
+    """A server in memory that replaces the network for urllib.
 
     Attributes:
-        contents: What is sent, by address. An address that is not here cannot be resolved.
-        asked: The addresses that were asked for, without repetition.
-        on_read: Called before each piece that is sent, for a look at the state of the disk or to raise an error.
+        contents: Contents by address. Other addresses cannot be resolved.
+        asked: The requested addresses, without repetition.
+        on_read: Called before each piece is sent, to look at the disk or to raise an error.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, contents: dict[str, bytes] | None = None):
         self.contents = contents or {}
         self.asked: list[str] = []
-        self.on_read = lambda: None
+        self.on_read: Callable[[], object] = lambda: None
         monkeypatch.setattr(urllib.request, "urlopen", self._open)
 
     def _open(self, request: urllib.request.Request) -> "_Response":
@@ -298,7 +313,7 @@ class Server:
         if url not in self.asked:
             self.asked.append(url)
         if url not in self.contents:
-            raise urllib.error.URLError("made-up name resolution failure")
+            raise urllib.error.URLError("simulated name resolution failure")
         return _Response(url, self.contents[url], self)
 
 
@@ -309,6 +324,6 @@ class _Response(io.BytesIO):
         self.length = len(contents)
         self.server = server
 
-    def read(self, size: int = -1) -> bytes:
+    def read(self, size: int | None = -1) -> bytes:
         self.server.on_read()
         return super().read(size)

@@ -1,4 +1,4 @@
-"""Small made image files, good and bad ones, and folders of them in the layout of --dataset folder."""
+"""Small synthetic image files, good and bad ones, and folders of them in the layout of --dataset folder."""
 
 import io
 import struct
@@ -23,14 +23,14 @@ def picture(width: int, height: int, seed: int = 0) -> Image.Image:
 
 
 def encoded(image: Image.Image, image_format: str, **options: object) -> bytes:
-    """The bytes of a file that holds the image."""
+    """Return the contents of an image file."""
     buffer = io.BytesIO()
     image.save(buffer, image_format, **options)
     return buffer.getvalue()
 
 
 def write(path: Path, contents: bytes = b"") -> Path:
-    """Write a file, in a folder that is made for it."""
+    """Write a file, and create its folder if necessary."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(contents)
     return path
@@ -46,7 +46,7 @@ def make_folder(
 ) -> Path:
     """Write PNG files below `root`, the same number for each class: `sizes` is by train, val and test.
 
-    The picture of number i of a class is the one of seed 100 * label + i in train, and so on; no two are alike.
+    Image i of a class has the seed 100 * label + i in train, 10,000 more in val and 20,000 more in test: all differ.
     """
     for use, number in sizes.items():
         offset = {"train": 0, "val": 10_000, "test": 20_000}[use]
@@ -58,7 +58,7 @@ def make_folder(
 
 
 def bad_files() -> dict[str, bytes]:
-    """Contents of files that are called images and are none, by a name for each."""
+    """Return contents of files that are named as images but cannot be read, by name."""
     png, jpeg = encoded(picture(60, 50), "PNG"), encoded(picture(60, 50), "JPEG")
     return {
         "empty.png": b"",
@@ -76,7 +76,7 @@ def bad_files() -> dict[str, bytes]:
 
 
 def _bomb() -> bytes:
-    """A small PNG file that says it has 20,000 x 20,000 pixels."""
+    """Return a small PNG file whose header says that it has 20,000 x 20,000 pixels."""
     contents = bytearray(encoded(Image.new("1", (8, 8)), "PNG"))
     contents[16:24] = (20_000).to_bytes(4, "big") * 2
     contents[29:33] = zlib.crc32(contents[12:29]).to_bytes(4, "big")
@@ -84,12 +84,12 @@ def _bomb() -> bytes:
 
 
 def data_threads() -> list[str]:
-    """Names of the threads that read data at this moment."""
+    """Return the names of the threads that are reading data."""
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("data")]
 
 
 def png_chunk(kind: bytes, body: bytes) -> bytes:
-    """A chunk of a PNG file: length, kind, body and checksum."""
+    """Return a chunk of a PNG file: length, kind, body and checksum."""
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
@@ -103,15 +103,15 @@ def png_file(
     before: bytes = b"",
     after: bytes = b"",
 ) -> bytes:
-    """A PNG file by its specification, without Pillow.
+    """Return a PNG file, built from the specification without Pillow.
 
     Args:
-        rows: Of the picture, each after a byte 0, which says that it is not filtered.
-        shape: Width and height as the file says, whatever `rows` holds.
-        bits: Of a sample.
+        rows: Rows of the image, each with a leading byte 0, which says that it is not filtered.
+        shape: Width and height in the header, which may contradict `rows`.
+        bits: Bits of a sample.
         colour_type: 0 is grey, 2 RGB, 3 a palette, 4 grey with alpha and 6 RGB with alpha.
-        interlaced: What the file says.
-        before: Chunks before the pixels.
+        interlaced: Whether the header says that the image is interlaced.
+        before: Chunks in front of the pixels.
         after: Chunks after the pixels.
     """
     header = struct.pack(">IIBBBBB", *shape, bits, colour_type, 0, 0, interlaced)
@@ -120,5 +120,5 @@ def png_file(
 
 
 def decode_whole(path, contents, *, size):
-    """The pixels of a file with these contents, all of the picture resized to `size` x `size`."""
+    """Write a file and decode it, with the whole image resized to `size` x `size`."""
     return decode(str(write(path, contents)), lambda width, height: Crop((0, 0, width, height)), size=size)

@@ -191,8 +191,7 @@ def test_no_file_gets_the_number_of_a_stream_that_was_closed(closing, tmp_path):
 STREAMS = {"stdin", "stdout", "stderr"}
 PRINTING = {"print", "print_exc", "print_exception", "print_stack"}
 SOURCES = [path for folder in ("commands", "train", "data") for path in sorted((ROOT / folder).rglob("*.py"))]
-# Programs of their own, and a line about a download, in which names are written by repr.
-PRINTS = {"commands/benchmark/loader_speed.py": {"print"}, "data/files.py": {"print"}}
+PRINTS = {"commands/benchmark/loader_speed.py": {"print"}}  # a program of its own
 
 
 def ways_to_print(source):

@@ -1,5 +1,6 @@
-"""The files of a data set: found, verified by their md5 digests, unpacked or downloaded where they are missing."""
+"""Find the files of a data set, verify their md5 digests, and unpack or download those that are missing."""
 
+import hashlib
 import os
 import re
 import secrets
@@ -7,18 +8,16 @@ import shutil
 import socket
 import tarfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 
-from torchvision.datasets.utils import check_integrity, download_url
-
 from data.errors import CorruptedData, DataError, MissingData, NoNetwork, listed
 
-SILENT_SERVER_SECONDS = 30  # a download that receives nothing for so long has failed
-LEFTOVER_SECONDS = 24 * 3600  # no program writes to a file for a day without a change
+SILENT_SERVER_SECONDS = 30  # a download that receives nothing for this long has failed
+LEFTOVER_SECONDS = 24 * 3600  # no program takes a day between two writes to a file
 
 
 @dataclass(frozen=True)
@@ -26,10 +25,10 @@ class File:
     """A file of a data set.
 
     Attributes:
-        path: Where it belongs, relative to the data folder, with "/" between its parts.
-        md5: Its digest.
-        url: Where it, or the archive that holds it, can be downloaded from.
-        inside: Its path in the archive that holds it. Empty: the same as `path`.
+        path: Path relative to the data folder, with "/" between its parts.
+        md5: md5 digest of its contents, in hexadecimal digits.
+        url: Address of the file, or of the archive that contains it.
+        inside: Path in the archive that contains it. Empty: the same as `path`.
     """
 
     path: str
@@ -38,21 +37,29 @@ class File:
     inside: str = ""
 
 
-def ensure(folder: Path, *, members: list[File], archive: File | None, download: bool) -> None:
-    """Make sure that all files of a data set lie in `folder` and are what they should be.
+def ensure(
+    folder: Path,
+    *,
+    members: list[File],
+    archive: File | None,
+    download: bool,
+    notify: Callable[[str], object] = print,
+) -> None:
+    """Make sure that all files of a data set are in `folder` and have the right contents.
 
-    Members that are missing come out of the archive, if the data set has one, or are downloaded. Nothing that is
-    there is changed: a file with other contents is an error, not a reason to replace it. Several processes may do this
-    at the same time; what one has put in place is taken by the others.
+    Missing members are unpacked from the archive, if the data set has one, or downloaded. Existing files are never
+    changed: other contents are an error, not a reason to replace a file. Several processes may do this at the same
+    time; they use the files that another one has put in place.
 
     Args:
-        folder: The data folder, made for a download if it does not exist.
+        folder: The data folder, created for a download if it does not exist.
         members: The files that are read later.
-        archive: The archive that holds all members, or None if the members are downloaded one by one.
+        archive: The archive that contains all members. None: the members are downloaded one by one.
         download: Whether the network may be used.
+        notify: Takes a line for the user before each download.
 
     Raises:
-        MissingData: If files are not there and may not be downloaded.
+        MissingData: If files are missing and may not be downloaded.
         CorruptedData: If files have other md5 digests than they should.
         NoNetwork: If a download fails.
         DataError: If the system denies access.
@@ -64,7 +71,7 @@ def ensure(folder: Path, *, members: list[File], archive: File | None, download:
         if sources and not download:
             raise MissingData(_say_missing(folder, missing, archive))
         for file in sources:
-            _fetch(folder, file)
+            _fetch(folder, file, notify)
         if archive and missing:
             _unpack(folder, archive, missing)
         _clear_leftovers(folder, [*members, archive] if archive else members)
@@ -72,15 +79,23 @@ def ensure(folder: Path, *, members: list[File], archive: File | None, download:
         raise DataError(f"cannot use the data folder {folder}: {error}") from error
 
 
+def has_digest(path: Path, md5: str) -> bool:
+    """Return whether a file exists and its contents have this md5 digest, in hexadecimal digits."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest() == md5
+
+
 def holds_some(folder: Path, names: Iterable[str]) -> bool:
-    """Whether files of some of these names lie in a folder; if it cannot be read, none does."""
+    """Return whether a folder can be read and has a file of at least one of these names."""
     with suppress(OSError):
         return any((folder / name).is_file() for name in names)
     return False
 
 
 def _check_folder(folder: Path, wanted: File, download: bool) -> None:
-    """Refuse a data folder that is a file, or that does not exist though nothing may be downloaded."""
+    """Raise an error if the data folder is a file, or does not exist and must not be created for a download."""
     if folder.is_dir() or (download and not folder.exists()):
         return
     what = "is not a folder" if folder.exists() else "does not exist"
@@ -88,14 +103,14 @@ def _check_folder(folder: Path, wanted: File, download: bool) -> None:
 
 
 def _missing(folder: Path, files: list[File]) -> list[File]:
-    """The files that are not there.
+    """Return the files that do not exist.
 
     Raises:
-        CorruptedData: If some are there, but with other contents. It names all of them.
+        CorruptedData: If some exist with other contents. It names all of them.
     """
     there = [file for file in files if (folder / file.path).exists()]
     strange = [file for file in there if not (folder / file.path).is_file()]
-    corrupted = [file for file in there if file not in strange and not check_integrity(folder / file.path, file.md5)]
+    corrupted = [file for file in there if file not in strange and not has_digest(folder / file.path, file.md5)]
     problems = []
     if strange:
         paths, urls, are, them = _words(folder, strange)
@@ -114,13 +129,13 @@ def _missing(folder: Path, files: list[File]) -> list[File]:
 
 
 def _words(folder: Path, files: list[File]) -> tuple[str, str, str, str]:
-    """The words of a sentence about some files: paths, addresses, "is" or "are", "it" or "them"."""
+    """Return words for a sentence about some files: paths, addresses, "is" or "are", "it" or "them"."""
     paths, urls = listed([folder / file.path for file in files]), listed([*dict.fromkeys(file.url for file in files)])
     return (paths, urls, "is", "it") if len(files) == 1 else (paths, urls, "are", "them")
 
 
 def _say_missing(folder: Path, missing: list[File], archive: File | None) -> str:
-    """A line about all that is missing, where it belongs and where to get it."""
+    """Describe the missing files, where they belong and where to get them."""
     paths, urls, are, them = _words(folder, missing)
     line = f"{paths} {are} missing"
     if archive:
@@ -129,7 +144,7 @@ def _say_missing(folder: Path, missing: list[File], archive: File | None) -> str
 
 
 def _unpack(folder: Path, archive: File, missing: list[File]) -> None:
-    """Take the missing members out of a verified archive. Nothing else that it holds is written anywhere."""
+    """Unpack the missing members of a verified archive, and nothing else that it contains."""
     path = folder / archive.path
     wanted = {member.inside or member.path: member for member in missing}
     try:
@@ -139,18 +154,22 @@ def _unpack(folder: Path, archive: File, missing: list[File]) -> None:
                     member = wanted.pop(entry.name)
                     if not _missing(folder, [member]):  # another process was faster
                         continue
+                    source = tar.extractfile(entry)
+                    assert source is not None  # for a regular file
                     with _put_in_place(folder, member, sender=path) as partial, partial.open("xb") as file:
-                        shutil.copyfileobj(tar.extractfile(entry), file)
+                        shutil.copyfileobj(source, file)
     except (tarfile.TarError, EOFError) as error:
         raise CorruptedData(f"{path} cannot be unpacked: {error}; get it again from {archive.url}") from error
     if wanted:
         raise CorruptedData(f"{path} does not hold {listed(sorted(wanted))}; get it again from {archive.url}")
 
 
-def _fetch(folder: Path, file: File) -> None:
+def _fetch(folder: Path, file: File, notify: Callable[[str], object]) -> None:
     """Download a file."""
+    from torchvision.datasets.utils import download_url  # takes seconds to import, which few runs need
+
     path = folder / file.path
-    print(f"Downloading {file.url} to {str(path)!r}")  # as the name of a folder may hold anything
+    notify(f"Downloading {file.url} to {str(path)!r}")  # quoted, since the name of a folder may contain anything
     with _put_in_place(folder, file, sender=file.url) as partial:
         try:
             with _socket_timeout(SILENT_SERVER_SECONDS):
@@ -164,10 +183,10 @@ def _fetch(folder: Path, file: File) -> None:
 
 @contextmanager
 def _put_in_place(folder: Path, file: File, sender: object) -> Iterator[Path]:
-    """Give a temporary path to write a file to; with the right digest it then gets the file's own name.
+    """Yield a temporary path for writing a file. With the right digest the file then gets its own name.
 
-    The path is of this call alone. If another process has put the file in place meanwhile, that one stays. If anything
-    goes wrong, what was written is removed, and so are the folders that were made for it.
+    No other call uses the path. If another process has put the file in place in the meantime, that file stays. After
+    an error the temporary file is removed, and so are the folders that were created for it.
     """
     path = folder / file.path
     partial = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part")
@@ -176,7 +195,7 @@ def _put_in_place(folder: Path, file: File, sender: object) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
         if _missing(folder, [file]):
-            if not check_integrity(partial, file.md5):
+            if not has_digest(partial, file.md5):
                 raise CorruptedData(
                     f"{path} is not kept: what came from {sender} has another md5 digest than {file.md5}; "
                     f"the original is at {file.url}"
@@ -192,20 +211,20 @@ def _put_in_place(folder: Path, file: File, sender: object) -> Iterator[Path]:
 
 
 def _rename(partial: Path, path: Path, file: File) -> None:
-    """Give a whole file its name. Windows refuses that while another process reads the same file under this name."""
+    """Give a complete file its name. Windows refuses this while another process has the same file open by that name."""
     try:
         os.replace(partial, path)
     except OSError:
-        if not check_integrity(path, file.md5):
+        if not has_digest(path, file.md5):
             raise
 
 
 def _clear_leftovers(folder: Path, files: list[File]) -> None:
-    """Remove what killed processes have left of these files; what others may be writing at this moment stays."""
+    """Remove temporary files that killed processes have left, but none that another process may still be writing."""
     oldest = time.time() - LEFTOVER_SECONDS
     for parent in {(folder / file.path).parent for file in files}:
         names = "|".join(re.escape(Path(file.path).name) for file in files if (folder / file.path).parent == parent)
-        with suppress(OSError):  # as where nothing may be written
+        with suppress(OSError):  # the folder may be read-only
             for path in parent.iterdir():
                 if re.fullmatch(rf"({names})(\.[0-9a-f]{{16}})?\.part", path.name) and path.stat().st_mtime < oldest:
                     path.unlink()

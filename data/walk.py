@@ -1,4 +1,4 @@
-"""Image files below a folder."""
+"""Walk a folder tree for image files, along symbolic links, without hidden folders and those of systems."""
 
 import os
 from collections.abc import Iterator
@@ -10,8 +10,8 @@ from pathlib import Path
 from data.decode import suffixes
 from data.errors import DataError, MissingData
 
-# Folders, in small letters, in which systems and file managers keep thumbnails and other copies of files. Others of
-# that kind are hidden.
+# Folders, in lower case, in which systems and file managers keep thumbnails and other copies of files. The names of
+# other such folders begin with a dot.
 SYSTEM_FOLDERS = (
     "@eadir",
     "#recycle",
@@ -24,13 +24,13 @@ SYSTEM_FOLDERS = (
 
 
 @dataclass
-class Found:
-    """What lies below a folder.
+class FoundFiles:
+    """The files below a folder.
 
     Attributes:
         images: Paths of image files, sorted.
-        skipped: Paths that are hidden or of a system, or whose names have another ending.
-        unreadable: Those of `images` that may not be read, or are links that lead nowhere.
+        skipped: Paths that are hidden, belong to a system or have another suffix.
+        unreadable: Those of `images` that may not be read, or are links to nothing.
     """
 
     images: list[str] = field(default_factory=list)
@@ -38,14 +38,14 @@ class Found:
     unreadable: list[str] = field(default_factory=list)
 
 
-def find_images(folder: Path) -> Found:
-    """Look for image files in a folder and in all folders below it, along symbolic links too.
+def find_images(folder: Path) -> FoundFiles:
+    """Find the image files in a folder and in all folders below it, along symbolic links too.
 
     Raises:
         DataError: If a folder cannot be read.
     """
-    found = Found()
-    for entry in _everything(str(folder), above=()):
+    found = FoundFiles()
+    for entry in _walk(str(folder), parents=()):
         if not is_named_as_image(entry.name):
             found.skipped.append(entry.path)
         elif not os.access(entry.path, os.R_OK):
@@ -53,49 +53,49 @@ def find_images(folder: Path) -> Found:
             found.unreadable.append(entry.path)
         elif entry.is_file():
             found.images.append(entry.path)
-        else:  # a pipe, which would be waited for
+        else:  # a pipe, from which reading would wait forever
             found.skipped.append(entry.path)
     found.images.sort()
     return found
 
 
 def count_images(folder: Path, *, most_files: int) -> tuple[int, bool]:
-    """Count image files by their names, below a folder that is of no use otherwise.
+    """Count image files by their names, in a folder and below.
 
     Args:
-        folder: Where to look.
-        most_files: Files of any kind after which the search ends.
+        folder: Folder to search. A part of it that cannot be read ends the search.
+        most_files: Number of files of any kind after which the search ends.
 
     Returns:
-        The number, and whether all files were looked at.
+        The number of images, and whether fewer files than `most_files` were seen.
     """
     number = files = 0
-    with suppress(DataError):  # a folder that cannot be read
-        for entry in islice(_everything(str(folder), above=()), most_files):
+    with suppress(DataError):
+        for entry in islice(_walk(str(folder), parents=()), most_files):
             files += 1
             number += is_named_as_image(entry.name)
     return number, files < most_files
 
 
 def is_ignored(name: str) -> bool:
-    """Whether a file or folder of this name is hidden, or keeps what a system needs for itself."""
+    """Return whether a file or folder of this name is hidden or belongs to a system."""
     return name.startswith(".") or name.lower() in SYSTEM_FOLDERS
 
 
 def is_named_as_image(name: str) -> bool:
-    """Whether a file of this name is taken for an image."""
+    """Return whether a file of this name is taken for an image."""
     return not is_ignored(name) and Path(name).suffix.lower() in suffixes()
 
 
-def entries(folder: str | Path) -> list[os.DirEntry]:
-    """What lies in a folder, sorted by name.
+def entries(folder: str | Path) -> list[os.DirEntry[str]]:
+    """List a folder, sorted by name.
 
     Raises:
-        MissingData: If it is none.
+        MissingData: If there is no such folder.
         DataError: If it cannot be read.
     """
     try:
-        with os.scandir(folder) as found:
+        with os.scandir(os.fspath(folder)) as found:
             return sorted(found, key=lambda entry: entry.name)
     except (FileNotFoundError, NotADirectoryError):
         raise MissingData(f"there is no folder {folder}") from None
@@ -103,21 +103,30 @@ def entries(folder: str | Path) -> list[os.DirEntry]:
         raise DataError(f"{folder} cannot be read: {error.strerror or error}") from error
 
 
-def is_folder(entry: os.DirEntry) -> bool:
-    """Whether something is a folder or a link to one."""
+def subfolders(folder: Path) -> list[str]:
+    """Return the names of the folders in a folder, sorted, without hidden ones and those of a system.
+
+    Raises:
+        DataError: If the folder cannot be read.
+    """
+    return [entry.name for entry in entries(folder) if is_folder(entry) and not is_ignored(entry.name)]
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry is a folder or a link to one."""
     try:
         return entry.is_dir()
     except OSError:  # a link to itself
         return False
 
 
-def _everything(folder: str, above: tuple[str, ...]) -> Iterator[os.DirEntry]:
-    """Files below a folder, and ignored folders in place of what they hold. A link to a folder above leads nowhere."""
+def _walk(folder: str, parents: tuple[str, ...]) -> Iterator[os.DirEntry[str]]:
+    """Yield all files below a folder, and each ignored folder as one entry. Links back to a parent are not followed."""
     here = os.path.realpath(folder)
-    if here in above:
+    if here in parents:
         return
     for entry in entries(folder):
         if is_folder(entry) and not is_ignored(entry.name):
-            yield from _everything(entry.path, (*above, here))
+            yield from _walk(entry.path, (*parents, here))
         else:
             yield entry

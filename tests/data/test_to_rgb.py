@@ -1,4 +1,4 @@
-"""Pictures of all modes become the colours that a viewer shows on a white page; worked out by hand."""
+"""Images of all modes become the colours that a viewer shows on a white page, computed by hand."""
 
 import io
 
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data.modes import to_rgb
+from data.decode import to_rgb
 from tests.support.synthetic_images import encoded, picture
 
 RED, GREEN, BLUE, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
@@ -87,7 +87,7 @@ def test_a_colour_that_a_file_calls_transparent_is_white(image, key, expected):
 
 @pytest.mark.parametrize("image_format", ["PNG", "TIFF", "PPM"])
 def test_grey_values_of_16_bits_keep_their_range(image_format):
-    """65,535 = 255 * 257, so that 257 v becomes v, and half of the steps between are rounded up."""
+    """65,535 = 255 * 257, so that 257 v becomes v. From half a step on, values are rounded up."""
     values = np.array([[0, 128, 129, 257, 25700, 65535]], dtype=np.uint16)
     read = reread(Image.fromarray(values), image_format)
     assert read.mode.startswith("I")
