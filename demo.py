@@ -38,9 +38,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 from fire.core import FireError
 
-from commands.compare.table import RunsTable
-from commands.compiler import require_compiler
-from commands.export.formats import SUFFIXES, require_packages
+from commands.compare.comparison import compare_runs
+from commands.export.formats import FORMATS
 from commands.line import bind as command_line
 from commands.line.types import Names, Range
 from commands.memory import explained
@@ -53,16 +52,15 @@ from commands.networks import (
     title_of,
 )
 from commands.outputs import (
-    is_of_output,
+    is_output_error,
     print_and_write,
     require_new,
-    require_replaceable,
     require_working_directory,
-    write_new,
 )
 from commands.provenance import git_revision, version_line, versions
 from commands.recipes import PAPER, RULE, altered_flags, describe_altered, flags_of_recipe
-from commands.run_history import read_logbook, read_logbooks, read_with_logbook
+from commands.requirements import require_compiler, require_packages
+from commands.run_record import read_record
 from commands.saved_run import CHOSEN_FLAGS, SavedRun, read_saved_run
 from commands.train.checks import check_last_batch, check_training
 from commands.train.tensorboard import Events
@@ -73,7 +71,6 @@ from train.processes import ProcessGroup, connected, current_group, is_launched,
 from train.run.acquire import claim, recorded_flags, require_recorded_data, without_links
 from train.run.legacy_weights import load_foreign
 from train.run.names import CONFIG, MODEL
-from train.run.open_folder import atomic_write
 from train.terminal import Bar, leave, open_streams, say, say_error, warn
 
 if TYPE_CHECKING:
@@ -84,6 +81,9 @@ if TYPE_CHECKING:
     from train.engine import Loaders
 
 NAME = "demo.py"
+# Flags with a place of their own in the table of runs, and flags that say nothing about a result.
+NOT_COMPARED = ("dataset", "depth", "growth_rate", "n_epochs")
+NOT_COMPARED += ("save", "data", "download", "resume", "tensorboard", "debug")
 
 DatasetName = Literal["cifar10", "cifar100", "svhn", "digits", "folder"]
 Network = Literal["densenet_bc", "densenet", "densenet121", "densenet169", "densenet201", "densenet161", "densenet264"]
@@ -319,33 +319,9 @@ def predict(
     run = read_saved_run(save, command=train)
     if top > len(run.classes):
         raise UserError(f"--top is {top}, but the run has {len(run.classes)} classes")
-    # From here on the line is known to be good. torch takes seconds to import.
-    from commands.predict.predictions import as_csv, predict_files
-    from data.datasets import DATASETS
-    from data.images import list_images, read_images
-    from train import runtime
-    from train.cpu_contention import watched
-    from train.replicas import replicate
+    from commands.predict.predictions import predict_images  # torch takes seconds to import
 
-    paths = list_images(images)
-
-    flags = run.flags
-    runtime.use_threads(threads)
-    runtime.be_deterministic()
-    device = runtime.pick_device()
-    of_run = {"image_size": flags["image_size"], "mean": run.mean, "std": run.std}
-    grey = DATASETS[flags["dataset"]].grey
-    with explained({}):
-        network = runtime.placed(_network_of(run), device)
-    with explained({"batch_size": batch_size}):
-        model = replicate(network, device, precision=flags["precision"]).evaluation
-        batches = read_images(paths, grey=grey, batch_size=batch_size, device=device, **of_run)
-        with watched(device):
-            predictions, unreadable = predict_files(model, batches, classes=run.classes, top=top, paths=paths)
-    if csv:
-        write_new(csv, as_csv(predictions, top=top))
-    if unreadable:
-        raise RunError(f"{unreadable} of {len(paths)} files could not be read as images")
+    predict_images(run, _network_of, images, top=top, batch_size=batch_size, threads=threads, csv=csv)
 
 
 def benchmark(
@@ -470,46 +446,12 @@ def evaluate(
     require_new(plot, flag="plot", suffix=".png")
     require_new(csv, flag="csv", suffix=".csv")
     run = read_saved_run(save, command=train)
-    read_logbook(save)  # or it is refused now
-    # From here on the line is known to be good. torch takes seconds to import.
-    from commands.evaluate.confusion_counts import tally
-    from commands.evaluate.plot import CONFUSION, draw_confusion
-    from commands.evaluate.report import Evaluation
-    from data.datasets import DATASETS, load
-    from data.loader import make_test_loader
-    from train import runtime
-    from train.cpu_contention import watched
-    from train.replicas import replicate
+    read_record(save)  # refused now if it cannot be read
+    from commands.evaluate.evaluation import evaluate_run  # torch takes seconds to import
 
-    if not plot:
-        require_replaceable(save / CONFUSION, instead="plot")
-    flags = run.flags
-    runtime.use_threads(threads)
-    runtime.be_deterministic()
-    device = runtime.pick_device()
-    where = {"folder": data or flags["data"], "download": download, "image_size": flags["image_size"]}
-    with explained({}):
-        book, network = read_with_logbook(save, lambda: _network_of(run))
-        network = runtime.placed(network, device)
-    with explained({"batch_size": batch_size}):
-        model = replicate(network, device, precision=flags["precision"]).evaluation
-        source = load(flags["dataset"], **where)
-        run.require_classes(source.classes)
-        test = make_test_loader(source, DATASETS[flags["dataset"]], device, batch_size=batch_size)
-        with watched(device):
-            sums = tally(model, test, num_classes=len(source.classes))
-        evaluation = Evaluation.of(sums, source.classes)
-
-    title = f"{title_of(flags | {'data': where['folder']})}, {book.progress()}"
-    lines = [title, evaluation.summary(), book.verdict(evaluation.error), "", *evaluation.as_text().split("\n"), ""]
-    print_and_write(lines, {csv: evaluation.as_csv()})
-    picture = draw_confusion(evaluation.confusion, source.classes, title=[str(save), title, evaluation.summary()])
-    if plot:
-        write_new(plot, picture)
-        say(f"The matrix is drawn in {plot}.")
-    else:
-        atomic_write(save / CONFUSION, lambda file: file.write(picture))
-        say(f"The matrix is drawn in {save / CONFUSION}; the next evaluation draws it anew.")
+    evaluate_run(
+        run, _network_of, data=data, batch_size=batch_size, threads=threads, download=download, plot=plot, csv=csv
+    )
 
 
 def compare(*runs: Path, plot: Path | None = None, csv: Path | None = None, debug: bool = False) -> None:
@@ -526,19 +468,7 @@ def compare(*runs: Path, plot: Path | None = None, csv: Path | None = None, debu
     """
     require_new(plot, flag="plot", suffix=".png")
     require_new(csv, flag="csv", suffix=".csv")
-    books, errors = read_logbooks(runs)
-    table, files = RunsTable(books), {}
-    if csv:
-        files[csv] = table.as_csv()
-    if plot:
-        from commands.compare.plot import draw_runs  # matplotlib takes a second to import
-
-        files[plot] = draw_runs(books)
-    print_and_write(table.as_text().split("\n"), files)
-    if errors:
-        for error in errors:
-            warn(str(error))
-        raise RunError(f"{len(errors)} of {len(books) + len(errors)} folders could not be read as runs")
+    compare_runs(runs, not_compared=NOT_COMPARED, plot=plot, csv=csv)
 
 
 def export(
@@ -570,22 +500,14 @@ def export(
         threads: CPU threads that compute. None: as many as torch takes.
         debug: Show where in the program an error came from.
     """
-    require_packages(format)
+    suffix = FORMATS[format].suffix
+    require_packages(*FORMATS[format].packages, flag="format", value=format)
     run = read_saved_run(save, command=train)
-    output = output or save / f"model{SUFFIXES[format]}"
-    require_new(output, flag="output", suffix=SUFFIXES[format])
-    # From here on the line is known to be good. torch takes seconds to import.
-    from commands.export.network import export_network
-    from data.datasets import DATASETS
-    from data.images import describe_preparation
-    from train import runtime
+    output = output or save / f"model{suffix}"
+    require_new(output, flag="output", suffix=suffix)
+    from commands.export.network import export_run  # torch takes seconds to import
 
-    flags = run.flags
-    runtime.use_threads(threads)
-    steps = describe_preparation(image_size=flags["image_size"], grey=DATASETS[flags["dataset"]].grey)
-    with explained({}):
-        exported = export_network(_network_of(run), run, output, format=format, preprocessing=steps)
-    say(*exported.describe())
+    export_run(run, _network_of, output, format=format, threads=threads)
 
 
 def _network_of(run: SavedRun) -> "DenseNet":
@@ -758,7 +680,7 @@ def main(argv: list[str]) -> None:
     except BrokenPipeError:  # as in `demo.py compare ... | head`
         raise SystemExit(128 + signal.SIGPIPE) from None
     except OSError as error:
-        if not is_of_output(error):
+        if not is_output_error(error):
             raise
         command_line.end(f"error: cannot write the output: {error.strerror}", name=name, exit_code=1)
 

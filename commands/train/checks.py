@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from commands.compiler import require_compiler
+from commands.requirements import require_compiler
 from commands.train.tensorboard import require_tensorboard
 from train.errors import UserError
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.support.application import ROOT, SMALL, everything_in, run_here
-from tests.support.run_preparations import lacking, linked, nothing, placed, put, recorded
+from tests.support.run_preparations import linked, nothing, placed, put, recorded, without
 from tests.support.synthetic_datasets import make_cifar10
 
 
@@ -27,7 +27,7 @@ def checkpoint_with(**parts):
 
 
 def both(content):
-    """A preparation: the same in the place of both checkpoints."""
+    """A preparation: both checkpoints are replaced by the same content."""
 
     def prepare(here):
         for name in ("checkpoint.pt", "checkpoint.previous.pt"):
@@ -56,14 +56,14 @@ SAVE = [
     (placed("new/.lock", "folder"), NEW, 2, "--save new cannot be written: Is a directory"),
     (placed("new/.checkpoint.pt.tmp", "folder"), NEW, 2, "--save new cannot be cleared of a killed run"),
     (nothing, [*SMALL, "--save=run"], 2, "--save run already holds a run (config.json"),
-    (lacking("config.json"), RESUME, 2, "but no config.json, so it cannot be continued"),
-    (lacking("checkpoint.pt", "checkpoint.previous.pt"), RESUME, 2, "but no checkpoint.pt, so it cannot be continued"),
-    (lacking("config.json", "checkpoint.pt", "checkpoint.previous.pt"), RESUME, 2, "but no config.json"),
+    (without("config.json"), RESUME, 2, "but no config.json, so it cannot be continued"),
+    (without("checkpoint.pt", "checkpoint.previous.pt"), RESUME, 2, "but no checkpoint.pt, so it cannot be continued"),
+    (without("config.json", "checkpoint.pt", "checkpoint.previous.pt"), RESUME, 2, "but no config.json"),
     (placed("new/model.pt", "mine"), NEW, 2, "--save new already holds a run (model.pt)"),
     (placed("new/model.pt", "mine"), [*NEW, "--resume"], 2, "--save new holds model.pt but no config.json"),
 ]
 
-CONFIG = [
+CONFIG: list[tuple[str | bytes, str]] = [
     ("folder", "it is not a file"),
     ("pipe", "it is not a file"),
     ("terabyte", "config.json cannot be read: "),
@@ -95,7 +95,7 @@ CONFIG = [
     ('{"flags": {"dataset": "digits", "dep\\nth": "1\\n2"}}', "unknown flag"),
 ]
 
-FLAGS = [
+FLAGS: list[tuple[dict[str, object], str]] = [
     ({"depth": "ten"}, "--depth is 'ten'"),
     ({"depth": 10.5}, "--depth is '10.5'"),
     ({"depth": [10]}, "its flag 'depth' should be text"),
@@ -261,9 +261,11 @@ with locked(pathlib.Path(sys.argv[1])):
 
 @contextmanager
 def another_process_in(folder):
-    """Another process holds a folder meanwhile."""
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, "-c", HOLDER, str(folder)], cwd=ROOT, **pipes) as process:
+    """Another process holds the lock of a folder."""
+    program = [sys.executable, "-c", HOLDER, str(folder)]
+    with subprocess.Popen(program, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin
+        assert process.stdout
         assert process.stdout.readline() == "locked\n"
         yield process
         process.stdin.close()
