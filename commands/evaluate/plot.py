@@ -44,7 +44,7 @@ def draw_confusion(confusion: Tensor, classes: tuple[str, ...], *, title: Sequen
     scale.ax.yaxis.set_major_formatter(PercentFormatter(1))
     scale.ax.minorticks_off()
     scale.outline.set_visible(False)
-    scale.set_label("of the images of the true class", color=NOTE_COLOUR)
+    scale.set_label("fraction of the images of the true class", color=NOTE_COLOUR)
     add_title(figure, *title)
     return png(figure)
 

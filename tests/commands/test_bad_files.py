@@ -1,4 +1,4 @@
-"""Files and folders that cannot be used: one line each, its exit code, and nothing that was there has changed."""
+"""Files and folders that cannot be used: one line and an exit code for each, and no file has changed."""
 
 import os
 import re
@@ -15,7 +15,7 @@ from tests.support.synthetic_datasets import make_cifar10
 
 
 def checkpoint_with(**parts):
-    """A preparation: other parts of checkpoint.pt and of the one before, as whole files."""
+    """A preparation: other parts of both checkpoints, which stay intact files."""
 
     def prepare(here):
         for name in ("checkpoint.pt", "checkpoint.previous.pt"):
@@ -209,7 +209,7 @@ def test_what_cannot_be_used_is_one_line_and_stays_as_it_was(prepare, words, cod
     assert everything_in(here) == before
 
 
-STRANGERS = [
+OTHER_RUNS = [
     (checkpoint_with(network={"weight": torch.ones(1)}), "is of another network than its config.json says"),
     (checkpoint_with(network={}), "is of another network than its config.json says"),
     (checkpoint_with(chosen={}), "is of another network than its config.json says"),
@@ -223,7 +223,7 @@ STRANGERS = [
 ]
 
 
-@pytest.mark.parametrize(("prepare", "message"), STRANGERS, ids=range(len(STRANGERS)))
+@pytest.mark.parametrize(("prepare", "message"), OTHER_RUNS, ids=range(len(OTHER_RUNS)))
 def test_a_checkpoint_of_something_else_is_one_line_and_stays_as_it_was(prepare, message, here, capsys):
     prepare(here)
     before = everything_in(here)
@@ -316,8 +316,8 @@ def test_debug_shows_the_traceback_before_the_one_line(words, code, kind, here, 
     assert error.endswith(f"\n{line}")
 
 
-def test_a_name_that_is_no_text_can_be_printed(here):
-    """Such as an old disk has; the output cannot hold its bytes."""
+def test_a_name_that_is_not_valid_text_can_be_printed(here):
+    """Old disks have such names; the encoding of the output has no place for their bytes."""
     words = [*RESUME[1:], "--save=r\udcff"]
     (here / "run").rename(here / "r\udcff")
     environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict", "PYTHONDONTWRITEBYTECODE": "1"}

@@ -5,14 +5,10 @@ import math
 import pytest
 import torch
 from PIL import Image
-from torch import nn
 
-from commands.predict.predictions import predict_files
-from data.images import ImageBatch
 from models import densenet_bc, require_finite
 from tests.support.application import SMALL, assert_refused, everything_in, run_here
 from tests.support.synthetic_images import encoded, write
-from train.errors import RunError
 from train.run.files import load_tensors, sealed
 
 COMMANDS = {
@@ -36,7 +32,7 @@ def with_image(here):
 
 
 def put(folder, name, value):
-    """Change the first number of a tensor in model.pt, as a whole file."""
+    """Change the first number of a tensor in model.pt, which stays an intact file."""
     weights = load_tensors(folder / "run/model.pt")
     weights[name].view(-1)[0] = value
     (folder / "run/model.pt").write_bytes(sealed(weights))
@@ -52,7 +48,7 @@ def test_weights_that_are_not_finite_are_named_in_one_line(command, fault, with_
 
 
 @pytest.mark.parametrize("fault", ["NaN", "negative variance"])
-def test_no_run_begins_with_them(fault, with_image, capsys):
+def test_no_run_starts_from_them(fault, with_image, capsys):
     name, value, message = FAULTS[fault]
     put(with_image, name, value)
     before = everything_in(with_image)
@@ -70,7 +66,7 @@ SAYS["export"] = "the network's logits are NaN or infinite"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_finite_weights_whose_logits_are_not_are_one_line_too(command, with_image, capsys):
+def test_finite_weights_with_logits_that_are_not_finite_are_one_line_too(command, with_image, capsys):
     """3e38 times any average above 1.2 is more than float32 holds."""
     weights = load_tensors(with_image / "run/model.pt")
     weights["classifier.weight"].fill_(3e38)
@@ -79,24 +75,8 @@ def test_finite_weights_whose_logits_are_not_are_one_line_too(command, with_imag
     assert_refused(*COMMANDS[command], message=SAYS[command], folder=with_image, capture=capsys, code=1)
 
 
-class Given(nn.Module):
-    """A network whose logits are the first pixels of the image."""
-
-    def forward(self, images):
-        return images[:, 0, 0, :3]
-
-
-def test_one_output_of_a_batch_that_is_not_finite_is_an_error_that_names_the_file():
-    images = torch.zeros(3, 3, 8, 8)
-    images[1, 0, 0, 2] = math.inf
-    paths = ["a.png", "b.png", "c.png"]
-    batches = (batch for batch in [ImageBatch(paths, images, [])])
-    with pytest.raises(RunError, match=r"^the network's output for b\.png is NaN or infinite, so it means nothing$"):
-        predict_files(Given(), batches, classes=["x", "y", "z"], top=1, paths=paths)
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.float8_e5m2])
-def test_weights_of_every_type_are_looked_at(dtype):
+def test_weights_of_every_type_are_checked(dtype):
     weights = {name: value.to(dtype) for name, value in densenet_bc(10, 2).state_dict().items() if value.dim()}
     require_finite(weights | {"empty": torch.zeros(0), "count": torch.tensor(-1)})
     weights[MEAN][0] = math.nan

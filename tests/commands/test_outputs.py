@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from commands.outputs import is_output_error, write_new
+from commands import outputs
+from commands.outputs import is_output_error, print_and_write, write_new
 from tests.support.application import ROOT, SMALL, command, everything_in
 from train.errors import RunError
 
@@ -37,6 +38,24 @@ def test_a_file_created_by_another_program_in_the_meantime_stays(tmp_path):
     with pytest.raises(RunError, match="file cannot be written: File exists"):
         write_new(tmp_path / "file", b"ours")
     assert (tmp_path / "file").read_bytes() == b"theirs"
+
+
+def test_a_result_is_printed_before_files_and_each_is_tried(tmp_path, capsys):
+    (tmp_path / "a").write_bytes(b"theirs")
+    with pytest.raises(RunError, match="a cannot be written: File exists"):
+        print_and_write(["result"], {tmp_path / "a": b"1", None: b"2", tmp_path / "b": b"3"})
+    assert capsys.readouterr().out == "result\n"
+    assert ((tmp_path / "a").read_bytes(), (tmp_path / "b").read_bytes()) == (b"theirs", b"3")
+
+
+def test_files_are_written_even_if_nobody_reads_the_result(tmp_path, monkeypatch):
+    def fail(*lines):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(outputs, "say", fail)
+    with pytest.raises(BrokenPipeError):
+        print_and_write(["result"], {tmp_path / "a": b"1"})
+    assert (tmp_path / "a").read_bytes() == b"1"
 
 
 @pytest.mark.parametrize(("error", "expected"), [

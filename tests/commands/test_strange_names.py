@@ -4,16 +4,10 @@ import csv
 import io
 import os
 
-import pytest
-
-from commands import outputs
 from commands.evaluate.confusion_counts import ConfusionCounts
-from commands.outputs import print_and_write
-from commands.tables import to_csv
 from tests.support.application import run_here
 from tests.support.synthetic_images import encoded, picture, write
 from tests.support.synthetic_runs import make_rows, make_run
-from train.errors import RunError
 
 TITLE = "a\x1b[2J\x1b]0;title\x07"
 SHOWN = r"a\x1b[2J\x1b]0;title\x07"
@@ -104,29 +98,6 @@ def test_names_of_classes_are_written_as_they_are_on_disk(tmp_path, monkeypatch,
     assert {row[0] for row in rows} == on_disk
     assert set(header[3:]) == {b"predicted " + name for name in on_disk}
     assert all((tmp_path / "files.csv").read_bytes().count(name) >= 8 for name in on_disk)
-
-
-def test_a_lone_surrogate_that_is_no_byte_is_escaped():
-    assert to_csv([{"a": "\ud800x\udcff", "b": None}]) == b"a,b\n\\ud800x\xff,\n"
-    assert to_csv([], columns=["a", "b"]) == b"a,b\n"
-
-
-def test_a_result_is_printed_before_files_and_each_is_tried(tmp_path, capsys):
-    (tmp_path / "a").write_bytes(b"theirs")
-    with pytest.raises(RunError, match="a cannot be written: File exists"):
-        print_and_write(["result"], {tmp_path / "a": b"1", None: b"2", tmp_path / "b": b"3"})
-    assert capsys.readouterr().out == "result\n"
-    assert ((tmp_path / "a").read_bytes(), (tmp_path / "b").read_bytes()) == (b"theirs", b"3")
-
-
-def test_files_are_written_even_if_nobody_reads_the_result(tmp_path, monkeypatch):
-    def fail(*lines):
-        raise BrokenPipeError
-
-    monkeypatch.setattr(outputs, "say", fail)
-    with pytest.raises(BrokenPipeError):
-        print_and_write(["result"], {tmp_path / "a": b"1"})
-    assert (tmp_path / "a").read_bytes() == b"1"
 
 
 def test_a_result_is_printed_even_if_its_file_cannot_be_written(here, monkeypatch, capsys):

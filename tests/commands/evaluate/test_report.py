@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from commands.evaluate.plot import draw_confusion
 from commands.evaluate.report import Report
-from commands.tables import plain
 from tests.support.synthetic_runs import num_shades, read_png
 
 
@@ -88,16 +87,6 @@ def test_text_of_any_class_names_has_the_lines_of_its_tables(data):
     classes = tuple(data.draw(st.lists(st.text(max_size=60), min_size=size, max_size=size)))
     text = report_on([[1] * size] * size, classes).as_text()
     assert len(text.splitlines()) == 1 + size + (4 + size if size <= 12 else 4 + 10)
-
-
-@given(st.text(), st.integers(5, 30))
-def test_plain_text_is_one_line_of_limited_length(text, longest):
-    shown = plain(text, longest=longest)
-    assert shown.isprintable()
-    assert len(shown) <= longest
-    if text.isprintable():
-        assert len(shown) == min(len(text), longest)
-        assert shown == text or (shown[0], shown[-1]) == (text[0], text[-1])
 
 
 @pytest.mark.parametrize("size", [1, 2, 10, 15, 100])

@@ -1,4 +1,4 @@
-"""Exported files compute what the trained network does, anywhere, and say where they come from."""
+"""Exported files give the logits of the trained network without this code, and say where they come from."""
 
 import io
 import json
@@ -61,7 +61,7 @@ def assert_close(actual: Tensor, expected: Tensor) -> None:
     assert (actual - expected).abs().max() <= 1e-4 * expected.abs().max()
 
 
-# Each program stands alone: it reads pixels, writes logits, and says which modules it has.
+# Programs for a process of their own: they read pixels and write logits.
 READ_TORCH = """
 import sys, torch
 network = torch.export.load(sys.argv[1]).module()

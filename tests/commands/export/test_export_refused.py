@@ -1,4 +1,4 @@
-"""What cannot be exported is one line, and nothing is written."""
+"""Exports that are refused: one line each, and nothing is written."""
 
 import shutil
 import sys
@@ -13,7 +13,7 @@ from train.run.files import load_tensors, sealed
 
 
 def weights_with(change):
-    """A preparation: other weights in model.pt, as a whole file."""
+    """A preparation: other weights in model.pt, which stays an intact file."""
 
     def prepare(here):
         path = here / "run/model.pt"

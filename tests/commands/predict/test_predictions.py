@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import shutil
 import subprocess
 from pathlib import Path
@@ -20,6 +21,7 @@ from data.loader import make_test_loader
 from data.source import Split
 from tests.support.application import SMALL, command, read_results, run_here
 from tests.support.synthetic_images import encoded, picture, write
+from train.errors import RunError
 
 CLASSES = ("ant", "a, b", 'say "x"', "long name")
 
@@ -82,12 +84,12 @@ def test_each_file_gets_a_line_in_columns_and_a_bad_one_an_error(capsys):
     assert len({len(line) for line in lines}) == 1
 
 
-def test_a_line_holds_every_asked_class():
+def test_a_line_holds_all_requested_classes():
     one = Prediction("x.png", ("ant", "bee"), (0.9, 0.1))
     assert as_line(one, (6, 4)) == "x.png   ant   90.00%  bee   10.00%"
 
 
-def test_csv_holds_every_asked_class_and_survives_commas():
+def test_csv_holds_all_requested_classes_and_quotes_commas():
     predictions = [
         Prediction("a, 1.png", ("a, b", 'say "x"'), (0.75, 0.25)),
         Prediction("b.png", ("ant", "a, b"), (1.0, 1.25e-10)),
@@ -125,6 +127,14 @@ def test_the_batches_are_closed_if_the_network_fails():
     with pytest.raises(RuntimeError):
         predict_files(Given(), batches(), classes=CLASSES, top=4, paths=["a", "b"])
     assert closed == [True]
+
+
+def test_output_that_is_not_finite_is_an_error_that_names_the_file():
+    images = images_of([0.0] * 4, [0.0, 0.0, math.inf, 0.0], [0.0] * 4)
+    paths = ["a.png", "b.png", "c.png"]
+    message = r"^the network's output for b\.png is NaN or infinite, so it means nothing$"
+    with pytest.raises(RunError, match=message):
+        predict([ImageBatch(paths, images, [])], paths)
 
 
 class FinishedRun(NamedTuple):
