@@ -321,7 +321,7 @@ def predict(
         raise UserError(f"--top is {top}, but the run has {len(run.classes)} classes")
     from commands.predict.predictions import predict_images  # torch takes seconds to import
 
-    predict_images(run, _network_of, images, top=top, batch_size=batch_size, threads=threads, csv=csv)
+    predict_images(run, images, top=top, batch_size=batch_size, threads=threads, csv=csv, load_network=_network_of)
 
 
 def benchmark(
@@ -450,7 +450,14 @@ def evaluate(
     from commands.evaluate.evaluation import evaluate_run  # torch takes seconds to import
 
     evaluate_run(
-        run, _network_of, data=data, batch_size=batch_size, threads=threads, download=download, plot=plot, csv=csv
+        run,
+        data=data,
+        batch_size=batch_size,
+        threads=threads,
+        download=download,
+        plot=plot,
+        csv=csv,
+        load_network=_network_of,
     )
 
 
@@ -507,7 +514,7 @@ def export(
     require_new(output, flag="output", suffix=suffix)
     from commands.export.network import export_run  # torch takes seconds to import
 
-    export_run(run, _network_of, output, format=format, threads=threads)
+    export_run(run, output, format=format, threads=threads, load_network=_network_of)
 
 
 def _network_of(run: SavedRun) -> "DenseNet":

@@ -25,7 +25,6 @@ CONFUSION = "confusion.png"  # in the folder of the run
 
 def evaluate_run(
     run: SavedRun,
-    load_network: Callable[[SavedRun], nn.Module],
     *,
     data: Path | None,
     batch_size: int,
@@ -33,20 +32,22 @@ def evaluate_run(
     download: bool,
     plot: Path | None,
     csv: Path | None,
+    load_network: Callable[[SavedRun], nn.Module],
 ) -> None:
     """Measure the chosen weights of a run on its test images, print the report, and write the confusion matrix.
 
-    A run that goes on is measured as it is at some moment, and nothing in its folder changes except confusion.png.
+    A run that is not finished is measured at its last finished epoch. Nothing in its folder changes except
+    confusion.png.
 
     Args:
         run: The run.
-        load_network: Returns the network of a run with its chosen weights, on the CPU.
         data: Folder of the data set. None: the folder that the run was given.
         batch_size: Images in a batch.
         threads: CPU threads for computation. None: as many as torch takes.
         download: Fetch missing files of the data set.
         plot: New PNG file for the confusion matrix. None: confusion.png in the folder of the run, which is replaced.
         csv: New CSV file for the classes and the confusion matrix. None: no such file.
+        load_network: Returns the network of a run with its chosen weights, on the CPU.
 
     Raises:
         DataError: If the test images cannot be read.

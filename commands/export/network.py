@@ -84,16 +84,16 @@ class ExportedFile:
 
 
 def export_run(
-    run: SavedRun, load_network: Callable[[SavedRun], nn.Module], output: Path, *, format: str, threads: int | None
+    run: SavedRun, output: Path, *, format: str, threads: int | None, load_network: Callable[[SavedRun], nn.Module]
 ) -> None:
     """Write the network of a run to a file for other programs, and describe the file to the user.
 
     Args:
         run: The run.
-        load_network: Returns the network of a run with its chosen weights, on the CPU.
         output: The file, which does not exist.
         format: A key of `FORMATS`.
         threads: CPU threads for computation. None: as many as torch takes.
+        load_network: Returns the network of a run with its chosen weights, on the CPU.
 
     Raises:
         UserError: If the weights cannot be used.

@@ -40,13 +40,13 @@ class Prediction:
 
 def predict_images(
     run: SavedRun,
-    load_network: Callable[[SavedRun], nn.Module],
     images: Sequence[Path],
     *,
     top: int,
     batch_size: int,
     threads: int | None,
     csv: Path | None,
+    load_network: Callable[[SavedRun], nn.Module],
 ) -> None:
     """Print the most likely classes of image files, and on request write them to a CSV file.
 
@@ -54,12 +54,12 @@ def predict_images(
 
     Args:
         run: The run.
-        load_network: Returns the network of a run with its chosen weights, on the CPU.
         images: Image files, or folders of them.
         top: Number of classes to print for each image, from 1 to all.
         batch_size: Images in a batch.
         threads: CPU threads for computation. None: as many as torch takes.
         csv: New CSV file for paths, classes and probabilities. None: no such file.
+        load_network: Returns the network of a run with its chosen weights, on the CPU.
 
     Raises:
         DataError: If a file or folder does not exist, or a folder has no image.
