@@ -61,8 +61,8 @@ def evaluate_run(
     runtime.be_deterministic()
     device = runtime.pick_device()
     with explained({}):
-        record, network = read_with_record(run.path, lambda: load_network(run))
-        network = runtime.placed(network, device)
+        record, loaded = read_with_record(run.path, lambda: load_network(run))
+        network = runtime.placed(loaded, device)
     with explained({"batch_size": batch_size}):
         report = _measure(run, network, device, data=data, download=download, batch_size=batch_size)
     title = f"{title_of(run.flags | {'data': data})}, {record.progress()}"
