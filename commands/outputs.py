@@ -1,4 +1,4 @@
-"""What a command prints and leaves in new files, never over a file that is there, and what stops it from doing so."""
+"""Results on stdout and in new files. Existing files are never overwritten, except for products of a run."""
 
 import errno
 import os
@@ -12,34 +12,37 @@ from train.terminal import say
 FULL_OR_BROKEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
-def is_of_output(error: OSError) -> bool:
-    """Whether an error says that the disk does not take what is printed. Those of opening files name the file."""
+def is_output_error(error: OSError) -> bool:
+    """Whether an error means that stdout cannot be written, to a full disk for example.
+
+    An error that names a file comes from opening this file, not from printing.
+    """
     return error.filename is None and error.errno in FULL_OR_BROKEN
 
 
 def print_and_write(lines: Iterable[str], files: Mapping[Path | None, bytes]) -> None:
-    """Print a result and then write it to new files. A failure of one of these does not keep the others from it.
+    """Print a result and write new files. Each of these is tried, even if another one fails.
 
     Args:
-        lines: Of the result.
-        files: Contents by path; that of None is not written.
+        lines: The result, printed first.
+        files: Contents by path. An entry for the path None is skipped.
 
     Raises:
-        OSError: If stdout does not take the lines.
-        RunError: If a file has come into being meanwhile, or cannot be written.
+        OSError: If stdout cannot be written.
+        RunError: If a file exists by now, or cannot be written.
     """
     with ExitStack() as stack:
-        for path, content in reversed(files.items()):
+        for path, content in reversed(list(files.items())):
             if path is not None:
                 stack.callback(write_new, path, content)
         say(*lines)
 
 
 def require_working_directory() -> None:
-    """Make sure that the folder that relative paths begin in still exists; libraries ask for it too.
+    """Make sure that the working directory still exists: relative paths start there, and libraries ask for it.
 
     Raises:
-        UserError: If it does not.
+        UserError: If it does not exist.
     """
     try:
         os.getcwd()  # noqa: PTH109 the same as Path.cwd()
@@ -50,7 +53,12 @@ def require_working_directory() -> None:
 
 
 def require_new(path: Path | None, *, flag: str, suffix: str) -> None:
-    """Make sure, before any work, that a file can be written; None is always fine.
+    """Make sure, before any work is done, that a new file can be written.
+
+    Args:
+        path: The file. None: nothing is checked.
+        flag: The flag that names the file, without dashes.
+        suffix: Required ending of the name, such as ".csv".
 
     Raises:
         UserError: If the name has another ending, the file exists, or its folder cannot be written.
@@ -69,24 +77,24 @@ def require_new(path: Path | None, *, flag: str, suffix: str) -> None:
 
 
 def require_replaceable(path: Path, *, instead: str) -> None:
-    """Make sure, before any work, that a file can be written, or written anew.
+    """Make sure, before any work is done, that a file can be written or replaced.
 
     Args:
-        path: Of the file.
-        instead: The flag that names another one.
+        path: The file.
+        instead: The flag that names another file, without dashes.
 
     Raises:
-        UserError: If a folder stands there, or the folder around it cannot be written.
+        UserError: If the path is a folder, or the folder that contains it cannot be written.
     """
     if path.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
         raise UserError(f"{path} cannot be written; name another file with --{instead}")
 
 
 def write_new(path: Path, content: bytes) -> None:
-    """Write a new file. What could not be written whole does not stay.
+    """Write a new file. If the disk does not take all of it, the file is removed again.
 
     Raises:
-        RunError: If the file has come into being meanwhile, or cannot be written.
+        RunError: If the file exists by now, or cannot be written.
     """
     try:
         with path.open("xb") as file:

@@ -1,4 +1,4 @@
-"""Where a result comes from: versions of packages and of this code."""
+"""Where a result comes from: versions of packages, and the commit of this code."""
 
 import platform
 import subprocess
@@ -11,8 +11,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def versions() -> dict[str, str]:
-    """Versions of what a result can depend on."""
-    import torch  # takes seconds, so that nothing that a refused command line needs imports it
+    """Return the versions of everything that results can depend on, by name."""
+    import torch  # takes seconds to import, and command lines that are refused do not need it
 
     packages = {name: version(name) for name in ("torch", "torchvision", "numpy", "scikit-learn", "scipy")}
     cuda = {"cuda": torch.version.cuda} if torch.version.cuda else {}
@@ -20,25 +20,28 @@ def versions() -> dict[str, str]:
 
 
 def git_revision(folder: Path = ROOT) -> str | None:
-    """The commit of the code in a folder, with "+changes" if files differ from it; None outside of git."""
+    """Return the commit of the code in a folder, with "+changes" if files differ from it.
+
+    None if the folder is not the root of a git repository, or git is missing.
+    """
 
     def git(*words: str) -> str:
-        # Without the option, "status" takes a lock and writes the index anew.
+        # Without the option, "git status" takes a lock and updates the index.
         line = ["git", "--no-optional-locks", *words]
         return subprocess.run(line, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
         if Path(git("rev-parse", "--show-toplevel")).resolve() != folder.resolve():
-            return None  # a copy of this code inside somebody else's repository
+            return None  # a copy of this code inside another repository
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 
 
 def version_line(name: str) -> str:
-    """The version of this program with its commit, and the versions of torch and Python."""
+    """Return a line for --version: the version and the commit of the program, and the versions of torch and Python."""
     try:
-        torch = f"torch {version('torch')}"  # without its import, which takes seconds
+        torch = f"torch {version('torch')}"  # without importing it, which takes seconds
     except PackageNotFoundError:
         torch = "no torch"
     return (

@@ -1,18 +1,19 @@
-"""Tables as text and as CSV."""
+"""Tables as aligned text and as CSV."""
 
 import csv
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 
 from train.terminal import printable
 
-# Halves of characters that stand for no byte of a file name, unlike those that "surrogateescape" makes and takes.
-NO_BYTES = re.compile("[\ud800-\udc7f\udd00-\udfff]")
+# Lone surrogates that stand for no byte of a file name. Python's error handler "surrogateescape" gives and takes only
+# the others, from U+DC80 to U+DCFF.
+UNENCODABLE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Lay out cells in columns, the first one to the left and all others to the right."""
+    """Lay out cells in columns. The first column is aligned to the left, all others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for first, *others in rows:
@@ -21,30 +22,31 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def to_csv(records: Sequence[dict[str, object]], *, columns: Sequence[str] | None = None) -> bytes:
-    """A CSV file in UTF-8 with a header; None is an empty cell.
+def to_csv(records: Sequence[Mapping[str, object]], *, columns: Sequence[str] | None = None) -> bytes:
+    """Write a CSV file in UTF-8 with a header line. None becomes an empty cell.
 
-    Names of files and of classes stay as they are on disk, byte for byte, even where these bytes are no text.
+    Names of files and classes keep the bytes they have on disk, even if these are not valid UTF-8.
 
     Args:
-        records: Cells by the names of their columns.
-        columns: Those names in their order. None: those of the first record.
+        records: Cells by column name.
+        columns: Column names in their order. None: the keys of the first record.
     """
     lines: list[str] = []
-    end = "\r\n"  # with it a carriage return in a name is quoted, as readers need it, by Python 3.11 too
+    # With this line terminator, carriage returns in names are quoted under Python 3.11 too, as readers need them.
+    end = "\r\n"
     writer = csv.DictWriter(SimpleNamespace(write=lines.append), columns or list(records[0]), lineterminator=end)
     writer.writeheader()
     writer.writerows(records)
     text = "".join(line.removesuffix(end) + "\n" for line in lines)
-    return NO_BYTES.sub(lambda half: repr(half[0])[1:-1], text).encode(errors="surrogateescape")
+    return UNENCODABLE.sub(lambda half: repr(half[0])[1:-1], text).encode(errors="surrogateescape")
 
 
 def plain(value: object, *, longest: int = 40) -> str:
-    """The text of a value that may come from anywhere, `printable` and short enough for a table or the title of a plot.
+    """Return the text of an untrusted value, `printable` and short enough for a table or the title of a plot.
 
     Args:
-        value: Such as a name of a folder or of a class.
-        longest: A longer text keeps this many characters, at both of its ends. From 5 on.
+        value: For example the name of a folder or of a class.
+        longest: Maximum number of characters, 5 or more. A longer text keeps its beginning and its end.
     """
     text = printable(value)
     if len(text) <= longest:

@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from commands.compiler import require_compiler
 from commands.line.flags import Command, Settings, flag, settings
 from commands.line.types import Range
 from commands.networks import NetworkSettings, check_network, depths_of_plot, image_size_of, with_flags_of_network
 from commands.outputs import require_new
+from commands.requirements import require_compiler
 from commands.settings import (
     DEBUG_HELP,
     THREADS_HELP,

@@ -9,8 +9,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 from commands.benchmark.depths import ByDepth
 from commands.benchmark.table import MB
 from commands.networks import name_of
-from commands.plots import NOTE_COLOUR, add_title
-from commands.png import png
+from commands.plots import NOTE_COLOUR, add_title, png
 
 # Ours stand out, rivals are grey.
 COLOURS = {"naive": "#e4572e", "checkpoint": "#4c78a8", "buffer": "#2a9d5c", "buffer_fast": "#7bbf3f"}

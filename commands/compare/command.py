@@ -1,14 +1,11 @@
-"""`demo.py compare`: its flags, help and work."""
+"""`demo.py compare`: its flags and help."""
 
 from pathlib import Path
 
-from commands.compare.table import RunsTable
-from commands.line.flags import Command, Settings, flag, settings, words
-from commands.outputs import print_and_write, require_new
-from commands.run_history import read_logbooks
-from commands.settings import DEBUG_HELP
-from train.errors import RunError
-from train.terminal import warn
+from commands.compare.comparison import compare_runs
+from commands.line.flags import Command, Role, Settings, flag, settings, words
+from commands.outputs import require_new
+from commands.settings import DEBUG_HELP, TrainSettings
 
 
 @settings
@@ -29,23 +26,11 @@ def compare(settings: CompareSettings) -> None:
     Runs may be unfinished, or going on. Nothing is written into them. A folder that cannot be read as a run gets a line
     on stderr, the others are compared, and the exit code is then 1.
     """
-    plot, csv = settings.plot, settings.csv
-    require_new(plot, flag="plot", suffix=".png")
-    require_new(csv, flag="csv", suffix=".csv")
-    books, errors = read_logbooks(settings.runs)
-    table = RunsTable(books)
-    files: dict[Path | None, bytes] = {}
-    if csv:
-        files[csv] = table.as_csv()
-    if plot:
-        from commands.compare.plot import draw_runs  # matplotlib takes a second to import
-
-        files[plot] = draw_runs(books)
-    print_and_write(table.as_text().split("\n"), files)
-    for error in errors:
-        warn(str(error))
-    if errors:
-        raise RunError(f"{len(errors)} of {len(books) + len(errors)} folders could not be read as runs")
+    require_new(settings.plot, flag="plot", suffix=".png")
+    require_new(settings.csv, flag="csv", suffix=".csv")
+    compare_runs(
+        settings.runs, not_compared=TrainSettings.names(Role.NOT_COMPARED), plot=settings.plot, csv=settings.csv
+    )
 
 
 COMMAND = Command(CompareSettings, compare)

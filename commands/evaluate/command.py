@@ -4,7 +4,7 @@ from pathlib import Path
 
 from commands.line.flags import Command, Settings, flag, settings
 from commands.outputs import require_new
-from commands.run_history import read_logbook
+from commands.run_record import read_record
 from commands.saved_run import read_saved_run
 from commands.settings import DEBUG_HELP, DOWNLOAD_HELP, BatchSize, Threads
 
@@ -42,8 +42,8 @@ def evaluate(settings: EvaluateSettings) -> None:
     require_new(settings.plot, flag="plot", suffix=".png")
     require_new(settings.csv, flag="csv", suffix=".csv")
     run = read_saved_run(settings.save)
-    read_logbook(settings.save)  # or it is refused now
-    from commands.evaluate.report import evaluate_run  # torch takes seconds to import
+    read_record(settings.save)  # or it is refused now
+    from commands.evaluate.evaluation import evaluate_run  # torch takes seconds to import
 
     evaluate_run(
         run,

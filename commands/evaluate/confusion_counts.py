@@ -1,4 +1,7 @@
-"""What a network answers on a test set, summed on the device without waiting for it."""
+"""Predictions of a network on a test set, counted on its device without waiting for it.
+
+n is the number of images in a batch, C the number of classes.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,62 +13,71 @@ from torch import Tensor, nn
 
 from train.terminal import Bar
 
-GUESSES = 5
+TOP_K = 5  # predictions that a top-5 error allows for each image
 
 
-class Images(Protocol):
-    """Batches (images (n, 3, H, W), labels (n,), n) on the device of the network."""
+class LabelledBatches(Protocol):
+    """Batches of images (n, 3, H, W), labels (n,) and the number of images, on the device of the network."""
 
-    num_images: int
+    @property
+    def num_images(self) -> int:
+        """Images in all batches together."""
+        ...
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, int]]:
-        """All images once."""
+        """Iterate over all images once."""
         ...
 
 
 @dataclass
-class Tally:
-    """Sums over the images that a network has answered on.
+class ConfusionCounts:
+    """Sums over the images that a network has classified.
 
     Attributes:
-        loss: float64 (), of the cross entropies.
-        missed: int64 (), of images whose class is not among the five highest logits.
-        confusion: int64 (classes, classes), of images by their class (row) and the network's answer (column).
+        loss: float64 (), sum of the cross entropies.
+        top5_misses: int64 (), number of images whose class is not among the five highest logits.
+        matrix: int64 (C, C), number of images by true class (row) and predicted class (column).
     """
 
     loss: Tensor
-    missed: Tensor
-    confusion: Tensor
+    top5_misses: Tensor
+    matrix: Tensor
 
     @classmethod
-    def empty(cls, num_classes: int, device: torch.device) -> "Tally":
-        """The sums over no image."""
-        counts = {"dtype": torch.int64, "device": device}
+    def zeros(cls, num_classes: int, device: torch.device) -> "ConfusionCounts":
+        """Begin without any image."""
         return cls(
             loss=torch.zeros((), dtype=torch.float64, device=device),
-            missed=torch.zeros((), **counts),
-            confusion=torch.zeros(num_classes, num_classes, **counts),
+            top5_misses=torch.zeros((), dtype=torch.int64, device=device),
+            matrix=torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device),
         )
 
     @torch.no_grad()
     def add(self, logits: Tensor, labels: Tensor) -> None:
-        """Add a batch: logits (n, classes) and labels (n,)."""
-        num_classes = len(self.confusion)
-        self.loss += F.cross_entropy(logits.double(), labels, reduction="sum")  # few numbers, whatever the images cost
-        guesses = logits.topk(min(GUESSES, num_classes)).indices
-        self.missed += (guesses != labels[:, None]).all(1).sum()
-        # bincount would wait for the device, to learn the largest index.
+        """Add a batch: logits (n, C) and labels (n,)."""
+        num_classes = len(self.matrix)
+        # float64 costs little here: a batch has few logits, however large its images are.
+        self.loss += F.cross_entropy(logits.double(), labels, reduction="sum")
+        top = logits.topk(min(TOP_K, num_classes)).indices
+        self.top5_misses += (top != labels[:, None]).all(1).sum()
+        # bincount would wait for the device to learn the largest index.
         cells = labels * num_classes + logits.argmax(1)
-        self.confusion.view(-1).index_add_(0, cells, torch.ones_like(cells))
+        self.matrix.view(-1).index_add_(0, cells, torch.ones_like(cells))
 
 
 @torch.no_grad()
-def tally(model: nn.Module, images: Images, *, num_classes: int) -> Tally:
-    """Let a network answer on all images, in eval mode. A bar is shown on stderr if that is a terminal."""
+def count_confusions(model: nn.Module, batches: LabelledBatches, *, num_classes: int) -> ConfusionCounts:
+    """Classify all images, and count predictions by true class.
+
+    Args:
+        model: Maps images (n, 3, H, W) to logits (n, C); put into eval mode.
+        batches: The test set. Its progress is shown as a bar on stderr if that is a terminal.
+        num_classes: C.
+    """
     model.eval()
-    sums = Tally.empty(num_classes, next(model.parameters()).device)
-    with Bar("test images", images.num_images) as bar:
-        for batch, labels, _ in images:
-            sums.add(model(batch), labels)
+    counts = ConfusionCounts.zeros(num_classes, next(model.parameters()).device)
+    with Bar("test images", batches.num_images) as bar:
+        for images, labels, _ in batches:
+            counts.add(model(images), labels)
             bar.advance(len(labels))
-    return sums
+    return counts

@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Literal
 
-from commands.export.formats import SUFFIXES, require_packages
+from commands.export.formats import FORMATS
 from commands.line.flags import Command, Settings, flag, settings
 from commands.outputs import require_new
+from commands.requirements import require_packages
 from commands.saved_run import read_saved_run
 from commands.settings import DEBUG_HELP, THREADS_HELP, Threads
 
@@ -42,10 +43,11 @@ def export(settings: ExportSettings) -> None:
     an ONNX file they are metadata_props; torch.export.load returns them as extra_files, and its result has module() to
     call.
     """
-    require_packages(settings.format)
+    suffix, packages = FORMATS[settings.format].suffix, FORMATS[settings.format].packages
+    require_packages(*packages, flag="format", value=settings.format)
     run = read_saved_run(settings.save)
-    output = settings.output or settings.save / f"model{SUFFIXES[settings.format]}"
-    require_new(output, flag="output", suffix=SUFFIXES[settings.format])
+    output = settings.output or settings.save / f"model{suffix}"
+    require_new(output, flag="output", suffix=suffix)
     from commands.export.network import export_run  # torch takes seconds to import
 
     export_run(run, output, format=settings.format, threads=settings.threads)

@@ -1,7 +1,7 @@
-"""Two exporters: bytes from a module, and a function of tensors from the bytes.
+"""An exporter for each format: from a module to bytes, and from bytes back to a function of tensors.
 
-Exporters note where in the code each operation comes from. Those notes are removed: they name folders of this machine,
-and are of no use elsewhere.
+torch and ONNX note for each operation which line of code it comes from. These notes are removed, because they name
+folders of this machine and are of no use anywhere else.
 """
 
 import io
@@ -14,30 +14,32 @@ from torch import Tensor, nn
 
 INPUT, OUTPUT = "images", "logits"  # names in an ONNX file
 
-# ONNX Runtime reads it since 1.14, and the exporter of every torch that this program runs with writes it as it is.
+# ONNX Runtime has read it since version 1.14, and the exporters of all supported versions of torch write it without a
+# conversion.
 OPSET = 18
 
 
 @dataclass(frozen=True)
 class Exporter:
-    """A format of exported networks.
+    """Writes and reads a format of exported networks.
 
     Attributes:
-        kind: Says what the format is, and what reads it.
-        write: Takes a module, a batch of images, and texts by name that are stored besides; returns the file's bytes.
-            The number of images stays open.
-        read: Takes the bytes and returns the function that they hold.
-        tolerance: Largest difference to the module's own results, relative to the largest of them. Rounding makes less.
+        describe: Returns the format and the program that reads it, with versions.
+        write: Takes a module, a batch of images to trace it with, and metadata by name; returns the content of the
+            file, which then takes any number of images.
+        read: Takes the content of the file; returns the function it holds, from images to logits.
+        tolerance: Largest allowed difference from the logits of the module, relative to the largest of these. Rounding
+            causes less.
     """
 
-    kind: Callable[[], str]
+    describe: Callable[[], str]
     write: Callable[[nn.Module, Tensor, Mapping[str, str]], bytes]
     read: Callable[[bytes], Callable[[Tensor], Tensor]]
     tolerance: float
 
 
 def _write_torch(module: nn.Module, images: Tensor, metadata: Mapping[str, str]) -> bytes:
-    program = torch.export.export(module, (images,), dynamic_shapes=_any_number())
+    program = torch.export.export(module, (images,), dynamic_shapes=_any_batch_size())
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)
     file = io.BytesIO()
@@ -57,8 +59,9 @@ def _write_onnx(module: nn.Module, images: Tensor, metadata: Mapping[str, str]) 
         opset_version=OPSET,
         input_names=[INPUT],
         output_names=[OUTPUT],
-        dynamic_shapes=_any_number(),
+        dynamic_shapes=_any_batch_size(),
     )
+    assert program is not None  # it is None only without dynamo
     model = program.model_proto
     graph = model.graph
     for part in (*graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
@@ -69,7 +72,7 @@ def _write_onnx(module: nn.Module, images: Tensor, metadata: Mapping[str, str]) 
 
 
 def _read_onnx(content: bytes) -> Callable[[Tensor], Tensor]:
-    import onnxruntime  # which --format torch does without
+    import onnxruntime  # not needed, and possibly not installed, for the format of torch
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
 
@@ -80,17 +83,20 @@ def _read_onnx(content: bytes) -> Callable[[Tensor], Tensor]:
     return run
 
 
-def _any_number() -> tuple[dict[int, torch.export.Dim]]:
-    """The first dimension of the only input is open."""
+def _any_batch_size() -> tuple[dict[int, torch.export.Dim]]:
+    """Dynamic shapes of the only input: its first dimension may have any size."""
     return ({0: torch.export.Dim("N")},)
 
 
+def _describe_torch() -> str:
+    return f"torch.export of torch {version('torch')}"
+
+
+def _describe_onnx() -> str:
+    return f"ONNX, opset {OPSET}, read back by ONNX Runtime {version('onnxruntime')}"
+
+
 EXPORTERS = {
-    "torch": Exporter(lambda: f"torch.export of torch {version('torch')}", _write_torch, _read_torch, tolerance=1e-6),
-    "onnx": Exporter(
-        lambda: f"ONNX, opset {OPSET}, read back by ONNX Runtime {version('onnxruntime')}",
-        _write_onnx,
-        _read_onnx,
-        tolerance=1e-4,
-    ),
+    "torch": Exporter(_describe_torch, _write_torch, _read_torch, tolerance=1e-6),
+    "onnx": Exporter(_describe_onnx, _write_onnx, _read_onnx, tolerance=1e-4),
 }

@@ -1,19 +1,19 @@
-"""The formats of exported networks: the ending of their files, and the packages that they need."""
+"""Formats of exported networks. Unlike `exporters`, this module needs no torch, so that flags are checked quickly."""
 
-from importlib.util import find_spec
-
-from train.errors import UserError
-
-SUFFIXES = {"torch": ".pt2", "onnx": ".onnx"}
-PACKAGES = {"torch": (), "onnx": ("onnx", "onnxscript", "onnxruntime")}  # besides torch itself
+from dataclasses import dataclass
 
 
-def require_packages(format: str) -> None:
-    """Make sure, before any work, that the packages behind a format are installed.
+@dataclass(frozen=True)
+class Format:
+    """A format of exported networks.
 
-    Raises:
-        UserError: If one is missing; the message says how to install it.
+    Attributes:
+        suffix: Ending of the file name.
+        packages: Packages that are needed to write the format and to read it back, besides torch.
     """
-    missing = [package for package in PACKAGES[format] if find_spec(package) is None]
-    if missing:
-        raise UserError(f"--format is {format}, but packages are missing: pip install {' '.join(missing)}")
+
+    suffix: str
+    packages: tuple[str, ...] = ()
+
+
+FORMATS = {"torch": Format(".pt2"), "onnx": Format(".onnx", ("onnx", "onnxscript", "onnxruntime"))}

@@ -1,39 +1,45 @@
-"""A trained network as a file that needs none of this code: from pixels to logits, normalisation included.
+"""Export the network of a run as a file that needs none of this code: from pixels to logits, normalisation included.
 
-A file is read back and compared with the network before it gets its name.
+The file is read back and compared with the network before it gets its name.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import torch
 from torch import Tensor, nn
 
-from commands.export.exporters import EXPORTERS, INPUT, OUTPUT, Exporter
-from commands.export.silence import silenced
+from commands.export.exporters import EXPORTERS, INPUT, OUTPUT
+from commands.export.quiet import failing_in_one_line
+from commands.memory import larger_machine, memory_explained
 from commands.saved_run import SavedRun
+from data.datasets import DATASETS
+from data.images import describe_preparation
+from train import runtime
 from train.errors import RunError
-from train.out_of_memory import is_out_of_memory
 from train.run.open_folder import atomic_write
+from train.terminal import say
 
-TRACED = 2  # images that an exporter follows through the network; 1 would be taken for a constant
-COMPARED = (1, 3)  # images in the batches on which file and network are compared
+TRACED = 2  # images in the batch that an exporter traces; a batch of 1 would be exported as a constant
+COMPARED = (1, 3)  # images in the batches on which the file is compared with the network
 
 
-class OnPixels(nn.Module):
-    """A network behind the normalisation that it was trained with, in eval mode.
+class PixelNetwork(nn.Module):
+    """A network together with the normalisation it was trained with, in eval mode.
 
     Maps pixels (N, 3, H, W) from 0 to 1 to the logits of the network.
 
     Args:
-        network: Takes normalised images. It is put into eval mode.
-        mean: Per channel, of pixels from 0 to 1.
-        std: Per channel, likewise.
+        network: Maps normalised images (N, 3, H, W) to logits. It is put into eval mode.
+        mean: Mean of each channel, for pixels from 0 to 1.
+        std: Standard deviation of each channel, for pixels from 0 to 1.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, network: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]):
         super().__init__()
@@ -48,14 +54,14 @@ class OnPixels(nn.Module):
 
 
 @dataclass(frozen=True)
-class Exported:
-    """A file that computes what the network does.
+class ExportedFile:
+    """A file that computes the same logits as the network.
 
     Attributes:
-        path: The file.
-        kind: What it is, and what read it back.
-        size: In bytes.
-        difference: Between logits of file and network, the largest, divided by the largest logit of the batch.
+        path: Path of the file.
+        kind: Its format, and the program that read it back.
+        size: Bytes.
+        difference: Largest difference between logits of file and network, relative to the largest logit of a batch.
         num_classes: Number of logits.
         image_size: Height and width of images.
     """
@@ -68,7 +74,7 @@ class Exported:
     image_size: int
 
     def describe(self) -> tuple[str, str]:
-        """Two lines for a user."""
+        """Two lines for a user: the file, and its input and output."""
         return (
             f"{self.path}: {self.kind}, {self.size:,} bytes; largest relative difference to the network's own "
             f"logits {self.difference:.1e}",
@@ -77,104 +83,123 @@ class Exported:
         )
 
 
-def export_network(
-    network: nn.Module, run: SavedRun, path: Path, *, format: str, preprocessing: Mapping[str, Any]
-) -> Exported:
-    """Write the network of a run, on the CPU and in 32 bits, as a file of its own.
+def export_run(run: SavedRun, output: Path, *, format: str, threads: int | None) -> None:
+    """Write the network of a run to a file for other programs, and describe the file to the user.
 
     Args:
-        network: Maps normalised images (N, 3, H, W) to logits (N, classes). It is put into eval mode.
-        run: Tells the normalisation, and what the file says of its origin.
-        path: The file, which does not exist.
-        format: A key of `EXPORTERS`.
-        preprocessing: Plain values that say how a picture becomes the pixels that the file takes.
+        run: The run.
+        output: The file, which does not exist.
+        format: A key of `FORMATS`.
+        threads: CPU threads for computation. None: as many as torch takes.
 
     Raises:
-        RunError: If the network's logits are not finite, an exporter fails, the file computes something else than the
-            network, or it cannot be written. No file is left.
+        UserError: If the weights cannot be used.
+        RunError: If memory runs out, or see `export_network`.
     """
-    exporter, on_pixels, image_size = EXPORTERS[format], OnPixels(network, run.mean, run.std), run.flags["image_size"]
-    _require_finite(on_pixels, image_size)
-    with _in_one_line(f"--format {format} failed, and {path} is not written"):
-        content = exporter.write(on_pixels, _pixels(TRACED, image_size), metadata_of(run, preprocessing))
-    difference = float("nan")
-
-    def write_and_compare(file: BinaryIO) -> None:
-        nonlocal difference
-        file.write(content)
-        file.seek(0)
-        with _in_one_line(f"what was exported cannot be read back, and {path} is not written"):
-            difference = _largest_difference(on_pixels, exporter.read(file.read()), image_size)
-        _require_small(difference, exporter, path)
-        if path.exists():
-            raise RunError(f"{path} has come into being meanwhile; it stays as it is")
-
-    atomic_write(path, write_and_compare)
-    return Exported(path, exporter.kind(), len(content), difference, len(run.classes), image_size)
+    image_size, grey = run.settings.pixels, DATASETS[run.settings.dataset].grey
+    runtime.use_threads(threads)
+    with memory_explained(larger_machine):
+        preprocessing = describe_preparation(image_size=image_size, grey=grey)
+        metadata = metadata_of(run, image_size=image_size, preprocessing=preprocessing)
+        network = PixelNetwork(run.network(), run.mean, run.std)
+        exported = export_network(network, output, format=format, image_size=image_size, metadata=metadata)
+    say(*exported.describe())
 
 
-def metadata_of(run: SavedRun, preprocessing: Mapping[str, Any]) -> dict[str, str]:
-    """What a file says besides the network, each value as JSON."""
+def metadata_of(run: SavedRun, *, image_size: int, preprocessing: Mapping[str, str | int]) -> dict[str, str]:
+    """Return the texts that a file holds besides the network, each of them JSON.
+
+    Args:
+        run: The run.
+        image_size: Height and width of images.
+        preprocessing: The steps from an image of any size to the pixels that the file takes, in their order.
+    """
     values = {
         "classes": run.classes,
         "mean": run.mean,
         "std": run.std,
-        "image_size": run.flags["image_size"],
+        "image_size": image_size,
         "preprocessing": dict(preprocessing),
         "origin": run.origin(),
     }
     return {name: json.dumps(value) for name, value in values.items()}
 
 
-@torch.no_grad()
-def _require_finite(on_pixels: OnPixels, image_size: int) -> None:
-    if not on_pixels(_pixels(1, image_size)).isfinite().all():
-        raise RunError("the network's logits are NaN or infinite, so that they mean nothing; nothing is written")
+def export_network(
+    network: PixelNetwork, path: Path, *, format: str, image_size: int, metadata: Mapping[str, str]
+) -> ExportedFile:
+    """Write a network, on the CPU and in 32 bits, to a file that needs none of this code.
+
+    Args:
+        network: Maps pixels (N, 3, H, W) from 0 to 1 to logits (N, classes).
+        path: The file, which does not exist.
+        format: A key of `EXPORTERS`.
+        image_size: Height and width of images.
+        metadata: Texts by name that the file holds besides the network.
+
+    Raises:
+        RunError: If the network's logits are not finite, the exporter fails, the file does not compute the same logits
+            as the network, or it cannot be written. No file is left.
+    """
+    exporter = EXPORTERS[format]
+    num_classes = _num_finite_logits(network, image_size)
+    with failing_in_one_line(f"--format {format} failed, and {path} is not written"):
+        content = exporter.write(network, _random_pixels(TRACED, image_size), metadata)
+    difference = float("nan")
+
+    def write_and_compare(file: BinaryIO) -> None:
+        nonlocal difference
+        file.write(content)
+        file.seek(0)
+        with failing_in_one_line(f"the exported file cannot be read back, and {path} is not written"):
+            difference = largest_difference(network, exporter.read(file.read()), image_size)
+        if not difference <= exporter.tolerance:  # NaN must fail too
+            raise RunError(
+                f"the exported logits differ from the network's own by {difference:.1e} of the largest, more than "
+                f"{exporter.tolerance:.0e}; {path} is not written"
+            )
+        if path.exists():
+            raise RunError(f"{path} was created by another program in the meantime; it stays as it is")
+
+    atomic_write(path, write_and_compare)
+    return ExportedFile(path, exporter.describe(), len(content), difference, num_classes, image_size)
 
 
 @torch.no_grad()
-def _largest_difference(on_pixels: OnPixels, run: Callable[[Tensor], Tensor], image_size: int) -> float:
-    """Between two functions of pixels, relative to the largest logit of a batch; NaN if there is one anywhere."""
+def _num_finite_logits(network: PixelNetwork, image_size: int) -> int:
+    """The number of logits, after making sure that they are finite."""
+    (logits,) = network(_random_pixels(1, image_size))
+    if not logits.isfinite().all():
+        raise RunError("the network's logits are NaN or infinite, so they mean nothing; nothing is written")
+    return len(logits)
+
+
+@torch.no_grad()
+def largest_difference(network: PixelNetwork, exported: Callable[[Tensor], Tensor], image_size: int) -> float:
+    """Compare two functions of pixels on random images.
+
+    Args:
+        network: The network.
+        exported: The function of its file.
+        image_size: Height and width of images.
+
+    Returns:
+        The largest difference of logits, relative to the largest logit of a batch; NaN if any difference is NaN.
+
+    Raises:
+        ValueError: If the logits differ in shape.
+    """
     differences = []
     for num_images in COMPARED:
-        pixels = _pixels(num_images, image_size)
-        expected, actual = on_pixels(pixels), run(pixels)
+        pixels = _random_pixels(num_images, image_size)
+        expected, actual = network(pixels), exported(pixels)
         if actual.shape != expected.shape:
             raise ValueError(f"logits are {tuple(actual.shape)}, not {tuple(expected.shape)}")
-        scale = expected.abs().max().clamp(min=torch.finfo(expected.dtype).tiny)  # 0 differs from 0 by nothing
+        scale = expected.abs().max().clamp(min=torch.finfo(expected.dtype).tiny)  # keeps 0 / 0 from being NaN
         differences.append((actual - expected).abs().max() / scale)
     return torch.stack(differences).max().item()
 
 
-def _pixels(num_images: int, image_size: int) -> Tensor:
+def _random_pixels(num_images: int, image_size: int) -> Tensor:
     generator = torch.Generator().manual_seed(num_images)
     return torch.rand(num_images, 3, image_size, image_size, generator=generator)
-
-
-def _require_small(difference: float, exporter: Exporter, path: Path) -> None:
-    if not difference <= exporter.tolerance:  # as NaN is not either
-        raise RunError(
-            f"the exported logits differ from the network's own by {difference:.1e} of the largest, more than "
-            f"{exporter.tolerance:.0e}; {path} is not written"
-        )
-
-
-@contextmanager
-def _in_one_line(what: str) -> Iterator[None]:
-    """Silence other people's code, and say in one line what it raises."""
-    try:
-        with silenced():
-            yield
-    # Whatever an exporter raises, the answer is the same.
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        raise RunError(f"{what}: {_first_reason(error)}") from error
-
-
-def _first_reason(error: BaseException) -> str:
-    """What led to an error; exporters hide it behind pages of advice."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}{f': {lines[0]}' if lines else ''}"

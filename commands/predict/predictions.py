@@ -1,32 +1,36 @@
-"""What a trained network says of images: the likeliest classes of each, as lines and as CSV."""
+"""Classify image files with the network of a run: the most likely classes of each, as lines and as CSV."""
 
 from collections.abc import Generator, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from commands.memory import larger_machine, memory_explained, smaller_batch
+from commands.outputs import write_new
+from commands.saved_run import SavedRun
 from commands.tables import to_csv
+from data.datasets import DATASETS
+from data.images import ImageBatch, list_images, read_images
+from train import cpu_contention, replicas, runtime
 from train.errors import RunError
 from train.terminal import Bar, printable, say, say_error
 
-WIDEST = (60, 30)  # columns that paths and names of classes are padded to; longer ones are printed whole
-MANY = 1000  # files, a second's work
-
-# Paths of some image files; the images (n, 3, H, W), normalised, on the device of the network; and what went wrong with
-# other files.
-FileBatch = tuple[Sequence[str], Tensor, Sequence[Exception]]
+# Widest columns of paths and of class names; longer texts are printed in full and move only their own line.
+WIDEST_PATH, WIDEST_CLASS = 60, 30
+MANY = 1000  # files, which take about a second
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The likeliest classes of an image, the first one first.
+    """The most likely classes of an image, the most likely one first.
 
     Attributes:
-        path: Of its file.
-        classes: Their names.
-        probabilities: From 0 to 1, likewise.
+        path: Path of the image file.
+        classes: Names of the classes.
+        probabilities: Probability of each of these classes, from 0 to 1.
     """
 
     path: str
@@ -34,40 +38,98 @@ class Prediction:
     probabilities: tuple[float, ...]
 
 
+def predict_images(
+    run: SavedRun,
+    images: Sequence[Path],
+    *,
+    top: int,
+    batch_size: int,
+    threads: int | None,
+    csv: Path | None,
+) -> None:
+    """Print the most likely classes of image files, and on request write them to a CSV file.
+
+    Images are resized and cropped in the same way as the images that the run is tested on.
+
+    Args:
+        run: The run.
+        images: Image files, or folders of them.
+        top: Number of classes to print for each image, from 1 to all.
+        batch_size: Images in a batch.
+        threads: CPU threads for computation. None: as many as torch takes.
+        csv: New CSV file for paths, classes and probabilities. None: no such file.
+
+    Raises:
+        DataError: If a file or folder does not exist, or a folder has no image.
+        UserError: If the weights cannot be used.
+        RunError: If a file cannot be read as an image, after all others have been classified; if the network's output
+            is NaN, memory runs out, or the CSV file cannot be written.
+    """
+    paths = list_images(images)
+    runtime.use_threads(threads)
+    runtime.be_deterministic()
+    device = runtime.pick_device()
+    with memory_explained(larger_machine):
+        network = runtime.placed(run.network(), device)
+    with memory_explained(smaller_batch(batch_size)):
+        model = replicas.replicate(network, device, precision=run.settings.precision).evaluation
+        batches = read_images(
+            paths,
+            image_size=run.settings.pixels,
+            grey=DATASETS[run.settings.dataset].grey,
+            mean=run.mean,
+            std=run.std,
+            batch_size=batch_size,
+            device=device,
+        )
+        with cpu_contention.watched(device):
+            predictions, unreadable = predict_files(model, batches, classes=run.classes, top=top, paths=paths)
+    if csv:
+        write_new(csv, as_csv(predictions, top=top))
+    if unreadable:
+        raise RunError(f"{unreadable} of {len(paths)} files could not be read as images")
+
+
 @torch.no_grad()
 def most_likely(model: nn.Module, images: Tensor, *, top: int) -> tuple[Tensor, Tensor]:
-    """Probabilities float32 (n, top) of the likeliest classes of images (n, 3, H, W), and their labels int64 (n, top).
+    """Compute the most likely classes of images, the most likely one first.
 
-    They are on the CPU, the likeliest first. `model` must be in eval mode.
+    Args:
+        model: Maps images (n, 3, H, W) to logits; in eval mode.
+        images: float (n, 3, H, W), normalised, on the device of the model.
+        top: Number of classes for each image, from 1 to all.
+
+    Returns:
+        Probabilities, float32 (n, top), and labels, int64 (n, top), both on the CPU.
     """
     probabilities, labels = model(images).float().softmax(1).topk(top)
     return probabilities.cpu(), labels.cpu()
 
 
 def predict_files(
-    model: nn.Module, batches: Generator[FileBatch], *, classes: Sequence[str], top: int, paths: Sequence[str]
+    model: nn.Module, batches: Generator[ImageBatch], *, classes: Sequence[str], top: int, paths: Sequence[str]
 ) -> tuple[list[Prediction], int]:
-    """Classify image files, and print a line for each: on stdout, or on stderr if it could not be read.
+    """Classify image files, and print a line for each: on stdout, or on stderr if it cannot be read.
 
-    Many files get a progress bar on stderr if that is a terminal.
+    If there are many files, a progress bar is shown on stderr if that is a terminal.
 
     Args:
-        model: Put into eval mode.
-        batches: The files; closed in any case.
-        classes: Names by label.
-        top: Classes of each image that are printed, from 1 to all.
-        paths: Of all files.
+        model: Maps images (n, 3, H, W) to logits; put into eval mode.
+        batches: The files, with images on the device of the model; closed in any case.
+        classes: Names of the classes by label.
+        top: Number of classes to print for each image, from 1 to all.
+        paths: Paths of all files.
 
     Returns:
-        The predictions, and how many files could not be read.
+        The predictions, and the number of files that could not be read.
 
     Raises:
-        RunError: If an answer of the network is NaN, as by infinite logits.
+        RunError: If the network's output is NaN, for example because of infinite logits.
     """
     model.eval()
     predictions: list[Prediction] = []
     unreadable = 0
-    widths = _column_width(paths, WIDEST[0]), _column_width(classes, WIDEST[1])
+    widths = _column_width(paths, WIDEST_PATH), _column_width(classes, WIDEST_CLASS)
     with closing(batches), Bar("images", len(paths), unit=" files") if len(paths) >= MANY else nullcontext() as bar:
         for readable, images, errors in batches:
             new = _predict(model, readable, images, classes, top) if readable else []
@@ -81,7 +143,7 @@ def predict_files(
 
 
 def _column_width(names: Sequence[str], widest: int) -> int:
-    """The length of the longest name of those that are not too long for a column."""
+    """The length of the longest name that is not too long for a column."""
     return max((length for name in names if (length := len(printable(name))) <= widest), default=0)
 
 
@@ -89,18 +151,23 @@ def _predict(
     model: nn.Module, paths: Sequence[str], images: Tensor, classes: Sequence[str], top: int
 ) -> list[Prediction]:
     probabilities, labels = most_likely(model, images, top=top)
-    faulty = probabilities.isnan().any(1).nonzero()
-    if len(faulty):
-        raise RunError(f"the network's answer to {paths[faulty[0]]} is NaN or infinite, so that it means nothing")
-    rows = zip(probabilities.tolist(), labels.tolist(), strict=True)
+    invalid = probabilities.isnan().any(1).nonzero().flatten().tolist()
+    if invalid:
+        raise RunError(f"the network's output for {paths[invalid[0]]} is NaN or infinite, so it means nothing")
+    rows = zip(paths, probabilities.tolist(), labels.tolist(), strict=True)
     return [
-        Prediction(path, tuple(classes[label] for label in labels), tuple(probabilities))
-        for path, (probabilities, labels) in zip(paths, rows, strict=True)
+        Prediction(path, tuple(classes[label] for label in best), tuple(likelihoods))
+        for path, likelihoods, best in rows
     ]
 
 
 def as_line(prediction: Prediction, widths: tuple[int, int]) -> str:
-    """The path, and each class with its probability, in columns: `widths` are those of the path and of a class."""
+    """Format the path, and each class with its probability, in columns.
+
+    Args:
+        prediction: The prediction.
+        widths: Width in characters of the path and of a class name.
+    """
     path_width, class_width = widths
     columns = [
         f"{printable(name):<{class_width}} {probability:7.2%}"
@@ -110,7 +177,7 @@ def as_line(prediction: Prediction, widths: tuple[int, int]) -> str:
 
 
 def as_csv(predictions: Sequence[Prediction], *, top: int) -> bytes:
-    """A header and a row for each image: file, and class and probability of the likeliest classes."""
+    """Write a CSV file with a line for each image: its file, and name and probability of its most likely classes."""
     numbers = ["", *(f"_{number}" for number in range(2, top + 1))]
     columns = ["file", *(f"{column}{number}" for number in numbers for column in ("class", "probability"))]
     records = []

@@ -1,8 +1,7 @@
 """Settings of a training run that are fine alone and not together."""
 
-from commands.compiler import require_compiler
+from commands.requirements import require_compiler, require_packages
 from commands.settings import BUFFERS, TrainSettings
-from commands.train.tensorboard import require_tensorboard
 from train.errors import UserError
 
 
@@ -38,7 +37,8 @@ def check_training(settings: TrainSettings, *, num_processes: int, is_launched: 
         raise UserError(
             "--sync_bn True works between processes on GPUs: put torchrun --nproc_per_node=N before demo.py"
         )
-    require_tensorboard(settings.tensorboard)
+    if settings.tensorboard:
+        require_packages("tensorboard", flag="tensorboard", value=True)
 
 
 def check_last_batch(settings: TrainSettings, *, num_images: int, num_processes: int) -> None:

@@ -1,4 +1,4 @@
-"""Files and folders that cannot be used: one line each, its exit code, and nothing that was there has changed."""
+"""Files and folders that cannot be used: one line and an exit code for each, and no file has changed."""
 
 import os
 import re
@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from tests.support.application import ROOT, SMALL, everything_in, run_here
-from tests.support.run_preparations import lacking, linked, nothing, placed, put, recorded
+from tests.support.run_preparations import linked, nothing, placed, put, recorded, without
 from tests.support.synthetic_datasets import make_cifar10
 
 
 def checkpoint_with(**parts):
-    """A preparation: other parts of checkpoint.pt and of the one before, as whole files."""
+    """A preparation: other parts of both checkpoints, which stay intact files."""
 
     def prepare(here):
         for name in ("checkpoint.pt", "checkpoint.previous.pt"):
@@ -27,7 +27,7 @@ def checkpoint_with(**parts):
 
 
 def both(content):
-    """A preparation: the same in the place of both checkpoints."""
+    """A preparation: both checkpoints are replaced by the same content."""
 
     def prepare(here):
         for name in ("checkpoint.pt", "checkpoint.previous.pt"):
@@ -56,14 +56,14 @@ SAVE = [
     (placed("new/.lock", "folder"), NEW, 2, "--save new cannot be written: Is a directory"),
     (placed("new/.checkpoint.pt.tmp", "folder"), NEW, 2, "--save new cannot be cleared of a killed run"),
     (nothing, [*SMALL, "--save=run"], 2, "--save run already holds a run (config.json"),
-    (lacking("config.json"), RESUME, 2, "but no config.json, so it cannot be continued"),
-    (lacking("checkpoint.pt", "checkpoint.previous.pt"), RESUME, 2, "but no checkpoint.pt, so it cannot be continued"),
-    (lacking("config.json", "checkpoint.pt", "checkpoint.previous.pt"), RESUME, 2, "but no config.json"),
+    (without("config.json"), RESUME, 2, "but no config.json, so it cannot be continued"),
+    (without("checkpoint.pt", "checkpoint.previous.pt"), RESUME, 2, "but no checkpoint.pt, so it cannot be continued"),
+    (without("config.json", "checkpoint.pt", "checkpoint.previous.pt"), RESUME, 2, "but no config.json"),
     (placed("new/model.pt", "mine"), NEW, 2, "--save new already holds a run (model.pt)"),
     (placed("new/model.pt", "mine"), [*NEW, "--resume"], 2, "--save new holds model.pt but no config.json"),
 ]
 
-CONFIG = [
+CONFIG: list[tuple[str | bytes, str]] = [
     ("folder", "it is not a file"),
     ("pipe", "it is not a file"),
     ("terabyte", "config.json cannot be read: "),
@@ -95,7 +95,7 @@ CONFIG = [
     ('{"flags": {"dataset": "digits", "dep\\nth": "1\\n2"}}', "unknown flag"),
 ]
 
-FLAGS = [
+FLAGS: list[tuple[dict[str, object], str]] = [
     ({"depth": "ten"}, "--depth is 'ten'"),
     ({"depth": 10.5}, "--depth is '10.5'"),
     ({"depth": [10]}, "its flag 'depth' should be text"),
@@ -209,7 +209,7 @@ def test_what_cannot_be_used_is_one_line_and_stays_as_it_was(prepare, words, cod
     assert everything_in(here) == before
 
 
-STRANGERS = [
+OTHER_RUNS = [
     (checkpoint_with(network={"weight": torch.ones(1)}), "is of another network than its config.json says"),
     (checkpoint_with(network={}), "is of another network than its config.json says"),
     (checkpoint_with(chosen={}), "is of another network than its config.json says"),
@@ -223,7 +223,7 @@ STRANGERS = [
 ]
 
 
-@pytest.mark.parametrize(("prepare", "message"), STRANGERS, ids=range(len(STRANGERS)))
+@pytest.mark.parametrize(("prepare", "message"), OTHER_RUNS, ids=range(len(OTHER_RUNS)))
 def test_a_checkpoint_of_something_else_is_one_line_and_stays_as_it_was(prepare, message, here, capsys):
     prepare(here)
     before = everything_in(here)
@@ -261,9 +261,11 @@ with locked(pathlib.Path(sys.argv[1])):
 
 @contextmanager
 def another_process_in(folder):
-    """Another process holds a folder meanwhile."""
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, "-c", HOLDER, str(folder)], cwd=ROOT, **pipes) as process:
+    """Another process holds the lock of a folder."""
+    program = [sys.executable, "-c", HOLDER, str(folder)]
+    with subprocess.Popen(program, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin
+        assert process.stdout
         assert process.stdout.readline() == "locked\n"
         yield process
         process.stdin.close()
@@ -314,8 +316,8 @@ def test_debug_shows_the_traceback_before_the_one_line(words, code, kind, here, 
     assert error.endswith(f"\n{line}")
 
 
-def test_a_name_that_is_no_text_can_be_printed(here):
-    """Such as an old disk has; the output cannot hold its bytes."""
+def test_a_name_that_is_not_valid_text_can_be_printed(here):
+    """Old disks have such names; the encoding of the output has no place for their bytes."""
     words = [*RESUME[1:], "--save=r\udcff"]
     (here / "run").rename(here / "r\udcff")
     environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict", "PYTHONDONTWRITEBYTECODE": "1"}

@@ -5,13 +5,10 @@ import math
 import pytest
 import torch
 from PIL import Image
-from torch import nn
 
-from commands.predict.predictions import predict_files
 from models import densenet_bc, require_finite
 from tests.support.application import SMALL, assert_refused, everything_in, run_here
 from tests.support.synthetic_images import encoded, write
-from train.errors import RunError
 from train.run.files import load_tensors, sealed
 
 COMMANDS = {
@@ -29,13 +26,13 @@ FAULTS = {
 
 
 @pytest.fixture
-def there(here):
+def with_image(here):
     write(here / "image.png", encoded(Image.new("RGB", (32, 32), "red"), "PNG"))
     return here
 
 
 def put(folder, name, value):
-    """Change the first number of a tensor in model.pt, as a whole file."""
+    """Change the first number of a tensor in model.pt, which stays an intact file."""
     weights = load_tensors(folder / "run/model.pt")
     weights[name].view(-1)[0] = value
     (folder / "run/model.pt").write_bytes(sealed(weights))
@@ -43,61 +40,43 @@ def put(folder, name, value):
 
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("command", COMMANDS)
-def test_weights_that_are_not_finite_are_named_in_one_line(command, fault, there, capsys):
+def test_weights_that_are_not_finite_are_named_in_one_line(command, fault, with_image, capsys):
     name, value, message = FAULTS[fault]
-    put(there, name, value)
+    put(with_image, name, value)
     line = f"run/model.pt cannot be used: its tensor {message}\n"
-    assert_refused(*COMMANDS[command], message=line, folder=there, capture=capsys, code=1)
+    assert_refused(*COMMANDS[command], message=line, folder=with_image, capture=capsys, code=1)
 
 
 @pytest.mark.parametrize("fault", ["NaN", "negative variance"])
-def test_no_run_begins_with_them(fault, there, capsys):
+def test_no_run_starts_from_them(fault, with_image, capsys):
     name, value, message = FAULTS[fault]
-    put(there, name, value)
-    before = everything_in(there)
+    put(with_image, name, value)
+    before = everything_in(with_image)
     assert run_here(*SMALL, "--init_weights=run/model.pt", "--save=new") == 2
     line = f"demo.py: error: --init_weights run/model.pt cannot be used: its tensor {message}\n"
     assert capsys.readouterr() == ("", line)
-    assert everything_in(there) == before
+    assert everything_in(with_image) == before
 
 
 SAYS = {
     "evaluate": "the test loss is NaN or infinite",
-    "predict": "the network's answer to image.png is NaN or infinite",
+    "predict": "the network's output for image.png is NaN or infinite",
 }
 SAYS["export"] = "the network's logits are NaN or infinite"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_finite_weights_whose_logits_are_not_are_one_line_too(command, there, capsys):
+def test_finite_weights_with_logits_that_are_not_finite_are_one_line_too(command, with_image, capsys):
     """3e38 times any average above 1.2 is more than float32 holds."""
-    weights = load_tensors(there / "run/model.pt")
+    weights = load_tensors(with_image / "run/model.pt")
     weights["classifier.weight"].fill_(3e38)
     weights["features.norm_final.bias"].fill_(9)
-    (there / "run/model.pt").write_bytes(sealed(weights))
-    assert_refused(*COMMANDS[command], message=SAYS[command], folder=there, capture=capsys, code=1)
-
-
-class Given(nn.Module):
-    """A network whose logits are the first pixels of the image."""
-
-    def forward(self, images):
-        return images[:, 0, 0, :3]
-
-
-def test_one_answer_of_a_batch_that_is_none_is_an_error_that_names_the_file():
-    images = torch.zeros(3, 3, 8, 8)
-    images[1, 0, 0, 2] = math.inf
-    paths = ["a.png", "b.png", "c.png"]
-    batches = (batch for batch in [(paths, images, [])])
-    with pytest.raises(
-        RunError, match=r"^the network's answer to b\.png is NaN or infinite, so that it means nothing$"
-    ):
-        predict_files(Given(), batches, classes=["x", "y", "z"], top=1, paths=paths)
+    (with_image / "run/model.pt").write_bytes(sealed(weights))
+    assert_refused(*COMMANDS[command], message=SAYS[command], folder=with_image, capture=capsys, code=1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.float8_e5m2])
-def test_weights_of_every_type_are_looked_at(dtype):
+def test_weights_of_every_type_are_checked(dtype):
     weights = {name: value.to(dtype) for name, value in densenet_bc(10, 2).state_dict().items() if value.dim()}
     require_finite(weights | {"empty": torch.zeros(0), "count": torch.tensor(-1)})
     weights[MEAN][0] = math.nan

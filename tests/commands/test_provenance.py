@@ -1,4 +1,4 @@
-"""Which commit a result comes from."""
+"""The commit that a result comes from."""
 
 import os
 import shutil
@@ -21,21 +21,22 @@ def repository(tmp_path):
     return tmp_path
 
 
-def test_changes_are_said(repository):
+def test_changed_files_are_marked(repository):
     revision = git_revision(repository)
+    assert revision
     assert len(revision) == 40
     (repository / "code.py").write_text("2\n")
     assert git_revision(repository) == f"{revision}+changes"
 
 
-def test_a_folder_inside_of_a_repository_and_one_outside_have_none(repository, tmp_path_factory):
+def test_folders_inside_and_outside_a_repository_have_no_revision(repository, tmp_path_factory):
     (repository / "inside").mkdir()
     assert git_revision(repository / "inside") is None
     assert git_revision(tmp_path_factory.mktemp("outside")) is None
 
 
-def test_nothing_in_the_repository_is_written(repository):
-    os.utime(repository / "code.py", (1, 1))  # so that git's index, which knows the time, could be brought up to date
+def test_the_repository_is_not_written(repository):
+    os.utime(repository / "code.py", (1, 1))  # git would update the time of change that its index records
     index = (repository / ".git/index").read_bytes()
     git_revision(repository)
     assert (repository / ".git/index").read_bytes() == index

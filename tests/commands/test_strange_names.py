@@ -1,19 +1,13 @@
-"""Names that move a cursor, add a line or are no text: escaped on a terminal, and byte for byte in files."""
+"""Names that move the cursor, add a line or are not valid text: escaped on a terminal, byte for byte in files."""
 
 import csv
 import io
 import os
 
-import pytest
-
-from commands import outputs
-from commands.evaluate import confusion_counts
-from commands.outputs import print_and_write
-from commands.tables import to_csv
+from commands.evaluate.confusion_counts import ConfusionCounts
 from tests.support.application import run_here
 from tests.support.synthetic_images import encoded, picture, write
 from tests.support.synthetic_runs import make_rows, make_run
-from train.errors import RunError
 
 TITLE = "a\x1b[2J\x1b]0;title\x07"
 SHOWN = r"a\x1b[2J\x1b]0;title\x07"
@@ -25,8 +19,8 @@ def images(folder, *names):
         write(folder / name, encoded(picture(32, 32), "PNG"))
 
 
-def assert_only_shown(*texts):
-    """Nothing but lines of what can be seen."""
+def assert_printable(*texts):
+    """All characters on all lines are printable."""
     for text in texts:
         assert all(line.isprintable() for line in text.split("\n"))
 
@@ -38,7 +32,7 @@ def test_predict_prints_a_line_for_each_file_whatever_its_name(here, capsys):
     words = [TITLE, "nl\nerror: fake.png", "bad\x1b[31m.png"]
     assert run_here("predict", "--save=run", *words, "--csv=t.csv") == 1
     out, error = capsys.readouterr()
-    assert_only_shown(out, error)
+    assert_printable(out, error)
     first, second = out.splitlines()
     assert first.startswith(f"{SHOWN}/b.png ")
     assert second.startswith(r"nl\nerror: fake.png ")
@@ -75,13 +69,13 @@ def test_notes_errors_and_tracebacks_of_train_are_lines(tmp_path, monkeypatch, c
             images(tmp_path / f"data/{use}" / name, "0.png", "1.png", "2.png")
     assert run_here(*SMALL, "--data=data", "--valid_size=2", "--save=run") == 0
     out, error = capsys.readouterr()
-    assert_only_shown(out, error)
+    assert_printable(out, error)
     assert f"data/test has no image of 1 of 2 classes: {SHOWN}" in out.splitlines()
 
     write(tmp_path / "data/test/b/nl\nerror: \x1b[31m.png", b"")
     assert run_here(*SMALL, "--data=data", "--valid_size=2", f"--save={TITLE}", "--debug") == 2
     out, error = capsys.readouterr()
-    assert_only_shown(out, error)
+    assert_printable(out, error)
     assert "Traceback (most recent call last):" in error.splitlines()
     last = error.splitlines()[-1]
     assert last.startswith(r"demo.py: error: data/test/b/nl\nerror: \x1b[31m.png cannot be read as an image")
@@ -95,7 +89,7 @@ def test_names_of_classes_are_written_as_they_are_on_disk(tmp_path, monkeypatch,
     assert run_here(*SMALL, "--data=data", "--valid_size=2", "--save=run") == 0
     assert run_here("evaluate", "--save=run", "--csv=classes.csv") == 0
     assert run_here("predict", "--save=run", "data/test", "--csv=files.csv", "--top=4") == 0
-    assert_only_shown(*capsys.readouterr())
+    assert_printable(*capsys.readouterr())
     on_disk = {os.fsencode(entry.name) for entry in os.scandir("data/test")}
     assert b"caf\xe9" in on_disk
     content = (tmp_path / "classes.csv").read_bytes()
@@ -106,35 +100,14 @@ def test_names_of_classes_are_written_as_they_are_on_disk(tmp_path, monkeypatch,
     assert all((tmp_path / "files.csv").read_bytes().count(name) >= 8 for name in on_disk)
 
 
-def test_a_half_character_that_is_no_byte_is_escaped():
-    assert to_csv([{"a": "\ud800x\udcff", "b": None}]) == b"a,b\n\\ud800x\xff,\n"
-    assert to_csv([], columns=["a", "b"]) == b"a,b\n"
+def test_a_result_is_printed_even_if_its_file_cannot_be_written(here, monkeypatch, capsys):
+    add = ConfusionCounts.add
 
-
-def test_a_result_is_printed_before_files_and_each_is_tried(tmp_path, capsys):
-    (tmp_path / "a").write_bytes(b"theirs")
-    with pytest.raises(RunError, match="a cannot be written: File exists"):
-        print_and_write(["result"], {tmp_path / "a": b"1", None: b"2", tmp_path / "b": b"3"})
-    assert capsys.readouterr().out == "result\n"
-    assert ((tmp_path / "a").read_bytes(), (tmp_path / "b").read_bytes()) == (b"theirs", b"3")
-
-
-def test_files_are_written_though_nobody_reads_the_result(tmp_path, monkeypatch):
-    def gone(*lines):
-        raise BrokenPipeError
-
-    monkeypatch.setattr(outputs, "say", gone)
-    with pytest.raises(BrokenPipeError):
-        print_and_write(["result"], {tmp_path / "a": b"1"})
-    assert (tmp_path / "a").read_bytes() == b"1"
-
-
-def test_what_was_measured_is_printed_though_no_file_can_be_written(here, monkeypatch, capsys):
-    def tally(*words, real=confusion_counts.tally, **settings):
+    def put_in_the_way(self, logits, labels):
         (here / "t.csv").write_bytes(b"theirs")
-        return real(*words, **settings)
+        add(self, logits, labels)
 
-    monkeypatch.setattr(confusion_counts, "tally", tally)
+    monkeypatch.setattr(ConfusionCounts, "add", put_in_the_way)
     assert run_here("evaluate", "--save=run", "--csv=t.csv") == 1
     out, error = capsys.readouterr()
     assert "\ntest error " in out
@@ -146,7 +119,7 @@ def test_the_folder_of_a_download_is_escaped(tmp_path, server, capsys):
     words = ["--dataset=cifar10", f"--data={tmp_path / TITLE}", f"--save={tmp_path / 'run'}"]
     assert run_here(*words) == 1  # there is nothing at the address
     out, error = capsys.readouterr()
-    assert_only_shown(out, error)
+    assert_printable(out, error)
     assert out.startswith("Downloading https://")
     assert SHOWN in out
 
@@ -156,6 +129,6 @@ def test_compare_shows_names_of_runs_escaped(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert run_here("compare", TITLE, "--csv=t.csv") == 0
     out, error = capsys.readouterr()
-    assert_only_shown(out, error)
+    assert_printable(out, error)
     assert out.splitlines()[0].split() == ["run", SHOWN]
     assert os.fsencode(TITLE) in (tmp_path / "t.csv").read_bytes()

@@ -1,11 +1,15 @@
-"""What runs a program when a careless program loads it."""
+"""An object that runs code when a careless program unpickles it."""
 
 import os
 from pathlib import Path
 
 
 class Hostile:
-    """Makes a folder when it is unpickled."""
+    """Creates a folder when it is unpickled.
+
+    Args:
+        marker: The folder.
+    """
 
     def __init__(self, marker: Path):
         self.marker = marker

@@ -1,4 +1,4 @@
-"""Preparations: each puts something in a folder, most of them into the run in `run`, that a command line then meets."""
+"""Preparations: each changes something in a folder, mostly in its run `run`, before a command line is run there."""
 
 import json
 import os
@@ -10,7 +10,7 @@ TERABYTE = 10**12
 
 
 def put(path: Path, content: str | bytes) -> None:
-    """Put something in the place of a file: bytes, text, or what a word stands for."""
+    """Replace a file by bytes or text, or by what the words "folder", "pipe" and "terabyte" stand for."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists():
         path.unlink()
@@ -33,17 +33,17 @@ def nothing(here: Path) -> None:
 
 
 def placed(name: str, content: str | bytes) -> Preparation:
-    """Something in the place of a file."""
+    """A preparation: a file is replaced, see `put`."""
     return lambda here: put(here / name, content)
 
 
 def linked(name: str, target: str) -> Preparation:
-    """A symbolic link."""
+    """A preparation: a new symbolic link."""
     return lambda here: (here / name).symlink_to(target)
 
 
-def lacking(*names: str) -> Preparation:
-    """Some files of the run are gone."""
+def without(*names: str) -> Preparation:
+    """A preparation: some files of the run are removed."""
 
     def prepare(here: Path) -> None:
         for name in names:
@@ -53,7 +53,7 @@ def lacking(*names: str) -> Preparation:
 
 
 def changed(*, flags: dict[str, object] | None = None, **values: object) -> Preparation:
-    """Other values in config.json, and other values among its flags."""
+    """A preparation: other values in config.json, and other values of its flags."""
 
     def prepare(here: Path) -> None:
         path = here / "run/config.json"
@@ -65,5 +65,5 @@ def changed(*, flags: dict[str, object] | None = None, **values: object) -> Prep
 
 
 def recorded(**flags: object) -> Preparation:
-    """Other values among the flags of config.json."""
+    """A preparation: other values of the flags in config.json."""
     return changed(flags=flags)

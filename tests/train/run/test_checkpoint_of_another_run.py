@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from commands.run_history import read_logbook, read_with_logbook
+from commands.run_record import read_record, read_with_record
 from tests.support.application import SMALL, assert_same_run, everything_in, read_results, run_here
 from tests.support.synthetic_runs import make_rows
 from tests.support.untrained_run import run_quickly, seeds_in, weights
@@ -156,7 +156,7 @@ class Killed(BaseException):
 
 def epochs_told(folder):
     """The epoch that the weights are of, and the one that `evaluate` would name; None where it says it is not known."""
-    told = read_logbook(folder).progress()
+    told = read_record(folder).progress()
     epoch = int(load_tensors(folder / MODEL)["weight"][0, 0]) % 100
     return epoch, None if "not known" in told else int(told.split()[3].rstrip(","))
 
@@ -219,7 +219,7 @@ def test_weights_are_read_with_the_results_that_speak_of_them(tmp_path, drawn):
         reads.append(epochs_told(tmp_path))
         return int(load_tensors(tmp_path / MODEL)["weight"][0, 0]) % 100
 
-    book, epoch = read_with_logbook(tmp_path, read)
+    book, epoch = read_with_record(tmp_path, read)
     assert len(reads) == 2
     assert (len(book.rows), epoch) == (2, 2)
 
@@ -228,7 +228,7 @@ def test_a_run_that_never_stops_writing_is_one_line(tmp_path, drawn):
     run_quickly(tmp_path, seed=1)
     rows = iter(range(1, 1000))
     with pytest.raises(UserError, match="writes its files faster than they can be read"):
-        read_with_logbook(tmp_path, lambda: (tmp_path / RESULTS).write_text(_table(next(rows))))
+        read_with_record(tmp_path, lambda: (tmp_path / RESULTS).write_text(_table(next(rows))))
 
 
 def _table(epochs):

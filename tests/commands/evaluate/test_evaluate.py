@@ -5,16 +5,16 @@ import signal
 import pytest
 import torch
 
-from commands.evaluate import confusion_counts
+from commands.evaluate.confusion_counts import ConfusionCounts
 from tests.support.application import SMALL, assert_refused, everything_in, read_csv, read_results, run_here
-from tests.support.run_preparations import changed, lacking, nothing, placed
+from tests.support.run_preparations import changed, nothing, placed, without
 from tests.support.synthetic_datasets import make_cifar100
 from train.replicas import InPrecision
 
 EVALUATE = ["evaluate", "--save=run"]
 
 
-def test_the_error_is_the_recorded_one_and_the_picture_lies_in_the_run(here, capsys):
+def test_the_error_is_the_recorded_one_and_the_plot_lies_in_the_run(here, capsys):
     before = everything_in(here)
     assert run_here(*EVALUATE) == 0
     out, error = capsys.readouterr()
@@ -29,33 +29,32 @@ def test_the_error_is_the_recorded_one_and_the_picture_lies_in_the_run(here, cap
     assert lines[1].startswith(f"test error {float(row['test_error']):.2%} ({wrong} of 355 images), loss ")
     assert "top-5 error" in lines[1]
     assert lines[2] == "the run recorded the same test error"
-    assert lines[-1] == "The matrix is drawn in run/confusion.png; the next evaluation draws it anew."
+    assert lines[-1] == "The confusion matrix is in run/confusion.png; the next evaluation replaces it."
+    assert (here / "run/confusion.png").read_bytes()[:4] == b"\x89PNG"
     after = everything_in(here)
-    assert after.pop("run/confusion.png")[:4] == b"\x89PNG"
-    assert after == before
+    assert after.keys() - before.keys() == {"run/confusion.png"}
+    assert {name: after[name] for name in before} == before
 
 
-def test_the_picture_of_the_run_is_drawn_anew(here):
+def test_the_plot_of_the_run_is_replaced(here):
     (here / "run/confusion.png").write_text("an earlier one")
     assert run_here(*EVALUATE) == 0
     assert (here / "run/confusion.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_a_picture_that_cannot_be_drawn_is_found_before_any_work(here, capsys, monkeypatch):
+def test_a_plot_that_cannot_be_written_is_refused_before_any_work(here, capsys, monkeypatch):
     (here / "run/confusion.png").mkdir()
-    monkeypatch.setattr(confusion_counts, "tally", None)
+    monkeypatch.setattr(ConfusionCounts, "add", None)
     assert run_here(*EVALUATE) == 2
-    assert (
-        capsys.readouterr().err
-        == "demo.py evaluate: error: run/confusion.png cannot be written; name another file with --plot\n"
-    )
+    line = "demo.py evaluate: error: run/confusion.png cannot be written; name another file with --plot\n"
+    assert capsys.readouterr() == ("", line)
 
 
-def test_new_files_hold_table_and_picture_and_the_run_stays_as_it_is(here, capsys):
+def test_new_files_hold_table_and_plot_and_the_run_stays_as_it_is(here, capsys):
     before = everything_in(here / "run")
     assert run_here(*EVALUATE, "--batch_size=50", "--plot=c.png", "--csv=t.csv") == 0
     assert everything_in(here / "run") == before
-    assert capsys.readouterr().out.endswith("\n\nThe matrix is drawn in c.png.\n")
+    assert capsys.readouterr().out.endswith("\n\nThe confusion matrix is in c.png.\n")
     assert (here / "c.png").read_bytes()[:4] == b"\x89PNG"
     rows = read_csv(here / "t.csv")
     correct = sum(int(row[f"predicted {row['class']}"]) for row in rows)
@@ -63,7 +62,7 @@ def test_new_files_hold_table_and_picture_and_the_run_stays_as_it_is(here, capsy
     assert 1 - correct / 355 == pytest.approx(float(read_results(here / "run")[-1]["test_error"]))
 
 
-def test_another_recorded_error_is_said_with_both_numbers(here, capsys):
+def test_another_recorded_error_is_a_warning_with_both_errors(here, capsys):
     path = here / "run/results.csv"
     recorded = read_results(here / "run")[-1]["test_error"]
     path.write_text(path.read_text().replace(recorded, "0.015625"))
@@ -72,7 +71,7 @@ def test_another_recorded_error_is_said_with_both_numbers(here, capsys):
     assert message in capsys.readouterr().out
 
 
-def test_the_error_of_a_dry_run_is_of_fewer_images(here, capsys):
+def test_the_recorded_error_of_a_dry_run_is_of_fewer_images(here, capsys):
     assert run_here(*SMALL, "--n_epochs=1", "--limit_batches=1", "--save=dry") == 0
     assert (
         "128 training, 128 validation and 128 test images, a dry run by --limit_batches 1\n" in capsys.readouterr().out
@@ -120,32 +119,32 @@ def test_a_run_is_measured_in_its_own_precision(here, monkeypatch):
     changed(flags={"precision": "bf16"})(here)
     forward, dtypes = InPrecision.forward, set()
 
-    def noted(self, images):
+    def recording(self, images):
         dtypes.add(self.dtype)
         return forward(self, images)
 
-    monkeypatch.setattr(InPrecision, "forward", noted)
+    monkeypatch.setattr(InPrecision, "forward", recording)
     assert run_here(*EVALUATE) == 0
     assert dtypes == {torch.bfloat16}
 
 
 def test_ctrl_c_is_one_line_and_nothing_is_written(here, monkeypatch, capsys):
-    add = confusion_counts.Tally.add
+    add = ConfusionCounts.add
 
     def interrupted(self, logits, labels):
         add(self, logits, labels)
         signal.raise_signal(signal.SIGINT)
 
     before = everything_in(here)
-    monkeypatch.setattr(confusion_counts.Tally, "add", interrupted)
+    monkeypatch.setattr(ConfusionCounts, "add", interrupted)
     assert run_here(*EVALUATE) == 130
     assert capsys.readouterr() == ("", "demo.py evaluate: stopped by SIGINT\n")
     assert everything_in(here) == before
 
 
-def weights(change):
+def weights(content):
     """A preparation: other weights."""
-    return lambda here: torch.save(change, here / "run/model.pt")
+    return lambda here: torch.save(content, here / "run/model.pt")
 
 
 BAD = [
@@ -161,12 +160,12 @@ BAD = [
     (nothing, [*EVALUATE, "--csv=no/t.csv"], "--csv no/t.csv cannot be written"),
     (placed("t.csv", b"mine"), [*EVALUATE, "--csv=t.csv"], "--csv t.csv exists already"),
     (placed("p.png", b"mine"), [*EVALUATE, "--plot=p.png"], "--plot p.png exists already"),
-    (lacking("model.pt"), EVALUATE, "model.pt"),
+    (without("model.pt"), EVALUATE, "model.pt"),
     (placed("run/model.pt", b""), EVALUATE, "model.pt is damaged"),
     (placed("run/model.pt", b"text"), EVALUATE, "model.pt is damaged"),
     (weights({"weight": torch.ones(1)}), EVALUATE, "of another network than its config.json says"),
     (weights([1]), EVALUATE, "model.pt"),
-    (lacking("config.json"), EVALUATE, "run holds no run"),
+    (without("config.json"), EVALUATE, "run holds no run"),
     (placed("run/config.json", "pipe"), EVALUATE, "config.json cannot be read"),
     (placed("run/config.json", b""), EVALUATE, "run/config.json"),
     (placed("run/config.json", b"[" * 100_000), EVALUATE, "run/config.json"),
@@ -192,12 +191,14 @@ def test_what_cannot_be_used_is_one_line_and_stays_as_it_was(prepare, words, mes
     assert_refused(*words, message=message, folder=here, capture=capsys)
 
 
-def test_a_picture_that_cannot_be_drawn_any_more_is_one_line_after_the_table(here, capsys, monkeypatch):
-    def tally(*words, real=confusion_counts.tally, **settings):
-        (here / "run/confusion.png").mkdir()
-        return real(*words, **settings)
+def test_a_plot_that_cannot_be_written_any_more_is_one_line_after_the_table(here, capsys, monkeypatch):
+    add = ConfusionCounts.add
 
-    monkeypatch.setattr(confusion_counts, "tally", tally)
+    def put_in_the_way(self, logits, labels):
+        (here / "run/confusion.png").mkdir(exist_ok=True)
+        add(self, logits, labels)
+
+    monkeypatch.setattr(ConfusionCounts, "add", put_in_the_way)
     assert run_here(*EVALUATE) == 1
     out, error = capsys.readouterr()
     assert "the run recorded the same test error" in out

@@ -1,4 +1,4 @@
-"""What exporters make is read back and compared before it is left; their failures are one line and no file."""
+"""Exported files are read back and compared with the network; a failure of an exporter is one line and no file."""
 
 import logging
 import os
@@ -9,19 +9,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from commands.export import network as export
 from commands.export.exporters import EXPORTERS
+from commands.export.network import PixelNetwork, largest_difference
 from tests.support.application import assert_refused, run_here
 
 EXPORT = ["export", "--save=run", "--format=torch"]
 
 
-def exporting(monkeypatch, **others):
-    """Let other functions do the work of an exporter; those of torch.export do the rest."""
+def replace_exporter(monkeypatch, **others):
+    """Replace functions of the exporter for torch.export."""
     monkeypatch.setitem(EXPORTERS, "torch", replace(EXPORTERS["torch"], **others))
 
 
-def wrong_by(change):
+def reading_with(change):
     """Read a file back as a function with other results."""
     return lambda content: lambda pixels: change(EXPORTERS["onnx"].read(content)(pixels))
 
@@ -60,20 +60,20 @@ FAILING = {
     "in one batch": (lambda logits: logits * (len(logits) != 3), "differ from the network's own by 1.0e+00"),
     "in shape": (
         lambda logits: logits[:, :9],
-        "cannot be read back, and run/model.pt2 is not written: ValueError: logits",
+        "the exported file cannot be read back, and run/model.pt2 is not written: ValueError: logits",
     ),
 }
 
 
 @pytest.mark.parametrize("case", FAILING)
-def test_a_file_that_computes_something_else_is_not_left(case, here, onnx_content, monkeypatch, capsys):
+def test_a_file_with_other_logits_is_not_left(case, here, onnx_content, monkeypatch, capsys):
     change, message = FAILING[case]
-    exporting(monkeypatch, write=lambda *_: onnx_content, read=wrong_by(change))
+    replace_exporter(monkeypatch, write=lambda *_: onnx_content, read=reading_with(change))
     assert_refused(*EXPORT, message=message, folder=here, capture=capsys, code=1)
 
 
-def test_the_tolerance_admits_rounding(here, onnx_content, monkeypatch):
-    exporting(monkeypatch, write=lambda *_: onnx_content, read=EXPORTERS["onnx"].read)
+def test_the_tolerance_allows_rounding(here, onnx_content, monkeypatch):
+    replace_exporter(monkeypatch, write=lambda *_: onnx_content, read=EXPORTERS["onnx"].read)
     assert run_here(*EXPORT) == 0
     assert (here / "run/model.pt2").read_bytes() == onnx_content
 
@@ -81,8 +81,8 @@ def test_the_tolerance_admits_rounding(here, onnx_content, monkeypatch):
 @pytest.mark.parametrize("part", ["write", "read"])
 def test_an_exporter_that_fails_is_one_line_without_its_chatter(part, here, onnx_content, monkeypatch, capfd):
     parts = {"write": lambda *_: onnx_content} | {part: chatter_and_fail}
-    exporting(monkeypatch, **parts)
-    message = {"write": "--format torch failed, and", "read": "what was exported cannot be read back, and"}[part]
+    replace_exporter(monkeypatch, **parts)
+    message = {"write": "--format torch failed, and", "read": "the exported file cannot be read back, and"}[part]
     message += " run/model.pt2 is not written: OSError: the reason\n"
     assert_refused(*EXPORT, message=message, folder=here, capture=capfd, code=1)
 
@@ -92,28 +92,28 @@ def test_chatter_of_an_exporter_is_dropped(here, onnx_content, monkeypatch, capf
         chatter()
         return onnx_content
 
-    exporting(monkeypatch, write=write, read=EXPORTERS["onnx"].read)
+    replace_exporter(monkeypatch, write=write, read=EXPORTERS["onnx"].read)
     assert run_here(*EXPORT) == 0
     out, error = capfd.readouterr()
     assert (len(out.splitlines()), error) == (2, "")
     assert "chatter" not in out
 
 
-def test_a_file_that_came_into_being_meanwhile_stays(here, onnx_content, monkeypatch, capsys):
+def test_a_file_created_by_another_program_in_the_meantime_stays(here, onnx_content, monkeypatch, capsys):
     def write(*_):
         (here / "run/model.pt2").write_text("mine")
         return onnx_content
 
-    exporting(monkeypatch, write=write, read=EXPORTERS["onnx"].read)
+    replace_exporter(monkeypatch, write=write, read=EXPORTERS["onnx"].read)
     assert run_here(*EXPORT) == 1
-    assert "run/model.pt2 has come into being meanwhile" in capsys.readouterr().err
+    assert "run/model.pt2 was created by another program in the meantime" in capsys.readouterr().err
     assert (here / "run/model.pt2").read_text() == "mine"
     assert not [path for path in (here / "run").iterdir() if path.name.endswith(".tmp")]
 
 
 def test_equal_zeros_do_not_differ():
-    silent = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 2))
-    for parameter in silent.parameters():
+    zeros = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 2))
+    for parameter in zeros.parameters():
         torch.nn.init.zeros_(parameter)
-    on_pixels = export.OnPixels(silent, (0.5,) * 3, (0.5,) * 3)
-    assert export._largest_difference(on_pixels, on_pixels, 32) == 0
+    network = PixelNetwork(zeros, (0.5,) * 3, (0.5,) * 3)
+    assert largest_difference(network, network, 32) == 0

@@ -1,4 +1,4 @@
-"""What other people's code says meanwhile is dropped, and afterwards everything is as it was."""
+"""Output of other libraries is dropped while their code runs, and everything is as it was afterwards."""
 
 import logging
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from commands.export.silence import silenced
+from commands.export.quiet import without_output
 from tests.support.application import ROOT
 
 
@@ -22,9 +22,9 @@ def chatter(word):
     warnings.warn(word, stacklevel=1)
 
 
-def test_nothing_is_heard_meanwhile_and_everything_before_and_after(capfd, caplog):
+def test_output_is_dropped_inside_and_not_before_or_after(capfd, caplog):
     print("before")
-    with silenced():
+    with without_output():
         chatter("chatter")
     with pytest.warns(UserWarning, match="after"):
         chatter("after")
@@ -36,8 +36,8 @@ def test_nothing_is_heard_meanwhile_and_everything_before_and_after(capfd, caplo
     assert (out.count("after"), error.count("after")) == (2, 2)
 
 
-def test_it_ends_with_an_exception_too(capfd):
-    with pytest.raises(KeyError), silenced():
+def test_an_exception_ends_it_too(capfd):
+    with pytest.raises(KeyError), without_output():
         raise KeyError
     os.write(1, b"after")
     assert capfd.readouterr().out == "after"
@@ -46,7 +46,7 @@ def test_it_ends_with_an_exception_too(capfd):
 def test_no_descriptor_is_left_open():
     before = sorted(Path("/proc/self/fd").iterdir())
     for _ in range(3):
-        with silenced():
+        with without_output():
             pass
     assert sorted(Path("/proc/self/fd").iterdir()) == before
 
@@ -54,7 +54,7 @@ def test_no_descriptor_is_left_open():
 def test_the_level_of_logging_is_kept():
     logging.disable(logging.INFO)
     try:
-        with silenced():
+        with without_output():
             assert not logging.getLogger("other").isEnabledFor(logging.CRITICAL)
         assert logging.root.manager.disable == logging.INFO
     finally:
@@ -62,16 +62,16 @@ def test_the_level_of_logging_is_kept():
 
 
 CLOSED = """
-from commands.export.silence import silenced
-file = open("new", "wb", buffering=0)  # takes the number of what was closed
-with silenced():
+from commands.export.quiet import without_output
+file = open("new", "wb", buffering=0)  # gets the descriptor of the stream that was closed
+with without_output():
     print("chatter")
     file.write(b"mine")
 """
 
 
 @pytest.mark.parametrize("closing", [">&-", "2>&-"])
-def test_a_file_in_the_place_of_a_closed_stream_is_let_be(closing, tmp_path):
+def test_a_file_with_the_descriptor_of_a_closed_stream_is_left_alone(closing, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
     line = f'"$0" -c "$1" {closing}'
     result = subprocess.run(

@@ -1,4 +1,4 @@
-"""Exported files compute what the trained network does, anywhere, and say where they come from."""
+"""Exported files give the logits of the trained network without this code, and say where they come from."""
 
 import io
 import json
@@ -14,13 +14,13 @@ import pytest
 import torch
 from torch import Tensor
 
-import demo
 from commands.export.exporters import EXPORTERS
-from commands.export.formats import PACKAGES, SUFFIXES
+from commands.export.formats import FORMATS
 from commands.saved_run import read_saved_run
 from data.augment import normalise
 from data.datasets import DATASETS, load
 from data.images import describe_preparation
+from data.splits import Split
 from models import densenet_bc
 from tests.support.application import ROOT, everything_in, run_here
 from train.run.files import load_tensors
@@ -47,7 +47,9 @@ def batches(exported) -> dict[int, tuple[Tensor, Tensor]]:
     network = densenet_bc(10, 2)
     network.load_state_dict(load_tensors(exported[0] / "model.pt"))
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (DATASETS["digits"].mean, DATASETS["digits"].std))
-    images = load("digits", folder=None, download=False).test.images
+    test = load("digits", folder=None, download=False).test
+    assert isinstance(test, Split)
+    images = test.images
     with torch.no_grad():
         logits = network.eval()(normalise(images, mean, std))
     return {n: (images[-n:] / 255, logits[-n:]) for n in BATCHES}
@@ -58,7 +60,7 @@ def assert_close(actual: Tensor, expected: Tensor) -> None:
     assert (actual - expected).abs().max() <= 1e-4 * expected.abs().max()
 
 
-# Each program stands alone: it reads pixels, writes logits, and says which modules it has.
+# Programs for a process of their own: they read pixels and write logits.
 READ_TORCH = """
 import sys, torch
 network = torch.export.load(sys.argv[1]).module()
@@ -103,7 +105,7 @@ def test_onnx_gives_the_networks_logits_without_our_code_and_without_torch(expor
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_what_a_user_reads(name, exported):
+def test_two_lines_describe_the_file(name, exported):
     folder, printed = exported
     path = folder / FILES[name]
     first, second = printed[name].splitlines()
@@ -125,10 +127,10 @@ def metadata_of(folder, name: str) -> dict[str, str]:
 @pytest.mark.parametrize("name", FILES)
 def test_classes_normalisation_and_origin_are_in_the_file(name, exported):
     folder, _ = exported
-    told = {key: json.loads(text) for key, text in metadata_of(folder, name).items()}
-    origin = told.pop("origin")
-    assert told.pop("preprocessing") == describe_preparation(image_size=32, grey=True)
-    assert told == {"classes": [*"0123456789"], "mean": [0.30511] * 3, "std": [0.32382] * 3, "image_size": 32}
+    metadata = {key: json.loads(text) for key, text in metadata_of(folder, name).items()}
+    origin = metadata.pop("origin")
+    assert metadata.pop("preprocessing") == describe_preparation(image_size=32, grey=True)
+    assert metadata == {"classes": [*"0123456789"], "mean": [0.30511] * 3, "std": [0.32382] * 3, "image_size": 32}
     config = json.loads((folder / "config.json").read_text())
     assert (origin["versions"], origin["git_revision"]) == (config["versions"], config["git_revision"])
     assert origin["flags"] == {flag: config["flags"][flag] for flag in origin["flags"]}
@@ -166,10 +168,10 @@ def test_the_strategy_of_a_run_does_not_matter(here):
     config = here / "run/config.json"
     config.write_text(config.read_text().replace('"efficient": true', '"efficient": "checkpoint"'))
     assert '"checkpoint"' in config.read_text()
-    network = demo._network_of(read_saved_run(here / "run", command=demo.train))
+    network = read_saved_run(here / "run").network()
     weights = load_tensors(here / "run/model.pt")
     assert all(torch.equal(tensor, weights[name]) for name, tensor in network.state_dict().items())
 
 
-def test_formats_packages_and_exporters_are_of_the_same_names():
-    assert SUFFIXES.keys() == PACKAGES.keys() == EXPORTERS.keys() == FILES.keys()
+def test_each_format_has_an_exporter():
+    assert FORMATS.keys() == EXPORTERS.keys() == FILES.keys()

@@ -1,22 +1,20 @@
 """`python demo.py compare`: runs side by side."""
 
 import json
-import math
 import os
 import re
 import subprocess
 import sys
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
-from matplotlib.figure import Figure
+from hypothesis import HealthCheck, given, settings
 
-from commands.compare.plot import COLOURS, MOST_RUNS, _label, draw_runs
+from commands.compare.plot import MOST_RUNS
 from commands.compare.table import RunsTable, differing_flags
-from commands.run_history import Logbook, read_logbook
+from commands.run_record import read_record
 from tests.support.application import ROOT, assert_refused, everything_in, read_csv, run_here
 from tests.support.run_preparations import linked, nothing, placed
-from tests.support.synthetic_runs import any_rows, make_rows, make_run, num_shades, read_png
+from tests.support.synthetic_runs import any_rows, make_record, make_rows, make_run, num_shades, read_png
 from train.run.history import to_csv
 
 
@@ -30,7 +28,7 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_table_names_what_differs_and_how_far_each_run_is(here, capsys):
+def test_the_table_shows_which_flags_differ_and_how_far_each_run_is(here, capsys):
     before = everything_in(here)
     assert run_here("compare", "done", "going", "begun") == 0
     assert capsys.readouterr().out == (
@@ -77,7 +75,7 @@ def test_many_runs_have_a_line_each(here, capsys):
     assert [line.split()[0] for line in lines[1:]] == names
 
 
-def test_new_files_hold_table_and_picture(here):
+def test_new_files_hold_table_and_plot(here):
     assert run_here("compare", "done", "going", "begun", "--csv=t.csv", "--plot=p.png") == 0
     done, going, begun = read_csv(here / "t.csv")
     assert done == {
@@ -99,9 +97,9 @@ def test_new_files_hold_table_and_picture(here):
     }
     assert (going["epochs_done"], going["test_error"]) == ("3", "")
     assert begun["best_epoch"] == begun["seconds_per_epoch"] == ""
-    picture = read_png((here / "p.png").read_bytes())
-    assert picture.shape[1] == 1600
-    assert num_shades(picture) > 50
+    pixels = read_png((here / "p.png").read_bytes())
+    assert pixels.shape[1] == 1600
+    assert num_shades(pixels) > 50
 
 
 def test_one_run_is_enough_for_a_table(here, capsys):
@@ -109,124 +107,26 @@ def test_one_run_is_enough_for_a_table(here, capsys):
     assert "--" not in capsys.readouterr().out
 
 
-def book(name, rows, **flags):
-    return Logbook(name, {"depth": 10, **flags}, len(rows) or 1, 7, rows)
-
-
-def test_flags_that_a_run_lacks_are_a_difference_and_its_folders_are_not():
-    runs = [book("a", [], lr=0.1, seed=1, save="a"), book("b", [], seed=1, save="b"), book("c", [], lr=0.1, seed=1)]
-    assert differing_flags(runs) == ["lr"]
-    assert differing_flags(runs[:1]) == []
-
-
-def test_each_run_has_its_own_look_and_a_dot_at_its_best_epoch(monkeypatch):
-    figures = []
-    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kwargs: figures.append(self))
-    runs = [book(f"_${i}", make_rows(i + 1)) for i in range(MOST_RUNS)]
-    draw_runs(runs)
-    loss, rate, error = figures[0].axes
-    looks = {(line.get_color(), line.get_linestyle()) for line in rate.get_lines()}
-    assert len(looks) == MOST_RUNS == 3 * len(COLOURS)
-    lines = error.get_lines()
-    assert [list(line.get_ydata()) for line in lines[::2]] == [[r.valid_error * 100 for r in run.rows] for run in runs]
-    assert [tuple(dot.get_xydata()[0]) for dot in lines[1::2]] == [
-        (len(run.rows), run.rows[-1].valid_error * 100) for run in runs
+def test_a_missing_flag_is_a_difference_and_flags_that_are_not_compared_are_none():
+    runs = [
+        make_record("a", [], lr=0.1, seed=1, save="a"),
+        make_record("b", [], seed=1, save="b"),
+        make_record("c", [], lr=0.1, seed=1),
     ]
-    assert [list(line.get_ydata()) for line in loss.get_lines()[::2]] == [
-        [r.train_loss for r in run.rows] for run in runs
-    ]
-    labels = [text.get_text() for text in figures[0].legends[0].get_texts()]
-    assert labels[1] == "_$1: best epoch 2, validation 45.00%"
-    assert figures[0].get_suptitle() == f"{MOST_RUNS} runs"
-
-
-def test_the_legend_says_whose_loss_is_of_smoothed_labels():
-    rows, flags = make_rows(2), {"label_smoothing": 0.1}
-    assert _label(book("a", rows)) == _label(book("a", rows, label_smoothing=0)) == "a: best epoch 2, validation 45.00%"
-    assert _label(book("a", rows, **flags)) == "a: best epoch 2, validation 45.00%, smoothed labels"
-    assert _label(book("a", make_rows(2, valid=False), **flags)) == "a: epoch 2, smoothed labels"
-
-
-def test_the_legend_has_the_test_error_of_a_run_that_is_done():
-    assert _label(book("a", make_rows(2, test_error=0.125))) == "a: best epoch 2, validation 45.00%, test 12.50%"
-    assert _label(book("a", make_rows(2, test_error=0.125, valid=False))) == "a: epoch 2, test 12.50%"
-
-
-@pytest.mark.parametrize(
-    ("datasets", "title"),
-    [(["digits"], "1 run on digits"), (["digits"] * 2, "2 runs on digits"), (["digits", "svhn"], "2 runs")],
-)
-def test_the_title_says_how_many_runs_and_on_which_data(datasets, title, monkeypatch):
-    (figure,) = drawn_runs([book(f"r{i}", make_rows(2), dataset=name) for i, name in enumerate(datasets)], monkeypatch)
-    assert figure.get_suptitle() == title
-
-
-def drawn_runs(runs, monkeypatch):
-    figures = []
-    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kwargs: figures.append(self))
-    draw_runs(runs)
-    return figures
-
-
-@pytest.mark.parametrize("length", [5, 40])
-def test_all_of_the_legend_is_in_the_picture(length, monkeypatch):
-    runs = [book(c * length, make_rows(2, test_error=0.1), label_smoothing=0.1, dataset="digits") for c in "abc"]
-    (figure,) = drawn_runs(runs, monkeypatch)
-    figure.draw_without_rendering()
-    box = figure.legends[0].get_window_extent()
-    assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
-    assert figure.bbox.y0 <= box.y0
-
-
-def stairs(*rates):
-    return lambda epoch: rates[min(epoch - 1, len(rates) - 1)]
-
-
-def half_cosine(epoch):
-    return 0.05 * (1 + math.cos(math.pi * (epoch - 1) / 30))  # ends at 0.00027
-
-
-@pytest.mark.parametrize(
-    ("rates", "scale"),
-    [
-        ([stairs(0.1, 0.01, 0.001), half_cosine], "log"),
-        ([stairs(0.01), stairs(0.001), half_cosine], "log"),
-        ([stairs(*(10**-i for i in range(1, 4))), *(stairs(0.1 * i, 0.01 * i) for i in range(1, 8))], "log"),
-        ([stairs(0.1, 0.01, 0.001), stairs(0.0)], "log"),
-        ([half_cosine, half_cosine], "linear"),
-        ([stairs(0.1), half_cosine], "linear"),
-        ([stairs(0.1), stairs(0.0)], "linear"),
-    ],
-)
-def test_rates_that_differ_by_factors_are_told_apart_whatever_other_runs_do(rates, scale, monkeypatch):
-    runs = [book(f"r{i}", make_rows(30, rate=rate)) for i, rate in enumerate(rates)]
-    (figure,) = drawn_runs(runs, monkeypatch)
-    panel = figure.axes[1]
-    assert panel.get_yscale() == scale
-    low, high = panel.get_ylim()
-    assert high > max(rate(epoch) for rate in rates for epoch in range(1, 31))
-    if scale == "log":
-        assert 0 < low < 0.001
-        places = [panel.transAxes.inverted().transform(panel.transData.transform((1, y)))[1] for y in (0.001, 0.01)]
-        assert places[1] - places[0] > 0.15  # of the height of the panel
-
-
-def test_equal_runs_give_equal_bytes():
-    assert draw_runs([book("a", make_rows(3))]) == draw_runs([book("a", make_rows(3))])
+    assert differing_flags(runs, not_compared={"save"}) == ["lr"]
+    assert differing_flags(runs, not_compared=()) == ["lr", "save"]
+    assert differing_flags(runs[:1], not_compared=()) == []
 
 
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(any_rows(), any_rows())
-@example([], make_rows(2, rate=lambda epoch: 5e-324 if epoch == 2 else 1.0))
-@example(make_rows(2, scale=5e-324, rate=lambda epoch: 5e-324 * epoch), make_rows(1, rate=lambda epoch: 3e38))
-def test_any_rows_make_a_table_and_a_picture(one, other):
-    runs = [book("a", one), book("日本", other)]
-    assert len(RunsTable(runs).as_text().splitlines()) == 11
-    assert read_png(draw_runs(runs)).shape[1] == 1600
+def test_any_rows_make_a_table(one, other):
+    table = RunsTable([make_record("a", one), make_record("日本", other)], not_compared=())
+    assert len(table.as_text().splitlines()) == 11
 
 
-def test_a_logbook_is_what_the_files_say(here):
-    run = read_logbook(here / "done")
+def test_a_record_holds_what_the_files_say(here):
+    run = read_record(here / "done")
     assert run.rows == make_rows(5, test_error=0.125, rate=lambda epoch: 0.1 / epoch)
     assert (run.n_epochs, run.parameters, run.flags["lr"], run.test_error) == (5, 700, 0.1, 0.125)
 
@@ -303,7 +203,7 @@ def test_what_cannot_be_used_is_one_line_and_stays_as_it_was(prepare, words, mes
         (placed("begun/results.csv", b""), "begun", "begun/results.csv is no table of epochs: line 1"),
     ],
 )
-def test_one_folder_that_is_no_run_keeps_no_other_from_being_compared(prepare, word, reason, here, capsys):
+def test_a_folder_that_is_no_run_does_not_keep_others_from_being_compared(prepare, word, reason, here, capsys):
     prepare(here)
     assert run_here("compare", "done", word, "going", "--csv=t.csv", "--plot=p.png") == 1
     out, error = capsys.readouterr()
@@ -326,7 +226,7 @@ def test_a_folder_of_runs_stands_for_the_runs_directly_below_it(here, capsys):
     assert capsys.readouterr().out.splitlines()[0].split()[1].endswith("deeper")
 
 
-def test_more_runs_than_can_be_told_apart_are_a_table_but_no_picture(here, capsys):
+def test_more_runs_than_can_be_told_apart_are_a_table_but_no_plot(here, capsys):
     names = [f"r{i}" for i in range(MOST_RUNS + 1)]
     for name in names:
         make_run(here / name, make_rows(1))
@@ -339,7 +239,7 @@ def test_more_runs_than_can_be_told_apart_are_a_table_but_no_picture(here, capsy
     assert not (here / "p.png").exists()
 
 
-def test_names_that_are_no_text_can_be_printed_and_drawn(here):
+def test_names_that_are_not_valid_text_can_be_printed_and_plotted(here):
     make_run(here / "r\udcff", make_rows(2), note="a\u202eb\n\x1b[31m")
     program = [sys.executable, str(ROOT / "demo.py"), "compare", "done", "r\udcff", "--plot=p.png", "--csv=t.csv"]
     environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict", "PYTHONDONTWRITEBYTECODE": "1"}

@@ -1,4 +1,4 @@
-"""What cannot be exported is one line, and nothing is written."""
+"""Exports that are refused: one line each, and nothing is written."""
 
 import shutil
 import sys
@@ -6,14 +6,14 @@ import sys
 import pytest
 import torch
 
-from commands.export.formats import PACKAGES
+from commands.export.formats import FORMATS
 from tests.support.application import assert_refused, everything_in, run_here
-from tests.support.run_preparations import changed, lacking, nothing, placed, recorded
+from tests.support.run_preparations import changed, nothing, placed, recorded, without
 from train.run.files import load_tensors, sealed
 
 
 def weights_with(change):
-    """A preparation: other weights in model.pt, as a whole file."""
+    """A preparation: other weights in model.pt, which stays an intact file."""
 
     def prepare(here):
         path = here / "run/model.pt"
@@ -37,8 +37,8 @@ REFUSED = {
         "--save is 'run/other', but must be a folder, not a file",
     ),
     "not a run": (placed("empty", "folder"), ["--save=empty"], "--save empty holds no run: it has no config.json"),
-    "no config": (lacking("config.json"), [], "--save run holds no run: it has no config.json"),
-    "no weights": (lacking("model.pt"), [], "run/model.pt cannot be read: No such file"),
+    "no config": (without("config.json"), [], "--save run holds no run: it has no config.json"),
+    "no weights": (without("model.pt"), [], "run/model.pt cannot be read: No such file"),
     "damaged config": (placed("run/config.json", b"{"), [], "run/config.json cannot be read: "),
     "other classes": (changed(classes=[]), [], "run/config.json cannot be used: classes is [], but must be"),
     "damaged weights": (placed("run/model.pt", b"mine"), [], "run/model.pt is damaged, or is no file of tensors"),
@@ -84,12 +84,13 @@ def test_missing_packages_are_named_before_any_work(missing, here, monkeypatch, 
         monkeypatch.setitem(sys.modules, package, None)
     before = everything_in(here)
     assert run_here("export", "--save=run", "--format=onnx") == 2
-    message = f"--format is onnx, but packages are missing: pip install {' '.join(missing)}"
+    which = f"the packages {', '.join(missing)} are" if len(missing) > 1 else f"the package {missing[0]} is"
+    message = f"--format is onnx, but {which} missing: pip install {' '.join(missing)}"
     assert capsys.readouterr().err == f"demo.py export: error: {message}\n"
     assert everything_in(here) == before
 
 
 def test_torch_export_needs_no_further_package(here, monkeypatch):
-    for package in PACKAGES["onnx"]:
+    for package in FORMATS["onnx"].packages:
         monkeypatch.setitem(sys.modules, package, None)
     assert run_here("export", "--save=run", "--format=torch") == 0

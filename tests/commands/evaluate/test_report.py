@@ -1,4 +1,4 @@
-"""What is printed of a test set, and its table as CSV."""
+"""The report on a test set: printed, as CSV, and its confusion matrix as a plot."""
 
 import csv
 import io
@@ -9,30 +9,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from commands.evaluate.plot import draw_confusion
-from commands.evaluate.report import Evaluation
-from commands.tables import plain
+from commands.evaluate.report import Report
 from tests.support.synthetic_runs import num_shades, read_png
 
 
-def make(confusion, classes=None, top5_error=None):
+def report_on(confusion, classes=None, top5_error=None):
     confusion = torch.tensor(confusion, dtype=torch.int64)
     classes = classes or tuple(f"c{i}" for i in range(len(confusion)))
     error = 1 - confusion.trace().item() / confusion.sum().item()
-    return Evaluation(0.25, error, top5_error, confusion, classes)
+    return Report(0.25, error, top5_error, confusion, classes)
 
 
-THREE = make([[8, 2, 0], [0, 1000, 0], [0, 0, 0]], ("cat", "dog", "cow"))
+THREE = report_on([[8, 2, 0], [0, 1000, 0], [0, 0, 0]], ("cat", "dog", "cow"))
 
 
 def test_text_is_a_line_for_each_class_and_the_matrix():
     assert THREE.summary() == "test error 0.20% (2 of 1,010 images), loss 0.2500"
     assert THREE.as_text() == (
-        "class  images  accuracy  most often taken for\n"
-        "cat        10    80.00%               dog (2)\n"
-        "dog     1,000   100.00%                     -\n"
-        "cow         0         -                     -\n"
+        "class  images  accuracy  most often misclassified as\n"
+        "cat        10    80.00%                      dog (2)\n"
+        "dog     1,000   100.00%                            -\n"
+        "cow         0         -                            -\n"
         "\n"
-        "each class (line) and the network's answers (column):\n"
+        "confusion matrix, true class (line) and predicted class (column):\n"
         "\n"
         "     cat    dog  cow\n"
         "cat    8      2    .\n"
@@ -41,39 +40,39 @@ def test_text_is_a_line_for_each_class_and_the_matrix():
     )
 
 
-def test_of_many_classes_the_largest_confusions_are_listed():
+def test_for_many_classes_the_largest_confusions_are_listed():
     confusion = torch.eye(13, dtype=torch.int64) * 10
     for i in range(12):
         confusion[i, i + 1] = i
-    lines = make(confusion.tolist(), top5_error=0.125).as_text().splitlines()
+    lines = report_on(confusion.tolist(), top5_error=0.125).as_text().splitlines()
     assert lines[15] == "largest confusions:"
     assert len(lines) == 15 + 3 + 10
     assert [line.split() for line in lines[17:20]] == [
-        ["class", "taken", "for", "images", "of", "the", "class"],
+        ["true", "class", "predicted", "class", "images", "of", "the", "true", "class"],
         ["c11", "c12", "11", "52.38%"],
         ["c10", "c11", "10", "50.00%"],
     ]
 
 
 def test_many_classes_without_a_mistake_have_no_confusions():
-    evaluation = make((torch.eye(20, dtype=torch.int64) * 3).tolist(), top5_error=0.0)
-    assert evaluation.as_text().endswith("\n\nno class is taken for another one")
-    assert evaluation.summary() == "test error 0.00% (0 of 60 images), loss 0.2500, top-5 error 0.00%"
+    report = report_on((torch.eye(20, dtype=torch.int64) * 3).tolist(), top5_error=0.0)
+    assert report.as_text().endswith("\n\nno image is misclassified")
+    assert report.summary() == "test error 0.00% (0 of 60 images), loss 0.2500, top-5 error 0.00%"
 
 
-def test_of_equal_confusions_the_first_is_named():
-    assert make([[1, 0, 2, 2], [0] * 4, [0] * 4, [0] * 4]).rows[0].taken_for == 2
+def test_of_equal_mistakes_the_first_is_named():
+    assert report_on([[1, 0, 2, 2], [0] * 4, [0] * 4, [0] * 4]).rows[0].most_frequent_mistake == 2
 
 
 @given(st.data())
-def test_csv_says_all_that_was_counted(data):
+def test_csv_has_all_counts(data):
     size = data.draw(st.integers(1, 15))
     counts = st.lists(st.integers(0, 50), min_size=size, max_size=size)
     confusion = data.draw(st.lists(counts, min_size=size, max_size=size))
     confusion[0][0] += 1
     names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=5)
     classes = data.draw(st.lists(names, min_size=size, max_size=size, unique=True))
-    rows = list(csv.DictReader(io.StringIO(make(confusion, tuple(classes)).as_csv().decode(), newline="")))
+    rows = list(csv.DictReader(io.StringIO(report_on(confusion, tuple(classes)).as_csv().decode(), newline="")))
     assert [row["class"] for row in rows] == classes
     assert [[int(row[f"predicted {name}"]) for name in classes] for row in rows] == confusion
     for i, row in enumerate(rows):
@@ -86,29 +85,19 @@ def test_csv_says_all_that_was_counted(data):
 def test_text_of_any_class_names_has_the_lines_of_its_tables(data):
     size = data.draw(st.integers(1, 15))
     classes = tuple(data.draw(st.lists(st.text(max_size=60), min_size=size, max_size=size)))
-    text = make([[1] * size] * size, classes).as_text()
+    text = report_on([[1] * size] * size, classes).as_text()
     assert len(text.splitlines()) == 1 + size + (4 + size if size <= 12 else 4 + 10)
 
 
-@given(st.text(), st.integers(5, 30))
-def test_plain_text_is_one_line_of_limited_length(text, longest):
-    shown = plain(text, longest=longest)
-    assert shown.isprintable()
-    assert len(shown) <= longest
-    if text.isprintable():
-        assert len(shown) == min(len(text), longest)
-        assert shown == text or (shown[0], shown[-1]) == (text[0], text[-1])
-
-
 @pytest.mark.parametrize("size", [1, 2, 10, 15, 100])
-def test_picture_has_the_documented_size_and_equal_bytes_each_time(size):
+def test_the_plot_has_the_documented_size_and_equal_bytes_each_time(size):
     confusion = torch.eye(size, dtype=torch.int64) * 90 + torch.arange(size * size).view(size, size) % 7
     confusion[size // 2] = 0  # a class without images
     classes = tuple("_a$b^{ 日本"[: 3 + i % 8] for i in range(size))
-    picture = draw_confusion(confusion, classes, title=["runs/$x$", "_"])
-    assert read_png(picture).shape[:2] == (1152, 1280)
-    assert num_shades(read_png(picture)) > 50
-    assert size > 15 or picture == draw_confusion(confusion, classes, title=["runs/$x$", "_"])
+    plot = draw_confusion(confusion, classes, title=["runs/$x$", "_"])
+    assert read_png(plot).shape[:2] == (1152, 1280)
+    assert num_shades(read_png(plot)) > 50
+    assert size > 15 or plot == draw_confusion(confusion, classes, title=["runs/$x$", "_"])
 
 
 @pytest.mark.parametrize("classes", [("a", "b"), ("0", "1", "2"), ("a long name", "another one")])

@@ -1,21 +1,27 @@
-"""`predict`: what a network says of files, as lines and as CSV; and the command from its line to its exit code."""
+"""`python demo.py predict`: the most likely classes of image files, as lines and as CSV."""
 
 import csv
 import io
+import math
 import shutil
 import subprocess
-from types import SimpleNamespace
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
+from data.source import Split
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from commands.predict.predictions import Prediction, as_csv, as_line, most_likely, predict_files
-from data.datasets import DATASETS, load
+from data.datasets import DATASETS, load, read_digits
+from data.errors import DataError
+from data.images import ImageBatch
 from data.loader import make_test_loader
 from tests.support.application import SMALL, command, read_results, run_here
 from tests.support.synthetic_images import encoded, picture, write
+from train.errors import RunError
 
 CLASSES = ("ant", "a, b", 'say "x"', "long name")
 
@@ -36,12 +42,7 @@ def images_of(*logits):
     return images
 
 
-def batch(paths, images, errors=()):
-    """As `data.images.ImageBatch`, which tests of train/ do not need."""
-    return paths, images, errors
-
-
-def test_probabilities_are_those_of_a_softmax_the_likeliest_first():
+def test_probabilities_are_those_of_a_softmax_the_most_likely_first():
     logits = torch.randn(20, 4, generator=torch.Generator().manual_seed(0)) * 3
     probabilities, labels = most_likely(Given().eval(), images_of(*logits.tolist()), top=3)
     expected = logits.double().exp() / logits.double().exp().sum(1, keepdim=True)
@@ -64,9 +65,9 @@ def predict(batches, paths, top=1):
 def test_each_file_gets_a_line_in_columns_and_a_bad_one_an_error(capsys):
     paths = ["a.png", "folder/b.png", "bad.png", "c.png"]
     batches = [
-        batch(paths[:2], images_of([5.0, 0, 0, 0], [0, 0, 0, 0.5])),
-        batch([], images_of(), [ValueError("bad.png is no image")]),
-        batch(paths[3:], images_of([0, 0, 9.0, 0])),
+        ImageBatch(paths[:2], images_of([5.0, 0, 0, 0], [0, 0, 0, 0.5]), []),
+        ImageBatch([], images_of(), [DataError("bad.png is no image")]),
+        ImageBatch(paths[3:], images_of([0, 0, 9.0, 0]), []),
     ]
     predictions, unreadable = predict(batches, paths, top=2)
     assert unreadable == 1
@@ -83,12 +84,12 @@ def test_each_file_gets_a_line_in_columns_and_a_bad_one_an_error(capsys):
     assert len({len(line) for line in lines}) == 1
 
 
-def test_a_line_holds_every_asked_class():
+def test_a_line_holds_all_requested_classes():
     one = Prediction("x.png", ("ant", "bee"), (0.9, 0.1))
     assert as_line(one, (6, 4)) == "x.png   ant   90.00%  bee   10.00%"
 
 
-def test_csv_holds_every_asked_class_and_survives_commas():
+def test_csv_holds_all_requested_classes_and_quotes_commas():
     predictions = [
         Prediction("a, 1.png", ("a, b", 'say "x"'), (0.75, 0.25)),
         Prediction("b.png", ("ant", "a, b"), (1.0, 1.25e-10)),
@@ -104,12 +105,12 @@ def test_csv_holds_every_asked_class_and_survives_commas():
 @pytest.mark.parametrize(("number", "shown"), [(999, False), (1000, True)])
 def test_many_files_get_a_bar_on_a_terminal(number, shown, monkeypatch, capsys):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    predict([batch(["a"] * number, images_of(*[[0.0] * 4] * number))], ["a"] * number)
+    predict([ImageBatch(["a"] * number, images_of(*[[0.0] * 4] * number), [])], ["a"] * number)
     assert (" files" in capsys.readouterr().err) == shown
 
 
 def test_nothing_is_shown_where_there_is_no_terminal(capsys):
-    predict([batch(["a"] * 2000, images_of(*[[0.0] * 4] * 2000))], ["a"] * 2000)
+    predict([ImageBatch(["a"] * 2000, images_of(*[[0.0] * 4] * 2000), [])], ["a"] * 2000)
     assert capsys.readouterr().err == ""
 
 
@@ -118,8 +119,8 @@ def test_the_batches_are_closed_if_the_network_fails():
 
     def batches():
         try:
-            yield batch(["a"], images_of([0.0] * 4))
-            yield batch(["b"], torch.zeros(1, 3, 1, 1))  # too small for topk
+            yield ImageBatch(["a"], images_of([0.0] * 4), [])
+            yield ImageBatch(["b"], torch.zeros(1, 3, 1, 1), [])  # too small for topk
         finally:
             closed.append(True)
 
@@ -128,16 +129,34 @@ def test_the_batches_are_closed_if_the_network_fails():
     assert closed == [True]
 
 
+def test_output_that_is_not_finite_is_an_error_that_names_the_file():
+    images = images_of([0.0] * 4, [0.0, 0.0, math.inf, 0.0], [0.0] * 4)
+    paths = ["a.png", "b.png", "c.png"]
+    message = r"^the network's output for b\.png is NaN or infinite, so it means nothing$"
+    with pytest.raises(RunError, match=message):
+        predict([ImageBatch(paths, images, [])], paths)
+
+
+class FinishedRun(NamedTuple):
+    """A run and its test images, in memory and as files 000.png, 001.png, ... in the same order."""
+
+    save: Path
+    images: Path
+    labels: Tensor
+    error: float
+
+
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A short run on digits, and the test images as files: 0.png, 1.png, ... in their order."""
+def run(tmp_path_factory) -> FinishedRun:
+    """A short run on digits."""
     root = tmp_path_factory.mktemp("run")
     assert run_here(*SMALL, "--n_epochs=2", f"--save={root / 'save'}") == 0
-    digits = load("digits", folder=None, download=False)
-    for i, pixels in enumerate(digits.test.images):
+    test = read_digits(None, False).test
+    assert isinstance(test, Split)
+    for i, pixels in enumerate(test.images):
         write(root / f"images/{i:03}.png", encoded(Image.fromarray(pixels.permute(1, 2, 0).numpy()), "PNG"))
     error = float(read_results(root / "save")[-1]["test_error"])
-    return SimpleNamespace(save=root / "save", images=root / "images", test=digits.test, error=error)
+    return FinishedRun(root / "save", root / "images", test.labels, error)
 
 
 def predicted(out):
@@ -154,7 +173,7 @@ def test_predicting_the_test_images_gives_the_test_error_of_the_run(run, tmp_pat
         rows = list(csv.DictReader(file))
     assert [row["file"] for row in rows] == [str(path) for path in sorted(run.images.iterdir())]
     assert [line[0] for line in predicted(out)] == [row["file"] for row in rows]
-    wrong = sum(row["class"] != str(label) for row, label in zip(rows, run.test.labels.tolist(), strict=True))
+    wrong = sum(row["class"] != str(label) for row, label in zip(rows, run.labels.tolist(), strict=True))
     assert wrong / len(rows) == pytest.approx(run.error, abs=1e-12)
     for row in rows:
         probabilities = [float(row[name]) for name in ("probability", "probability_2", "probability_3")]
@@ -162,7 +181,7 @@ def test_predicting_the_test_images_gives_the_test_error_of_the_run(run, tmp_pat
         assert 0 < sum(probabilities) <= 1 + 1e-5
 
 
-def test_a_run_on_grey_images_sees_no_colours(run, tmp_path, capsys):
+def test_colours_do_not_matter_to_a_run_on_grey_images(run, tmp_path, capsys):
     coloured = picture(32, 32)
     write(tmp_path / "coloured.png", encoded(coloured, "PNG"))
     write(tmp_path / "grey.png", encoded(coloured.convert("L"), "PNG"))
@@ -223,7 +242,7 @@ def test_what_cannot_be_used_is_one_line_before_any_work(words, message, run, ca
 
 
 def test_predict_needs_nothing_but_the_folder_of_the_run(run, tmp_path, capsys):
-    """Not the data, and not the checkpoint; the test batches are what the files give."""
+    """Neither the data nor the checkpoint; the test loader gives as many images as there are files."""
     for name in ("config.json", "model.pt"):
         shutil.copy(run.save / name, tmp_path / name)
     capsys.readouterr()
@@ -231,13 +250,15 @@ def test_predict_needs_nothing_but_the_folder_of_the_run(run, tmp_path, capsys):
     assert len(capsys.readouterr().out.splitlines()) == 1
     spec = DATASETS["digits"]
     source = load("digits", folder=None, download=False)
-    assert make_test_loader(source, spec, torch.device("cpu"), batch_size=8).num_images == len(run.test)
+    assert make_test_loader(source, spec, torch.device("cpu"), batch_size=8).num_images == len(run.labels)
 
 
-def test_output_that_nobody_reads_any_more_ends_it_without_a_word(run):
-    """As behind `| head -1`, with more lines than a pipe holds."""
+def test_it_ends_silently_if_nobody_reads_its_output_any_more(run):
+    """As in `demo.py predict ... | head -1`, with more lines than a pipe holds."""
     words = ["predict", f"--save={run.save}", *[str(run.images)] * 10, "--top=10"]
     process = subprocess.Popen(command(*words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout
+    assert process.stderr
     process.stdout.readline()
     process.stdout.close()
     assert process.wait(timeout=60) == 141
