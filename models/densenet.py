@@ -12,7 +12,7 @@ from numbers import Integral
 import torch
 from torch import Tensor, nn
 
-from .buffer import BUFFER_STRATEGIES
+from .buffer.network import BUFFER_STRATEGIES
 from .features import Features, averages_of
 from .layers import DenseBlock, Transition
 

@@ -7,12 +7,12 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .buffer import bottlenecks_kept, has_statistics, is_buffer_wanted
+from .buffer.eligible import why_call, why_call_block, why_call_reader, why_not_from
+from .buffer.function import read_block
+from .buffer.network import bottlenecks_kept, has_statistics, is_buffer_wanted
+from .buffer.sizes import Stage
 from .calls import call_in_order
-from .eligible import why_call, why_call_block, why_call_reader, why_not_from
 from .recompute import recompute_in_backward
-from .sizes import Stage
-from .stage import read_block
 from .tracing import warn
 from .unmodified import are_unwatched, register, why_classes_modified, why_modified
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .buffer import is_buffer_wanted, run_block
+from .buffer.network import is_buffer_wanted, run_block
 from .calls import call_in_order
 from .recompute import may_recompute, recompute_in_backward
 from .unmodified import register

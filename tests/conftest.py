@@ -46,8 +46,9 @@ def same_global_state():
 @pytest.fixture
 def blocks_over_buffers(monkeypatch):
     """List the blocks that have run over a feature buffer."""
-    from models import buffer, features
-    from models.stage import read_block
+    from models import features
+    from models.buffer import network
+    from models.buffer.function import read_block
 
     blocks = []
 
@@ -55,7 +56,7 @@ def blocks_over_buffers(monkeypatch):
         blocks.append(block)
         return read_block(maps, block, reader, **settings)
 
-    for module in (buffer, features):
+    for module in (network, features):
         monkeypatch.setattr(module, "read_block", note)
     return blocks
 

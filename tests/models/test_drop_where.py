@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import DROP_PLACES, STRATEGIES, DenseNet, densenet_bc, densenet_plain
-from models.dropout import NO_DROPOUT, Dropout
+from models.buffer.dropout import NO_DROPOUT, Dropout
+from models.buffer.function import read_block
+from models.buffer.memory_plan import NOTHING, StageSize
+from models.buffer.rows import as_rows
+from models.buffer.sizes import sizes_of
 from models.layers import DenseLayer, PlainLayer
-from models.plan import NOTHING, StageSize
-from models.rows import as_rows
-from models.sizes import sizes_of
-from models.stage import read_block
 from tests.support.network_pairs import BF16, FORMATS
 from tests.support.tensor_measurements import (
     LiveStorages,

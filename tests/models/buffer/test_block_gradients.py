@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models import rows as rows_module
+from models.buffer import rows as rows_module
+from models.buffer.function import read_block
 from models.layers import DenseBlock
-from models.stage import read_block
 from tests.support.block_steps import IMAGES, KEPT, KINDS, READERS, SIDES, START, call_modules, random_maps, stage, step
 from tests.support.network_pairs import DROPOUTS, DROPPING, FORMATS
 from tests.support.tensor_measurements import largest_difference

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
 
-from .plan import NOTHING, StageSize
-from .stage import computing_dtype, has_bottleneck, last_convolution, layers_of
+from .function import computing_dtype, has_bottleneck, last_convolution, layers_of
+from .memory_plan import NOTHING, StageSize
 
 Stage = tuple[nn.Module, nn.Module | None]  # a dense block, and what reads it
 

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.reductions import Moments, sums_of_products, totals
+from models.buffer.reductions import Moments, sums_of_products, totals
 
 generated = settings(deadline=None, derandomize=True, max_examples=60)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
 from models import DenseNet
-from models.eligible import why_call_block
+from models.buffer.eligible import why_call_block
 from models.layers import DenseLayer, PlainLayer
 from tests.support.network_pairs import DROPPING, LAYER, PLAIN, SMALL, assert_same_training, doubles, naive_and_buffer
 

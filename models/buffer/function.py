@@ -13,14 +13,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from .dense_layer import DenseLayerPass
 from .feature_buffer import FeatureBuffer, GradientBuffer, Statistics
+from .layers import DenseLayerPass
 from .norms import RunningStatistics
 from .plain_layer import PlainLayerPass
-from .reader import Reader, parameters_of_reader, read, read_backward
 from .rows import as_maps
 from .second_derivatives import refuse_derivatives
 from .stage_forward import StageForward
+from .transition import Reader, parameters_of_reader, read, read_backward
 from .workspace import Workspace
 
 

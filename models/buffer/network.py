@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ..tracing import tracer_of, warn
 from .eligible import why_call_block, why_not_from
-from .plan import bottlenecks_for_free
+from .function import layers_of, read_block
+from .memory_plan import bottlenecks_for_free
 from .sizes import Stage, sizes_of
-from .stage import layers_of, read_block
-from .tracing import tracer_of, warn
 
 BUFFER_STRATEGIES = ("buffer", "buffer_fast")
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models import rows as rows_module
+from models.buffer import rows as rows_module
+from models.buffer.function import read_block
 from models.layers import DenseBlock
-from models.stage import read_block
 from tests.support.block_steps import (
     BOTTLENECK,
     GROWTH,

@@ -5,8 +5,8 @@ from functools import partial
 import pytest
 from torch.utils.flop_counter import FlopCounterMode
 
-from models import rows as rows_module
-from models.stage import read_block
+from models.buffer import rows as rows_module
+from models.buffer.function import read_block
 from tests.support.block_steps import BOTTLENECK, GROWTH, KEPT, KINDS, READERS, ROWS, START, Read, random_maps, stage
 from tests.support.network_pairs import DROPOUTS
 from tests.support.tensor_measurements import OperationCounts

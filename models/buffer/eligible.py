@@ -7,9 +7,9 @@ classes and in the order that this project puts them in, with nothing added to w
 import torch
 from torch import Tensor, nn
 
-from .stage import has_bottleneck, is_autocast, last_convolution, layers_of
-from .tracing import is_plain
-from .unmodified import why_classes_modified, why_modified
+from ..tracing import is_plain
+from ..unmodified import why_classes_modified, why_modified
+from .function import has_bottleneck, is_autocast, last_convolution, layers_of
 
 # The class of a module, by its name without digits.
 ROLES = {"norm": nn.BatchNorm2d, "relu": nn.ReLU, "conv": nn.Conv2d, "drop": nn.Dropout, "pool": nn.AvgPool2d}

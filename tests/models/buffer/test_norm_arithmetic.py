@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.feature_buffer import EPS, FeatureBuffer
-from models.norms import Norm, Normalisation, RunningStatistics
-from models.rows import Scratch, as_rows
+from models.buffer.feature_buffer import EPS, FeatureBuffer
+from models.buffer.norms import Norm, Normalisation, RunningStatistics
+from models.buffer.rows import Scratch, as_rows
 
 MAPS = torch.randn(3, 4, 5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 2 + 3
 

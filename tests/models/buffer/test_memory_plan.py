@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.plan import NOTHING, StageSize, bottlenecks_for_free
+from models.buffer.memory_plan import NOTHING, StageSize, bottlenecks_for_free
 
 generated = settings(deadline=None, derandomize=True, max_examples=200)
 

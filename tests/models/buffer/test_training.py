@@ -9,7 +9,7 @@ from torch import Tensor
 
 from data import datasets
 from models import DROP_PLACES, DenseNet
-from models import rows as rows_module
+from models.buffer import rows as rows_module
 from models.densenet import BUFFER_STRATEGIES
 from tests.support.network_pairs import (
     FORMATS,

@@ -3,8 +3,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models import rows as rows_module
-from models.rows import (
+from models.buffer import rows as rows_module
+from models.buffer.rows import (
     Scratch,
     as_maps,
     as_rows,
