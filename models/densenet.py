@@ -5,18 +5,19 @@ k growth rate, m dense layers in a block.
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import sqrt
 from numbers import Integral
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .buffer.network import BUFFER_STRATEGIES
-from .features import Features, averages_of
-from .layers import DenseBlock, Transition
+from .features import DenseBlock, Features, averages_of
+from .layers import Transition
 
-# How a network finds in the backward pass what it computed in the forward pass; see DenseNet.
+# How the backward pass gets intermediate results of the forward pass; see DenseNet.
 STRATEGIES = ("naive", "checkpoint", *BUFFER_STRATEGIES)
 
 # Where dropout acts; see DenseNet.
@@ -32,26 +33,26 @@ class DenseNet(nn.Module):
     Args:
         growth_rate: Channels k that each dense layer adds, 1 or more.
         block_config: Number of dense layers in each block, at least one block.
-        compression: A transition keeps this share of its channels, above 0 and at most 1.
-        num_init_features: Channels of the first convolution; the paper's BC networks use 2k.
+        compression: The fraction of its input channels that a transition keeps, above 0 and at most 1.
+        num_init_features: Output channels of the first convolution; the paper's BC networks use 2k.
         bn_size: The bottleneck of a dense layer has bn_size * k channels. None: there are no bottlenecks, a layer is
-            norm, ReLU and a 3x3 convolution of all its inputs.
+            norm, ReLU and a 3x3 convolution of its whole input.
         drop_rate: Probability of dropping a value in training, at least 0 and below 1.
         num_classes: Number of logits.
-        small_inputs: Start with one 3x3 convolution, as for 32x32 images; otherwise the ImageNet form: 7x7 with
-            stride 2, norm, ReLU and max pooling.
-        efficient: How the backward pass finds what the forward pass computed. False or "naive": everything is kept,
+        small_inputs: Start with one 3x3 convolution, as for 32x32 images; otherwise start as for ImageNet: 7x7
+            convolution with stride 2, norm, ReLU and max pooling.
+        efficient: How the backward pass gets intermediate results of the forward pass. False or "naive": all are kept,
             which grows with the square of a block's layers. True or "buffer": each block keeps one normalised copy of
-            its maps and computes the rest again; this takes the least memory. "buffer_fast": each block also keeps what
-            its 1x1 convolutions make; this is the fastest, in about twice the memory. "checkpoint": concatenation, norm
-            and ReLU are computed again, and all results are those of the naive network to the last bit; gradients and
-            running statistics of the other strategies are those up to rounding. The strategy changes neither names
-            nor shapes of parameters. It acts in training, for `features` alone too: in eval mode and without gradients
-            plain modules run. Under torch.compile and exporters only "checkpoint" acts, under other tracers and the
-            transforms of torch.func none, which a warning says.
+            its feature maps and recomputes the rest; this takes the least memory. "buffer_fast": each block also keeps
+            the results of its 1x1 convolutions; this is the fastest, in about twice the memory. "checkpoint":
+            concatenation, norm and ReLU are recomputed, and all results equal those of the naive network bit for bit;
+            with the other strategies, gradients and running statistics are equal up to rounding. The strategy changes
+            neither names nor shapes of parameters. It acts in training, for `features` alone too; in eval mode and
+            without gradients, plain modules run. Under torch.compile and exporters only "checkpoint" acts, under other
+            tracers and the transforms of torch.func none of them does, and a warning says so.
         drop_where: Where values are dropped. "layers": after the last convolution of each dense layer. "convolutions":
-            after all convolutions but the first one of the network, as in the paper. The buffer strategies keep a byte
-            for each value that may be dropped. For bottlenecks, which have 4k channels, that is about as much in a
+            after every convolution except the first one of the network, as in the paper. The buffer strategies keep a
+            byte for each value that may be dropped. For bottlenecks, which have 4k channels, that is about as much in a
             block as its feature buffer in 32 bits.
 
     Raises:
@@ -92,7 +93,7 @@ class DenseNet(nn.Module):
         allowed = f"True, False or one of {', '.join(STRATEGIES)}"
         _require(isinstance(efficient, bool) or efficient in STRATEGIES, "efficient", efficient, allowed)
         _require(drop_where in DROP_PLACES, "drop_where", drop_where, f"one of {', '.join(DROP_PLACES)}")
-        self.strategy = {True: "buffer", False: "naive"}.get(efficient, efficient)
+        self.strategy = efficient if isinstance(efficient, str) else ("buffer" if efficient else "naive")
 
         self.features = Features(_stem(num_init_features, small_inputs), strategy=self.strategy)
         inner_rate = drop_rate if drop_where == "convolutions" else 0  # after 1x1 convolutions
@@ -116,13 +117,50 @@ class DenseNet(nn.Module):
 
     @torch.no_grad()
     def _initialise(self) -> None:
-        """Draw convolutions from a normal of variance 2 / (k_h k_w c_out); norms start as the identity."""
+        """Draw convolutions from a normal distribution of variance 2 / (k_h k_w c_out); norms start as the identity."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 kernel_height, kernel_width = module.kernel_size
                 module.weight.normal_(std=sqrt(2 / (kernel_height * kernel_width * module.out_channels)))
             elif isinstance(module, nn.Linear):
                 module.bias.zero_()
+
+
+class DepthRule(NamedTuple):
+    """The depths L that a network of three blocks of m dense layers each can have.
+
+    First convolution, two transitions and classifier make 4.
+
+    Attributes:
+        step: Weighted layers that one more dense layer in each block adds: L = step * m + 4.
+    """
+
+    step: int
+
+    @property
+    def smallest(self) -> int:
+        """The depth with one dense layer in each block."""
+        return self.step + 4
+
+    @property
+    def formula(self) -> str:
+        """The rule for people, such as "6m + 4 with m >= 1"."""
+        return f"{self.step}m + 4 with m >= 1"
+
+    def block_config(self, depth: int) -> tuple[int, int, int]:
+        """Return the number of dense layers in each block.
+
+        Raises:
+            ValueError: If no network has this depth.
+        """
+        fits = _is_count(depth) and depth >= self.smallest and (depth - 4) % self.step == 0
+        examples = ", ".join(str(self.smallest + i * self.step) for i in range(3))
+        _require(fits, "depth", depth, f"{self.formula}: {examples}, ...")
+        return ((depth - 4) // self.step,) * 3
+
+
+# Keys are the functions that build the networks. A bottleneck layer has two convolutions, a plain layer has one.
+DEPTH_RULES = {"densenet_bc": DepthRule(6), "densenet_plain": DepthRule(3)}
 
 
 def densenet_bc(
@@ -142,13 +180,13 @@ def densenet_bc(
     Args:
         depth: Weighted layers L = 6m + 4: first convolution, m bottleneck layers of two convolutions in each of
             three blocks, two transitions, classifier.
-        growth_rate: Channels k that each layer adds to all that came before it. The first convolution makes 2k.
+        growth_rate: Channels k that each layer adds to its input. The first convolution has 2k output channels.
         num_classes: Number of logits.
         drop_rate: Probability of dropping a value in training, at least 0 and below 1.
-        efficient: Compute intermediate maps again in the backward pass instead of keeping them; see `DenseNet`.
+        efficient: Recompute intermediate results in the backward pass instead of keeping them; see `DenseNet`.
         small_inputs: False: for larger images, start as for ImageNet, with a quarter of the height and width.
-        drop_where: "layers": drop after each 3x3 convolution of a dense layer. "convolutions": after all
-            convolutions but the first, as in the paper.
+        drop_where: "layers": drop after each 3x3 convolution of a dense layer. "convolutions": drop after every
+            convolution except the first, as in the paper.
 
     Raises:
         ValueError: If `depth` is not 6m + 4 with m >= 1, or another argument is out of its range.
@@ -156,10 +194,9 @@ def densenet_bc(
     References:
         Huang et al., Densely Connected Convolutional Networks, 2017, section 3 (arXiv:1608.06993).
     """
-    _require(_is_count(depth) and depth >= 10 and depth % 6 == 4, "depth", depth, "6m + 4 with m >= 1: 10, 16, 22, ...")
     return DenseNet(
         growth_rate=growth_rate,
-        block_config=((depth - 4) // 6,) * 3,
+        block_config=DEPTH_RULES["densenet_bc"].block_config(depth),
         num_init_features=2 * growth_rate,
         num_classes=num_classes,
         drop_rate=drop_rate,
@@ -179,31 +216,24 @@ def densenet_plain(
     small_inputs: bool = True,
     drop_where: str = "layers",
 ) -> DenseNet:
-    """Build the paper's plain DenseNet for 32x32 images: three equal dense blocks, no bottlenecks, no compression.
-
-    Maps images (N, 3, 32, 32), normalised per channel, to logits (N, num_classes) of the same dtype.
+    """Build the paper's plain DenseNet for 32x32 images: like `densenet_bc`, without bottlenecks and compression.
 
     Args:
         depth: Weighted layers L = 3m + 4: first convolution, m layers of one convolution in each of three blocks, two
             transitions, classifier.
-        growth_rate: Channels k that each layer adds to all that came before it. The first convolution makes 16.
-        num_classes: Number of logits.
-        drop_rate: Probability of dropping a value in training, at least 0 and below 1.
-        efficient: Compute intermediate maps again in the backward pass instead of keeping them; see `DenseNet`.
-        small_inputs: False: for larger images, start as for ImageNet, with a quarter of the height and width.
-        drop_where: "layers": drop after each 3x3 convolution of a dense layer. "convolutions": after all
-            convolutions but the first, those of transitions too, as in the paper.
+        growth_rate: Channels k that each layer adds to its input. The first convolution has 16 output channels.
+        num_classes: As for `densenet_bc`, like all other arguments.
+        drop_rate: The same.
+        efficient: The same.
+        small_inputs: The same.
+        drop_where: The same.
 
     Raises:
         ValueError: If `depth` is not 3m + 4 with m >= 1, or another argument is out of its range.
-
-    References:
-        Huang et al., Densely Connected Convolutional Networks, 2017, section 3 (arXiv:1608.06993).
     """
-    _require(_is_count(depth) and depth >= 7 and depth % 3 == 1, "depth", depth, "3m + 4 with m >= 1: 7, 10, 13, ...")
     return DenseNet(
         growth_rate=growth_rate,
-        block_config=((depth - 4) // 3,) * 3,
+        block_config=DEPTH_RULES["densenet_plain"].block_config(depth),
         compression=1,
         num_init_features=16,
         bn_size=None,
@@ -215,8 +245,85 @@ def densenet_plain(
     )
 
 
+class ImageNetNetwork(NamedTuple):
+    """A DenseNet for ImageNet that is known by its name.
+
+    Attributes:
+        name: "densenet" and the depth.
+        depth: Weighted layers L: first convolution, two in each dense layer, three transitions, classifier. The blocks
+            that the paper lists for DenseNet-264 add up to one more.
+        growth_rate: Channels k that each dense layer adds.
+        block_config: Number of dense layers in each block.
+        num_init_features: Channels of the first convolution, 2k.
+        build: Builds the network from `num_classes` and, by name, `drop_rate`, `drop_where`, `bn_size`, `compression`
+            and `efficient` of `DenseNet`; `efficient` is True by default.
+    """
+
+    name: str
+    depth: int
+    growth_rate: int
+    block_config: tuple[int, ...]
+    num_init_features: int
+    build: Callable[..., DenseNet]
+
+
+def _imagenet_network(
+    depth: int, growth_rate: int, block_config: tuple[int, ...], num_parameters: int
+) -> ImageNetNetwork:
+    name, num_init_features = f"densenet{depth}", 2 * growth_rate
+
+    def build(
+        num_classes: int = 1000,
+        *,
+        bn_size: int | None = 4,
+        compression: float = 0.5,
+        drop_rate: float = 0,
+        drop_where: str = "layers",
+        efficient: bool | str = True,
+    ) -> DenseNet:
+        return DenseNet(
+            growth_rate=growth_rate,
+            block_config=block_config,
+            compression=compression,
+            num_init_features=num_init_features,
+            bn_size=bn_size,
+            drop_rate=drop_rate,
+            num_classes=num_classes,
+            small_inputs=False,
+            efficient=efficient,
+            drop_where=drop_where,
+        )
+
+    build.__name__ = build.__qualname__ = name
+    build.__doc__ = f"""Build {name} (k = {growth_rate}), which has {num_parameters:,} parameters for 1,000 classes.
+
+    Maps images (N, 3, H, W), normalised per channel, to logits (N, num_classes); H and W are 32 or more. The arguments
+    are those of `DenseNet`.
+    """
+    return ImageNetNetwork(name, depth, growth_rate, block_config, num_init_features, build)
+
+
+# By name, smallest first. All but densenet161 are in table 1 of the paper (arXiv:1608.06993), whose authors trained
+# that one too.
+IMAGENET_NETWORKS = {
+    network.name: network
+    for network in (
+        _imagenet_network(121, 32, (6, 12, 24, 16), 7_978_856),
+        _imagenet_network(169, 32, (6, 12, 32, 32), 14_149_480),
+        _imagenet_network(201, 32, (6, 12, 48, 32), 20_013_928),
+        _imagenet_network(161, 48, (6, 12, 36, 24), 28_681_000),
+        _imagenet_network(264, 32, (6, 12, 64, 48), 33_337_704),
+    )
+}
+densenet121 = IMAGENET_NETWORKS["densenet121"].build
+densenet169 = IMAGENET_NETWORKS["densenet169"].build
+densenet201 = IMAGENET_NETWORKS["densenet201"].build
+densenet161 = IMAGENET_NETWORKS["densenet161"].build
+densenet264 = IMAGENET_NETWORKS["densenet264"].build
+
+
 def _stem(num_init_features: int, small_inputs: bool) -> OrderedDict[str, nn.Module]:
-    """The layers before the first block, by name: (N, 3, H, W) to (N, C, H, W), or C and a quarter of each side."""
+    """Build the layers in front of the first block, by name: (N, 3, H, W) to (N, C, H, W) or (N, C, H / 4, W / 4)."""
     if small_inputs:
         return OrderedDict(conv0=nn.Conv2d(3, num_init_features, kernel_size=3, padding=1, bias=False))
     return OrderedDict(
@@ -228,7 +335,7 @@ def _stem(num_init_features: int, small_inputs: bool) -> OrderedDict[str, nn.Mod
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, Integral) and value >= 1
+    return isinstance(value, Integral) and int(value) >= 1
 
 
 def _require(condition: bool, name: str, value: object, allowed: str) -> None:

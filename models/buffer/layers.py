@@ -1,185 +1,243 @@
-"""A dense layer that reads a feature buffer: norm, ReLU, 1x1, norm, ReLU, 3x3, forward and backward.
+"""Dense layers over a feature buffer, with a bottleneck and without: forward and backward.
 
-Its bottleneck z, which the 1x1 convolution makes, has one reader, and is not stored normalised as the block's maps are.
-The norm after it needs mean and variance of the whole batch; around it everything goes in chunks.
+A plain layer keeps nothing of its own for the backward pass except the mask of its dropout, because its whole input is
+in the buffer. Nothing is as large as a whole batch except the channels that it makes.
 
-Dropout of the bottleneck acts before that norm. z is what the norm reads: where it is kept it is kept with values
-dropped, and where it is computed again the same values are dropped again. For that a mask (R, b) is kept for each
-layer, a byte for each value: a quarter of what z itself would take in 32 bits, and in a block of m layers together
-about as much as m / 4 of them.
+A bottleneck z, the result of a 1x1 convolution, has only one reader, and is not stored normalised as the channels of
+the buffer are. The norm after it needs mean and variance over the whole batch; before and after it everything goes in
+chunks. Dropout of the bottleneck acts before that norm: where z is kept, it is kept with values dropped, and where it
+is computed again, the same values are dropped again. For that a mask (R, b) is kept for each layer, a byte for each
+value: a quarter of z itself in 32 bits, and in a block of m layers together about as much as m / 4 bottlenecks.
 
-R rows, N images, H x W pixels; c channels that the layer reads, b of its bottleneck, k that it makes.
+R rows, N images, H x W pixels; c channels that a layer reads, b of its bottleneck, k that it makes.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from .affine import NormGradient, activate
+from ..layers import DenseLayer, PlainLayer
 from .dropout import Dropout
-from .feature_buffer import GradientBuffer, Statistics
-from .norms import Norm, Normalisation
-from .reductions import totals
-from .rows import (
-    as_maps,
-    as_rows,
-    chunks_of_images,
-    chunks_of_rows,
-    convolution_backward,
-    pointwise_backward,
-    zero_where_relu_was,
-)
-from .stage_forward import StageForward
-from .workspace import Workspace
+from .feature_buffer import Workspace
+from .norms import BottleneckNorm, BufferNorm, Norm
+from .operations import Affine, NormGradient, add_chunks, affine_relu, norm_backward, relu_backward
+from .passes import BlockBackward, BlockForward
+from .rows import as_nchw, as_rows, chunks_of_rows, convolution_backward, pointwise, pointwise_backward
+
+
+class PlainLayerParameters(NamedTuple):
+    """The parameters of a plain layer, or their gradients: (c,), (c,) and (k, c, 3, 3)."""
+
+    norm1_weight: Tensor
+    norm1_bias: Tensor
+    conv1_weight: Tensor
+
+
+class DenseLayerParameters(NamedTuple):
+    """The parameters of a dense layer, or their gradients: (c,), (c,), (b, c, 1, 1), (b,), (b,) and (k, b, 3, 3)."""
+
+    norm1_weight: Tensor
+    norm1_bias: Tensor
+    conv1_weight: Tensor
+    norm2_weight: Tensor
+    norm2_bias: Tensor
+    conv2_weight: Tensor
+
+
+def parameters_of_layer(layer: DenseLayer | PlainLayer) -> DenseLayerParameters | PlainLayerParameters:
+    """Return the parameters of a layer in the order in which `backward` returns their gradients."""
+    norm1, conv1 = layer.norm1, layer.conv1
+    if isinstance(layer, PlainLayer):
+        return PlainLayerParameters(norm1.weight, norm1.bias, conv1.weight)
+    norm2, conv2 = layer.norm2, layer.conv2
+    return DenseLayerParameters(norm1.weight, norm1.bias, conv1.weight, norm2.weight, norm2.bias, conv2.weight)
+
+
+def forward_layer(
+    layer: DenseLayer | PlainLayer, block: BlockForward, *, keeps_bottleneck: bool
+) -> "DenseLayerPass | PlainLayerPass":
+    """Run a layer of either kind; `keeps_bottleneck` has no meaning for a plain one."""
+    if isinstance(layer, PlainLayer):
+        return PlainLayerPass.forward(layer, block)
+    return DenseLayerPass.forward(layer, block, keeps_bottleneck=keeps_bottleneck)
+
+
+@dataclass(frozen=True)
+class PlainLayerPass:
+    """All that the backward pass needs of a `PlainLayer`.
+
+    Attributes:
+        norm: The norm before the convolution.
+        weight: (k, c, 3, 3).
+        dropout: Dropout of the new channels (R, k).
+    """
+
+    norm: Norm
+    weight: Tensor
+    dropout: Dropout
+
+    @classmethod
+    def forward(cls, layer: PlainLayer, block: BlockForward) -> "PlainLayerPass":
+        """Let a layer read the buffer and append its channels."""
+        norm, affine = block.norm(layer.norm1)
+        weight = layer.conv1.weight
+        dropout = block.draw_dropout(layer.drop_rate, len(weight), training=layer.training)
+        block.append_convolution(lambda chunk: block.work.activated(chunk, affine), weight, dropout)
+        return cls(norm, weight, dropout)
+
+    def backward(self, block: BlockBackward) -> PlainLayerParameters:
+        """Take the gradient of the layer's channels out, and add that of its inputs."""
+        num_new, num_inputs, *_ = self.weight.shape
+        work, weight = block.work, self.weight.to(block.dtype)
+        norm = block.norm(self.norm)
+        grad_of_new = block.gradients.take(slice(num_inputs, num_inputs + num_new))
+
+        def backward_chunk(images: slice, chunk: slice) -> tuple[Tensor, ...]:
+            shape = work.shape_of(images)
+            grad_new = self.dropout.apply(grad_of_new(chunk), chunk)
+            xhat, activated = work.read(chunk, norm.affine)
+            grad_activated, grad_weight = convolution_backward(
+                as_nchw(grad_new, shape), as_nchw(activated, shape), weight, padding=1
+            )
+            g = relu_backward(as_rows(grad_activated), activated)
+            return *block.gradients.add(chunk, g, xhat, norm.affine), grad_weight
+
+        chunks = (backward_chunk(*slices) for slices in work.chunks_of_images(max(num_new, num_inputs)))
+        return PlainLayerParameters(*block.gradients.close(norm, chunks))
 
 
 @dataclass(frozen=True)
 class DenseLayerPass:
-    """What the backward pass needs of a `DenseLayer`.
+    """All that the backward pass needs of a `DenseLayer`.
 
     Attributes:
-        norm1: Before the 1x1 convolution.
-        norm2: Before the 3x3 convolution.
-        parameters: As `parameters_of` orders them.
-        inner: Mean and invstd (b,) of the bottleneck, and the bottleneck (R, b) itself if it is kept.
-        inner_dropout: Of the bottleneck.
-        dropout: Of the new maps (R, k).
+        norm1: The norm before the 1x1 convolution.
+        weight1: (b, c, 1, 1).
+        bottleneck_dropout: Dropout of the bottleneck (R, b).
+        bottleneck: z (R, b); None if it is to be computed again.
+        norm2: The norm before the 3x3 convolution.
+        weight2: (k, b, 3, 3).
+        dropout: Dropout of the new channels (R, k).
     """
 
     norm1: Norm
-    norm2: Norm
-    parameters: tuple[Tensor, ...]
-    inner: tuple[Tensor, ...]
-    inner_dropout: Dropout
+    weight1: Tensor
+    bottleneck_dropout: Dropout
+    bottleneck: Tensor | None
+    norm2: BottleneckNorm
+    weight2: Tensor
     dropout: Dropout
 
-    @staticmethod
-    def parameters_of(layer: nn.Module) -> tuple[Tensor, ...]:
-        """Those of a layer, in the order of use: (c,), (c,), (b, c, 1, 1), (b,), (b,), (k, b, 3, 3)."""
-        norm1, norm2 = layer.norm1, layer.norm2
-        return norm1.weight, norm1.bias, layer.conv1.weight, norm2.weight, norm2.bias, layer.conv2.weight
-
     @classmethod
-    def run(
-        cls, module: nn.Module, parameters: tuple[Tensor, ...], forward: StageForward, *, keeps_bottleneck: bool
-    ) -> "DenseLayerPass":
-        """Let a `DenseLayer` read the buffer and write what it makes.
+    def forward(cls, layer: DenseLayer, block: BlockForward, *, keeps_bottleneck: bool) -> "DenseLayerPass":
+        """Let a layer read the buffer and append its channels.
 
         Args:
-            module: Its settings are used.
-            parameters: As `parameters_of` orders them.
-            forward: Of the block.
-            keeps_bottleneck: Whether the backward pass finds the bottleneck, or computes it again.
+            layer: The layer.
+            block: The block's forward pass.
+            keeps_bottleneck: Keep the bottleneck for the backward pass, instead of computing it again.
         """
-        work, is_training = forward.work, module.training
-        gamma1, beta1, weight1, gamma2, beta2, weight2 = parameters
-        norm1, affine = forward.read(module.norm1, gamma1, beta1)
-        inner_dropout = forward.draw_dropout(module.bottleneck_drop_rate, len(weight1), training=is_training)
+        work, weight1, weight2 = block.work, layer.conv1.weight, layer.conv2.weight
+        norm1, affine1 = block.norm(layer.norm1)
+        bottleneck_dropout = block.draw_dropout(layer.bottleneck_drop_rate, len(weight1), training=layer.training)
         size = work.num_rows, len(weight1)
-        z = work.rows.new_empty(*size) if keeps_bottleneck else work.inner.shaped(*size)
-        work.fill_inner(z, affine, weight1.to(z.dtype), inner_dropout)
-        norm2 = Norm.of(module.norm2)
-        normalisation = norm2.normalisation(z, module.norm2, forward.running)
-        inner_affine = normalisation.affine(gamma2, beta2)
-        dropout = forward.draw_dropout(module.drop_rate, len(weight2), training=is_training)
-        forward.append(lambda chunk: activate(z[chunk], inner_affine, work.inner_chunk), weight2, dropout)
-        inner = (normalisation.mean, normalisation.invstd, *((z,) if keeps_bottleneck else ()))
-        return cls(norm1, norm2, parameters, inner, inner_dropout, dropout)
+        z = work.rows.new_empty(size) if keeps_bottleneck else work.bottleneck.shaped(*size)
+        _fill_bottleneck(z, work, affine1, weight1.to(z.dtype), bottleneck_dropout)
+        norm2 = BottleneckNorm.of(layer.norm2, z, block.running)
+        affine2 = norm2.affine
+        dropout = block.draw_dropout(layer.drop_rate, len(weight2), training=layer.training)
+        block.append_convolution(lambda chunk: affine_relu(z[chunk], affine2, work.bottleneck_chunk), weight2, dropout)
+        return cls(norm1, weight1, bottleneck_dropout, z if keeps_bottleneck else None, norm2, weight2, dropout)
 
-    def tensors(self) -> tuple[tuple[Tensor, ...], ...]:
-        """All tensors, in groups."""
-        of_norms = self.norm1.running, self.norm2.running
-        return *of_norms, self.parameters, self.inner, self.inner_dropout.mask, self.dropout.mask
+    def backward(self, block: BlockBackward) -> DenseLayerParameters:
+        """Take the gradient of the layer's channels out, and add that of its inputs."""
+        work, size = block.work, (block.work.num_rows, len(self.weight1))
+        norm1, weight1 = block.norm(self.norm1), self.weight1.to(block.dtype)
+        z = work.bottleneck.shaped(*size) if self.bottleneck is None else self.bottleneck
+        g = work.bottleneck_grad.shaped(*size)
+        norm2_bias, norm2_weight, conv2_weight = self._backward_to_bottleneck(block, norm1.affine, weight1, z, g)
+        gradient = self.norm2.gradient(norm2_bias, norm2_weight, work.num_rows)
+        norm1_weight, norm1_bias, conv1_weight = self._backward_to_inputs(block, norm1, weight1, z, g, gradient)
+        return DenseLayerParameters(norm1_weight, norm1_bias, conv1_weight, norm2_weight, norm2_bias, conv2_weight)
 
-    def with_tensors(self, groups: Iterator[tuple[Tensor, ...]]) -> "DenseLayerPass":
-        """The same with the next groups in place of its own."""
-        norm1, norm2 = self.norm1.with_running(next(groups)), self.norm2.with_running(next(groups))
-        parameters, inner = next(groups), next(groups)
-        dropouts = self.inner_dropout.with_tensors(groups), self.dropout.with_tensors(groups)
-        return DenseLayerPass(norm1, norm2, parameters, inner, *dropouts)
+    def _backward_to_bottleneck(
+        self, block: BlockBackward, affine1: Affine, weight1: Tensor, z: Tensor, g: Tensor
+    ) -> list[Tensor]:
+        """Go back through the 3x3 convolution and the second ReLU.
 
-    def normalisation(self) -> Normalisation:
-        """What norm2 normalised the bottleneck with."""
-        mean, invstd, *_ = self.inner
-        return Normalisation(mean, invstd, not self.norm2.running)
+        Args:
+            block: The block's backward pass.
+            affine1: The first norm, to compute the bottleneck again if it was not kept.
+            weight1: For the same, in the dtype of the rows.
+            z: The bottleneck (R, b), or memory for it.
+            g: Memory for the gradient of the ReLU's input (R, b).
 
-    def keeps_bottleneck(self) -> bool:
-        """Whether the bottleneck is there."""
-        return len(self.inner) > 2
+        Returns:
+            dbeta (b,), dgamma (b,), and the gradient of the weight (k, b, 3, 3).
+        """
+        work, weight2, affine2 = block.work, self.weight2.to(block.dtype), self.norm2.affine
+        num_inputs = self.weight1.shape[1]
+        grad_of_new = block.gradients.take(slice(num_inputs, num_inputs + len(weight2)))
 
-    def bottleneck(self) -> Tensor:
-        """The bottleneck (R, b), if it is kept."""
-        return self.inner[2]
+        def backward_chunk(images: slice, chunk: slice) -> tuple[Tensor, ...]:
+            if self.bottleneck is None:
+                _fill_bottleneck(z, work, affine1, weight1, self.bottleneck_dropout, chunk)
+            shape = work.shape_of(images)
+            grad_new = self.dropout.apply(grad_of_new(chunk), chunk)
+            activated = affine_relu(z[chunk], affine2, work.bottleneck_chunk)
+            grad_activated, grad_weight = convolution_backward(
+                as_nchw(grad_new, shape), as_nchw(activated, shape), weight2, padding=1
+            )
+            g_of_chunk = relu_backward(as_rows(grad_activated), activated)
+            g[chunk] = g_of_chunk
+            return *self.norm2.sums(g_of_chunk, z[chunk]), grad_weight
 
-    def backward(self, gradients: GradientBuffer, statistics: Statistics, work: Workspace) -> tuple[Tensor, ...]:
-        """Take the gradient of the new maps, add to that of what was read; return those of all parameters."""
-        return DenseLayerBackward(self, gradients, statistics, work).run()
+        chunks = (backward_chunk(*slices) for slices in work.chunks_of_images(max(self.weight1.shape[:2])))
+        return add_chunks(chunks, affine1.scale.dtype)
+
+    def _backward_to_inputs(
+        self, block: BlockBackward, norm1: BufferNorm, weight1: Tensor, z: Tensor, g: Tensor, gradient: NormGradient
+    ) -> tuple[Tensor, ...]:
+        """Go back through the second norm, the 1x1 convolution and the first ReLU and norm.
+
+        Args:
+            block: The block's backward pass.
+            norm1: The first norm.
+            weight1: (b, c, 1, 1), in the dtype of the rows.
+            z: The bottleneck (R, b).
+            g: The gradient of the second ReLU's input (R, b).
+            gradient: The gradient of z as a function of g and z.
+
+        Returns:
+            dgamma (c,), dbeta (c,), and the gradient of the weight (b, c, 1, 1).
+        """
+        work = block.work
+
+        def backward_chunk(chunk: slice) -> tuple[Tensor, ...]:
+            grad_z = norm_backward(g[chunk], z[chunk], gradient, work.bottleneck_chunk)
+            grad_z = self.bottleneck_dropout.apply(grad_z, chunk)
+            xhat, activated = work.read(chunk, norm1.affine)
+            grad_activated, grad_weight = pointwise_backward(grad_z, activated, weight1)
+            grad = relu_backward(grad_activated, activated)
+            return *block.gradients.add(chunk, grad, xhat, norm1.affine), grad_weight
+
+        chunks = (backward_chunk(chunk) for chunk in chunks_of_rows(work.rows, max(weight1.shape[:2])))
+        return block.gradients.close(norm1, chunks)
 
 
-class DenseLayerBackward:
-    """The backward pass of a dense layer.
+def _fill_bottleneck(
+    z: Tensor, work: Workspace, affine: Affine, weight: Tensor, dropout: Dropout, within: slice | None = None
+) -> None:
+    """Write norm, ReLU, 1x1 convolution and dropout of the first c channels to z (R, b).
 
     Args:
-        layer: What the forward pass noted.
-        gradients: Of the block. That of the layer's new maps is taken, that of what it has read grows.
-        statistics: Of the block's maps.
-        work: Of the block.
+        z: The bottleneck.
+        work: Holds the rows to read.
+        affine: The norm.
+        weight: (b, c, 1, 1), in the dtype of the rows.
+        dropout: Dropout of the bottleneck.
+        within: Fill these rows only.
     """
-
-    def __init__(self, layer: DenseLayerPass, gradients: GradientBuffer, statistics: Statistics, work: Workspace):
-        self.layer = layer
-        self.gradients = gradients
-        self.work = work
-        gamma1, beta1, weight1, self.gamma2, beta2, weight2 = layer.parameters
-        self.num_inner, self.num_inputs, *_ = weight1.shape
-        self.weight1, self.weight2 = weight1.to(work.rows.dtype), weight2.to(work.rows.dtype)
-        self.reading = layer.norm1.reading(gamma1, beta1, statistics, work.num_rows)
-        self.affine = self.reading.affine
-        self.normalisation = layer.normalisation()
-        self.inner_affine = self.normalisation.affine(self.gamma2, beta2)
-        self.grad_of_new = gradients.take(slice(self.num_inputs, self.num_inputs + weight2.shape[0]))
-        size = work.num_rows, self.num_inner
-        self.z = layer.bottleneck() if layer.keeps_bottleneck() else work.inner.shaped(*size)
-        self.grad = work.inner_grad.shaped(*size)
-
-    def run(self) -> tuple[Tensor, ...]:
-        """Return the gradients of all parameters."""
-        num_columns = max(self.num_inputs, self.num_inner)
-        chunks = chunks_of_images(self.work.rows, self.work.shape, num_columns)
-        shares = (self._after_bottleneck(images, chunk) for images, chunk in chunks)
-        grad_beta2, grad_gamma2, grad_weight2 = totals(shares, self.affine.scale.dtype)
-        through = self.normalisation.gradient(self.gamma2, grad_beta2, grad_gamma2, self.work.num_rows)
-        chunks = chunks_of_rows(self.work.rows, num_columns)
-        shares = (self._before_bottleneck(chunk, through) for chunk in chunks)
-        return *self.gradients.close(self.reading, shares), grad_gamma2, grad_beta2, grad_weight2
-
-    def _after_bottleneck(self, images: slice, chunk: slice) -> tuple[Tensor, ...]:
-        """Write g of the bottleneck's ReLU into a chunk of `grad`, and z into one of `z` if it is not kept.
-
-        Returns:
-            The chunk's share of the gradients of beta, gamma and weight.
-        """
-        if not self.layer.keeps_bottleneck():
-            self.work.fill_inner(self.z, self.affine, self.weight1, self.layer.inner_dropout, chunk)
-        grad_new = self.layer.dropout.of(self.grad_of_new(chunk), chunk)
-        activated = activate(self.z[chunk], self.inner_affine, self.work.inner_chunk)
-        shape = self.work.shape_of(images)
-        maps = as_maps(grad_new, shape), as_maps(activated, shape)
-        grad_activated, grad_weight = convolution_backward(*maps, self.weight2, padding=1)
-        g = zero_where_relu_was(as_rows(grad_activated), activated)
-        self.grad[chunk] = g
-        return *self.normalisation.shares(g, self.z[chunk]), grad_weight
-
-    def _before_bottleneck(self, chunk: slice, through: NormGradient) -> tuple[Tensor, ...]:
-        """Go back from a chunk of g and z through the norm, dropout and the 1x1 convolution to what the layer has read.
-
-        Returns:
-            The chunk's share of the gradients of beta, gamma and weight.
-        """
-        grad_z = through.of(self.grad[chunk], self.z[chunk], self.work.inner_chunk)
-        grad_z = self.layer.inner_dropout.of(grad_z, chunk)
-        xhat, activated = self.work.read(chunk, self.affine)
-        grad_activated, grad_weight = pointwise_backward(grad_z, activated, self.weight1)
-        g = zero_where_relu_was(grad_activated, activated)
-        return *self.gradients.add(chunk, g, xhat, self.affine), grad_weight
+    for chunk in chunks_of_rows(work.rows, max(weight.shape[:2]), within):
+        z[chunk] = dropout.apply(pointwise(work.activated(chunk, affine), weight), chunk)

@@ -1,134 +1,222 @@
-"""What reads a whole block over its feature buffer: a transition, the last norm layer of a network, or nothing.
+"""The last part of a block over its feature buffer: a transition, the final norm of a network, or nothing.
 
-N images, H x W pixels, R = N * H * W rows; C channels of the block, C' that a transition makes.
+N images, H x W pixels, R = N * H * W rows; C channels of the block, C' that a transition makes; n images or r rows in a
+chunk.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .affine import Affine, apply_affine
+from ..layers import Transition
 from .dropout import NO_DROPOUT, Dropout
-from .endings import Average, ConvolveDropAndPool, Ending, PoolAndConvolve
-from .feature_buffer import GradientBuffer, Reading, Statistics
 from .norms import Norm
-from .rows import as_maps, as_rows, chunks_of_images, zero_where_relu_was
-from .stage_forward import StageForward
-from .workspace import Workspace
+from .operations import Affine, apply_affine, relu_backward
+from .passes import BlockBackward, BlockForward
+from .rows import as_nchw, as_rows, pointwise, pointwise_backward
+
+
+class TransitionParameters(NamedTuple):
+    """The parameters of a transition, or their gradients: (C,), (C,) and (C', C, 1, 1)."""
+
+    norm_weight: Tensor
+    norm_bias: Tensor
+    conv_weight: Tensor
+
+
+class FinalNormParameters(NamedTuple):
+    """The parameters of a final norm, or their gradients, (C,) each."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+def parameters_of_transition(module: nn.Module | None) -> tuple[Tensor, ...]:
+    """Return the parameters of a transition, a final norm or nothing, in the order of `backward`."""
+    if isinstance(module, Transition):
+        return TransitionParameters(module.norm.weight, module.norm.bias, module.conv.weight)
+    if isinstance(module, nn.BatchNorm2d):
+        return FinalNormParameters(module.weight, module.bias)
+    return ()
+
+
+def forward_transition(
+    module: nn.Module | None, block: BlockForward, *, averages: bool
+) -> tuple["TransitionPass | FinalNormPass | NoTransitionPass", Tensor]:
+    """Let a transition, a final norm or nothing read the whole block.
+
+    Args:
+        module: A `Transition`, a `BatchNorm2d`, or None.
+        block: The block's forward pass.
+        averages: Whether ReLU and the average over all pixels follow a final norm.
+
+    Returns:
+        All that the backward pass needs, and the result; see `block_over_buffer`.
+    """
+    if isinstance(module, Transition):
+        return TransitionPass.forward(module, block)
+    if isinstance(module, nn.BatchNorm2d):
+        return FinalNormPass.forward(module, block, averages=averages)
+    return NoTransitionPass.forward(block)
 
 
 @dataclass(frozen=True)
-class Reader:
-    """Norm, ReLU, and then 1x1 convolution, dropout and pooling, or the average over all pixels.
+class TransitionPass:
+    """All that the backward pass needs of a `Transition`.
 
-    The norm may also stand alone, or there may be nothing, so that the block's maps are what is read.
+    Without dropout, pooling comes first: both it and the 1x1 convolution are linear and commute, and the convolution
+    has a quarter of the pixels to do. With dropout in between, it has to make all of them.
 
     Attributes:
-        norm: Before the ReLU; None if the maps are read as the block has made them.
-        parameters: As `parameters_of_reader` orders them.
-        dropout: Of what the convolution makes, (R, C').
-        activates: Whether ReLU and an ending follow the norm.
+        norm: Its norm.
+        weight: (C', C, 1, 1).
+        dropout: Dropout of the convolution's result (R, C').
     """
 
-    norm: Norm | None
-    parameters: tuple[Tensor, ...]
+    norm: Norm
+    weight: Tensor
     dropout: Dropout
-    activates: bool
 
-    def tensors(self) -> tuple[tuple[Tensor, ...], ...]:
-        """All tensors, in groups."""
-        return self.norm.running if self.norm else (), self.parameters, self.dropout.mask
+    @classmethod
+    def forward(cls, module: Transition, block: BlockForward) -> tuple["TransitionPass", Tensor]:
+        """Compute the transition: (N, C', H // 2, W // 2)."""
+        norm, affine = block.norm(module.norm)
+        drop, dropout = module.dropout, NO_DROPOUT
+        if drop is not None:
+            dropout = block.draw_dropout(drop.p, module.conv.out_channels, training=drop.training)
+        weight = module.conv.weight.to(block.work.rows.dtype)
 
-    def with_tensors(self, groups: Iterator[tuple[Tensor, ...]]) -> "Reader":
-        """The same reader with the next groups in place of its own."""
-        running = next(groups)
-        norm = self.norm and self.norm.with_running(running)
-        return Reader(norm, next(groups), self.dropout.with_tensors(groups), self.activates)
+        def step(x: Tensor, chunk: slice) -> Tensor:
+            if dropout.mask is None:
+                pooled = F.avg_pool2d(x, 2)
+                return as_nchw(pointwise(as_rows(pooled), weight), (len(pooled), *pooled.shape[2:]))
+            rows = dropout.apply(pointwise(as_rows(x), weight), chunk)
+            return F.avg_pool2d(as_nchw(rows, (len(x), *x.shape[2:])), 2)
 
-    def reading(self, statistics: Statistics, num_rows: int) -> Reading:
-        """How the buffer is read: by the norm, or so that the maps are again as they were before they were written."""
-        if self.norm:
-            return self.norm.reading(*self.parameters[:2], statistics, num_rows)
-        return Reading(Affine(statistics.invstd.reciprocal(), statistics.mean), offset=statistics.mean)
+        return cls(norm, module.conv.weight, dropout), _forward_activated(block, affine, step)
 
-    def ending(self, dtype: torch.dtype) -> Ending:
-        """The step after the ReLU, for maps of a type."""
-        weights = [weight.to(dtype) for weight in self.parameters[2:]]
-        if not weights:
-            return Average()
-        return ConvolveDropAndPool(*weights, self.dropout) if self.dropout.mask else PoolAndConvolve(*weights)
+    def backward(self, grad: Tensor, block: BlockBackward) -> TransitionParameters:
+        """Begin the gradients of the block from that of the result."""
+        weight = self.weight.to(block.dtype)
+
+        def step(grad: Tensor, x: Tensor, chunk: slice) -> tuple[Tensor, Tensor]:
+            if self.dropout.mask is None:
+                pooled = as_rows(F.avg_pool2d(x, 2))
+                grad_pooled, grad_weight = pointwise_backward(as_rows(grad), pooled, weight)
+                grad_pooled = as_nchw(grad_pooled, (len(grad), *grad.shape[2:]))
+                return as_rows(_pooling_backward(grad_pooled, x)), grad_weight
+            # The gradient of pooling needs the shape of what was pooled, but no values.
+            convolved = as_nchw(x.new_empty(chunk.stop - chunk.start, len(weight)), (len(x), *x.shape[2:]))
+            grad_rows = self.dropout.apply(as_rows(_pooling_backward(grad, convolved)), chunk)
+            return pointwise_backward(grad_rows, as_rows(x), weight)
+
+        return TransitionParameters(*_backward_activated(block, self.norm, grad, step))
 
 
-def parameters_of_reader(module: nn.Module | None) -> tuple[Tensor, ...]:
-    """Of a norm layer (C,) and (C,), of a `Transition` also the weight of its convolution (C', C, 1, 1)."""
-    if module is None:
+@dataclass(frozen=True)
+class FinalNormPass:
+    """All that the backward pass needs of the final norm of a network.
+
+    Attributes:
+        norm: The norm.
+        averages: Whether ReLU and the average over all pixels follow.
+    """
+
+    norm: Norm
+    averages: bool
+
+    @classmethod
+    def forward(cls, module: nn.BatchNorm2d, block: BlockForward, *, averages: bool) -> tuple["FinalNormPass", Tensor]:
+        """Compute norm, ReLU and average (N, C), or the norm alone (N, C, H, W)."""
+        norm, affine = block.norm(module)
+        if averages:
+            return cls(norm, averages), _forward_activated(block, affine, lambda x, chunk: x.mean((2, 3)))
+        return cls(norm, averages), _forward_affine(block, affine)
+
+    def backward(self, grad: Tensor, block: BlockBackward) -> FinalNormParameters:
+        """Begin the gradients of the block from that of the result."""
+        if self.averages:
+            return FinalNormParameters(*_backward_activated(block, self.norm, grad, _average_backward))
+        norm = block.norm(self.norm)
+        sums = block.gradients.begin(slice(None), as_rows(grad), block.work.rows, norm.affine)
+        return FinalNormParameters(*block.gradients.close(norm, [sums]))
+
+
+@dataclass(frozen=True)
+class NoTransitionPass:
+    """The end of a block that runs alone: its channels as they were before they were normalised."""
+
+    @classmethod
+    def forward(cls, block: BlockForward) -> tuple["NoTransitionPass", Tensor]:
+        """Compute all channels of the block, (N, C, H, W)."""
+        statistics = block.buffer.statistics
+        return cls(), _forward_affine(block, Affine(statistics.invstd.reciprocal(), statistics.mean))
+
+    def backward(self, grad: Tensor, block: BlockBackward) -> tuple[()]:
+        """Begin the gradients of the block from that of the result."""
+        statistics = block.statistics
+        affine = Affine(statistics.invstd.reciprocal(), statistics.mean)
+        block.gradients.begin(slice(None), as_rows(grad), block.work.rows, affine)
         return ()
-    norm = norm_of_reader(module)
-    return norm.weight, norm.bias, *(() if norm is module else (module.conv.weight,))
 
 
-def norm_of_reader(module: nn.Module) -> nn.BatchNorm2d:
-    """The norm layer of a `Transition`, or the norm layer that the module is."""
-    return getattr(module, "norm", module)
+def _forward_affine(block: BlockForward, affine: Affine) -> Tensor:
+    """Apply an affine function to all channels of the buffer: (N, C, H, W)."""
+    rows = block.work.rows
+    return as_nchw(apply_affine(rows, affine, out=torch.empty_like(rows)), block.work.shape)
 
 
-def read(
-    module: nn.Module | None, parameters: tuple[Tensor, ...], forward: StageForward, *, averages: bool
-) -> tuple[Reader, Tensor]:
-    """Let a transition, the last norm layer or nothing read the whole block.
+def _forward_activated(block: BlockForward, affine: Affine, step: Callable[[Tensor, slice], Tensor]) -> Tensor:
+    """Compute norm and ReLU of the whole block, and a step after them, a chunk of images at a time.
 
     Args:
-        module: Its settings are used. None: the block's maps are the result.
-        parameters: As `parameters_of_reader` orders them.
-        forward: Of the block.
-        averages: Whether ReLU and the average over all pixels follow a norm layer.
+        block: The block's forward pass.
+        affine: The norm.
+        step: Gets norm and ReLU of a chunk (n, C, H, W), and its slice of rows; the results are concatenated.
+    """
+    work, results = block.work, []
+    for images, chunk in work.chunks_of_images(work.rows.shape[1]):
+        results.append(step(as_nchw(work.activated(chunk, affine), work.shape_of(images)), chunk))
+    return torch.cat(results)
+
+
+def _backward_activated(
+    block: BlockBackward, norm: Norm, grad: Tensor, step: Callable[[Tensor, Tensor, slice], tuple[Tensor, ...]]
+) -> tuple[Tensor, ...]:
+    """Go back through the step of `_forward_activated`, and through ReLU and norm.
+
+    Args:
+        block: The block's backward pass.
+        norm: The norm.
+        grad: The gradient of the result.
+        step: Gets the gradient of the result for a chunk of images, norm and ReLU of it (n, C, H, W), and its slice of
+            rows. Returns the gradient of the latter as rows (r, C), and that of a weight if the step has one.
 
     Returns:
-        What `read_backward` needs, and what the module makes: (N, C', H // 2, W // 2), (N, C), or (N, C, H, W) of a
-        norm layer alone and of nothing.
+        The gradients of the norm's weight and bias, and of the step's weight.
     """
-    work = forward.work
-    norm = forward.note(norm_of_reader(module)) if module is not None else None
-    is_transition = len(parameters) > 2
-    reader = Reader(
-        norm, parameters, _draw_dropout(module, forward), activates=is_transition or (averages and norm is not None)
-    )
-    affine = reader.reading(forward.buffer.statistics, work.num_rows).affine
-    if not reader.activates:
-        return reader, as_maps(apply_affine(work.rows, affine, out=torch.empty_like(work.rows)), work.shape)
-    ending = reader.ending(work.rows.dtype)
-    parts = []
-    for images, chunk in chunks_of_images(work.rows, work.shape, work.rows.shape[1]):
-        maps = as_maps(work.activated(chunk, affine), work.shape_of(images))
-        parts.append(ending.of(maps, chunk))
-    return reader, torch.cat(parts)
+    work, buffer_norm = block.work, block.norm(norm)
+
+    def backward_chunk(images: slice, chunk: slice) -> tuple[Tensor, ...]:
+        xhat, activated = work.read(chunk, buffer_norm.affine)
+        grad_activated, *grad_weight = step(grad[images], as_nchw(activated, work.shape_of(images)), chunk)
+        g = relu_backward(grad_activated, activated)
+        return *block.gradients.begin(chunk, g, xhat, buffer_norm.affine), *grad_weight
+
+    chunks = (backward_chunk(*slices) for slices in work.chunks_of_images(work.rows.shape[1]))
+    return block.gradients.close(buffer_norm, chunks)
 
 
-def _draw_dropout(module: nn.Module | None, forward: StageForward) -> Dropout:
-    drop = getattr(module, "drop", None)
-    if drop is None:
-        return NO_DROPOUT
-    return forward.draw_dropout(drop.p, module.conv.out_channels, training=drop.training)
+def _average_backward(grad: Tensor, x: Tensor, chunk: slice) -> tuple[Tensor]:
+    """Share the gradient of an average (n, C) out among the pixels of x (n, C, H, W), as rows (r, C)."""
+    num_pixels = x.shape[2] * x.shape[3]
+    return ((grad / num_pixels).repeat_interleave(num_pixels, 0),)
 
 
-def read_backward(
-    reader: Reader, grad: Tensor, gradients: GradientBuffer, statistics: Statistics, work: Workspace
-) -> tuple[Tensor, ...]:
-    """Begin the gradient buffer with what the reader has, and return the gradients of its parameters."""
-    reading = reader.reading(statistics, work.num_rows)
-    if not reader.activates:
-        shares = [gradients.begin(slice(None), as_rows(grad), work.rows, reading.affine)]
-        return gradients.close(reading, shares) if reader.norm else ()
-    ending = reader.ending(work.rows.dtype)
-
-    def share(images: slice, chunk: slice) -> tuple[Tensor, ...]:
-        xhat, activated = work.read(chunk, reading.affine)
-        maps = as_maps(activated, work.shape_of(images))
-        grad_activated, *grad_weight = ending.backward(grad[images], maps, chunk)
-        g = zero_where_relu_was(grad_activated, activated)
-        return *gradients.begin(chunk, g, xhat, reading.affine), *grad_weight
-
-    chunks = chunks_of_images(work.rows, work.shape, work.rows.shape[1])
-    return gradients.close(reading, (share(images, chunk) for images, chunk in chunks))
+def _pooling_backward(grad: Tensor, x: Tensor) -> Tensor:
+    """Compute the gradient of x (n, C, H, W) in average pooling with stride 2."""
+    return torch.ops.aten.avg_pool2d_backward.default(grad, x, [2, 2], [2, 2], [0, 0], False, True, None)

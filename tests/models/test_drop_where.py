@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 from models import DROP_PLACES, STRATEGIES, DenseNet, densenet_bc, densenet_plain
 from models.buffer.dropout import NO_DROPOUT, Dropout
-from models.buffer.function import read_block
-from models.buffer.memory_plan import NOTHING, StageSize
+from models.buffer.function import block_over_buffer
+from models.buffer.memory_plan import NO_BUFFER, BlockSize, sizes_of
 from models.buffer.rows import as_rows
-from models.buffer.sizes import sizes_of
 from models.layers import DenseLayer, PlainLayer
 from tests.support.network_pairs import BF16, FORMATS
 from tests.support.tensor_measurements import (
@@ -135,23 +134,23 @@ def test_a_mask_keeps_what_pytorch_keeps(dtype, memory_format, channels):
     torch.manual_seed(1)
     rows = as_rows(maps).clone()
     dropout = Dropout.draw(0.3, rows, (3, 5, 4), channels, memory_format)
-    assert dropout.mask[0].dtype == torch.bool
+    assert dropout.mask.dtype == torch.bool
     assert torch.equal(torch.get_rng_state(), state)
-    result = torch.cat([dropout.of(rows[chunk].clone(), chunk) for chunk in (slice(0, 37), slice(37, 60))])
+    result = torch.cat([dropout.apply(rows[chunk].clone(), chunk) for chunk in (slice(0, 37), slice(37, 60))])
     torch.testing.assert_close(result, as_rows(expected))
     assert torch.equal(result == 0, as_rows(expected) == 0)
 
 
 def test_nothing_dropped_leaves_rows_alone():
     rows = torch.randn(4, 3)
-    assert NO_DROPOUT.of(rows, slice(0, 4)) is rows
-    assert NO_DROPOUT.mask == ()
+    assert NO_DROPOUT.apply(rows, slice(0, 4)) is rows
+    assert NO_DROPOUT.mask is None
 
 
 def test_drawing_takes_little_more_than_the_mask():
     rows = torch.zeros(0)
     with LiveStorages() as storages:
-        mask = Dropout.draw(0.2, rows, (4, 16, 16), 32, torch.contiguous_format).mask[0]
+        mask = Dropout.draw(0.2, rows, (4, 16, 16), 32, torch.contiguous_format).mask
     assert mask.nbytes == 4 * 16 * 16 * 32
     assert storages.peak_bytes == 2 * mask.nbytes  # as maps, and as rows
 
@@ -170,8 +169,8 @@ def test_sizes_of_stages_count_all_masks(bn_size, precision, itemsize):
     with precision():
         sizes = list(sizes_of(torch.zeros(4, 8, 8, 8), stages, [True, True]))
         others = list(sizes_of(torch.zeros(4, 8, 8, 8), stages, [False, True]))
-    assert sizes == [StageSize(*first, masks[0], itemsize), StageSize(*second, masks[1], itemsize)]
-    assert others == [NOTHING, sizes[1]]
+    assert sizes == [BlockSize(*first, masks[0], itemsize), BlockSize(*second, masks[1], itemsize)]
+    assert others == [NO_BUFFER, sizes[1]]
 
 
 @KINDS
@@ -198,8 +197,8 @@ def test_sizes_are_those_of_all_that_a_stage_keeps(bn_size, place, precision):
     given = [maps, *network.parameters(), *network.buffers()]
     with precision():
         size = next(sizes_of(maps, stages, [True, True]))
-        kept = bytes_saved_for_backward(lambda: read_block(maps, *stages[0], num_bottlenecks=1), without=given)
+        kept = bytes_saved_for_backward(lambda: block_over_buffer(maps, *stages[0], num_bottlenecks=1), without=given)
     of_bottleneck = size.of_bottleneck if bn_size else 0
     # Three numbers of 32 bits for each channel of the buffer, and two for each of a bottleneck.
-    statistics = 4 * (3 * size.num_features + 2 * size.num_layers * size.num_inner)
+    statistics = 4 * (3 * size.num_features + 2 * size.num_layers * size.num_bottleneck)
     assert kept == size.of_buffer + size.of_masks + of_bottleneck + statistics

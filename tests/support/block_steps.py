@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.features import average
-from models.layers import DenseBlock, Transition
+from models.features import DenseBlock, average
+from models.layers import Transition
 from tests.support.tensor_measurements import norms, record
 
 # Letters: m layers, k = GROWTH new channels of each, C_i = START + i * k channels read by layer i = 0 ... m - 1,

@@ -6,7 +6,7 @@ import pytest
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.buffer import rows as rows_module
-from models.buffer.function import read_block
+from models.buffer.function import block_over_buffer
 from tests.support.block_steps import BOTTLENECK, GROWTH, KEPT, KINDS, READERS, ROWS, START, Read, random_maps, stage
 from tests.support.network_pairs import DROPOUTS
 from tests.support.tensor_measurements import OperationCounts
@@ -23,7 +23,7 @@ def operations(read: Read, num_layers: int, reader: str, **config) -> dict[str, 
 @pytest.mark.parametrize("reader", READERS)
 def test_only_the_convolutions_of_bottlenecks_that_are_not_kept_run_twice(reader, num_bottlenecks):
     m, transitions = 5, reader == "transition"
-    assert operations(partial(read_block, num_bottlenecks=num_bottlenecks), m, reader) == {
+    assert operations(partial(block_over_buffer, num_bottlenecks=num_bottlenecks), m, reader) == {
         "convolution 3x3": m,
         "convolution_backward 3x3": m,
         "convolution 1x1": 2 * m - num_bottlenecks + transitions,
@@ -37,7 +37,7 @@ def test_no_convolution_runs_twice_without_bottlenecks(reader, dropout):
     m = 5
     of_transition = {"convolution 1x1": 1, "convolution_backward 1x1": 1} if reader == "transition" else {}
     expected = {"convolution 3x3": m, "convolution_backward 3x3": m, **of_transition}
-    assert operations(read_block, m, reader, bn_size=None, **DROPOUTS[dropout]) == expected
+    assert operations(block_over_buffer, m, reader, bn_size=None, **DROPOUTS[dropout]) == expected
 
 
 @pytest.mark.parametrize("chunk_bytes", [1, 2**30])
@@ -47,7 +47,7 @@ def test_floating_point_operations_of_plain_layers_are_those_of_the_closed_form(
     m = 5
     block, last = stage(m, bn_size=None, **DROPOUTS[dropout])
     with FlopCounterMode(display=False) as counter:
-        read_block(random_maps(), block, last).sum().backward()
+        block_over_buffer(random_maps(), block, last).sum().backward()
     of_layers = sum(ROWS * (START + i * GROWTH) * 9 * GROWTH for i in range(m))
     # With dropout between convolution and pooling the convolution has to make all pixels.
     pixels = ROWS if dropout == "convolutions" else ROWS // 4
@@ -64,7 +64,7 @@ def test_floating_point_operations_are_those_of_the_closed_form(reader, num_bott
     m = 5
     block, last = stage(m, reader)
     with FlopCounterMode(display=False) as counter:
-        read_block(random_maps(), block, last, num_bottlenecks=num_bottlenecks).sum().backward()
+        block_over_buffer(random_maps(), block, last, num_bottlenecks=num_bottlenecks).sum().backward()
     # Products: forward, gradient of the input, gradient of the weight. The 1x1 convolutions of the first layers, which
     # read the fewest channels, run again; the 3x3 convolutions do not.
     of_bottlenecks = [ROWS * (START + i * GROWTH) * BOTTLENECK for i in range(m)]
@@ -81,7 +81,7 @@ def test_statistics_are_computed_once_for_each_map(bn_size):
     m = 5
     block, last = stage(m, bn_size=bn_size)
     with OperationCounts() as mode:
-        read_block(random_maps(), block, last).sum().backward()
+        block_over_buffer(random_maps(), block, last).sum().backward()
     assert mode.counts["batch_norm_update_stats"] == (m + 1) + (m if bn_size else 0)
     assert mode.counts["native_batch_norm"] == 0
     assert mode.counts["cat"] <= 1

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from models.buffer import rows as rows_module
-from models.buffer.function import read_block
-from models.layers import DenseBlock
+from models.buffer.function import block_over_buffer
+from models.features import DenseBlock
 from tests.support.block_steps import IMAGES, KEPT, KINDS, READERS, SIDES, START, call_modules, random_maps, stage, step
 from tests.support.network_pairs import DROPOUTS, DROPPING, FORMATS
 from tests.support.tensor_measurements import largest_difference
@@ -47,7 +47,7 @@ def assert_gradients_of(
 
     def read(maps: Tensor, *_: Tensor) -> Tensor:
         torch.manual_seed(0)
-        return read_block(maps, block, last, num_bottlenecks=num_bottlenecks)
+        return block_over_buffer(maps, block, last, num_bottlenecks=num_bottlenecks)
 
     assert torch.autograd.gradcheck(read, (maps, *parameters))
 
@@ -60,7 +60,7 @@ def test_chunks_of_any_size_give_the_same_step(bn_size, reader, dropout, chunk_b
     monkeypatch.setattr(rows_module, "CPU_CHUNK_BYTES", chunk_bytes)
     maps = random_maps(dtype=torch.float64)
     config = DROPOUTS[dropout] | {"bn_size": bn_size, "dtype": maps.dtype}
-    expected, actual = (step(read, maps, *stage(3, reader, **config)) for read in (call_modules, read_block))
+    expected, actual = (step(read, maps, *stage(3, reader, **config)) for read in (call_modules, block_over_buffer))
     assert largest_difference(actual, expected) < 1e-12
 
 
@@ -69,7 +69,7 @@ def test_chunks_of_any_size_give_the_same_step(bn_size, reader, dropout, chunk_b
 def test_a_transition_drops_an_odd_row_and_column(sides, dropout):
     maps = torch.randn(3, START, *sides, dtype=torch.float64)
     config = DROPOUTS[dropout] | {"dtype": maps.dtype}
-    expected, actual = (step(read, maps, *stage(2, **config)) for read in (call_modules, read_block))
+    expected, actual = (step(read, maps, *stage(2, **config)) for read in (call_modules, block_over_buffer))
     assert actual["result"].shape == (3, KEPT, sides[0] // 2, sides[1] // 2)
     assert largest_difference(actual, expected) < 1e-12
 
@@ -77,20 +77,20 @@ def test_a_transition_drops_an_odd_row_and_column(sides, dropout):
 @pytest.mark.parametrize("memory_format", FORMATS)
 def test_a_transition_keeps_the_memory_format(memory_format):
     maps = random_maps().detach().contiguous(memory_format=memory_format)
-    result = read_block(maps, *stage(2))
+    result = block_over_buffer(maps, *stage(2))
     assert result.is_contiguous(memory_format=memory_format)
 
 
 def test_maps_that_are_a_slice_give_the_same_step():
     maps = torch.randn(IMAGES, 2 * START, *SIDES, dtype=torch.float64)[:, ::2]
     assert not maps.is_contiguous()
-    expected, actual = (step(read, maps, *stage(2, dtype=maps.dtype)) for read in (call_modules, read_block))
+    expected, actual = (step(read, maps, *stage(2, dtype=maps.dtype)) for read in (call_modules, block_over_buffer))
     assert largest_difference(actual, expected) < 1e-12
 
 
 def test_the_maps_and_the_gradient_handed_over_are_left_alone():
     maps, (block, last) = random_maps(), stage(2)
-    result = read_block(maps, block, last)
+    result = block_over_buffer(maps, block, last)
     grad = torch.randn_like(result)
     before = [tensor.detach().clone() for tensor in (maps, grad)]
     result.backward(grad)
@@ -101,7 +101,7 @@ def test_the_maps_and_the_gradient_handed_over_are_left_alone():
 def test_a_gradient_that_is_expanded_is_as_good():
     block, last = stage(2, dtype=torch.float64)
     maps = random_maps(dtype=torch.float64)
-    read_block(maps, block, last).sum().backward()
+    block_over_buffer(maps, block, last).sum().backward()
     expected = maps.grad
     maps.grad = None
     call_modules(maps, block, last).sum().backward()

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from models.buffer import rows as rows_module
-from models.buffer.function import read_block
-from models.layers import DenseBlock
+from models.buffer.function import block_over_buffer
+from models.features import DenseBlock
 from tests.support.block_steps import (
     BOTTLENECK,
     GROWTH,
@@ -74,7 +74,7 @@ def test_bytes_kept_for_backward_without_bottlenecks(num_layers, reader, dropout
 def assert_kept_bytes(block: DenseBlock, last: nn.Module, expected: int, num_bottlenecks: int) -> None:
     maps = random_maps()
     given = [maps, *block.parameters(), *block.buffers(), *last.parameters(), *last.buffers()]
-    read = partial(read_block, maps, block, last, num_bottlenecks=num_bottlenecks)
+    read = partial(block_over_buffer, maps, block, last, num_bottlenecks=num_bottlenecks)
     assert bytes_saved_for_backward(read, without=given) == expected
     with LiveStorages() as storages:
         result = read()
@@ -86,7 +86,7 @@ def assert_kept_bytes(block: DenseBlock, last: nn.Module, expected: int, num_bot
 def test_nothing_is_alive_after_the_backward_pass(bn_size, reader):
     maps, (block, last) = random_maps(), stage(3, reader, bn_size=bn_size, **DROPPING)
     with LiveStorages() as storages:
-        result = read_block(maps, block, last)
+        result = block_over_buffer(maps, block, last)
         result.sum().backward()
     gradients = [tensor.grad for tensor in (maps, *block.parameters(), *last.parameters())]
     given = [maps, *block.parameters(), *block.buffers(), *last.parameters(), *last.buffers()]
@@ -107,7 +107,7 @@ def test_only_buffers_are_as_large_as_what_a_dropping_transition_would_make_of_a
 
     a_buffer = 4 * rows * (START + num_layers * GROWTH)
     with LiveStorages(counts=is_large) as storages:
-        result = read_block(maps, block, last)
+        result = block_over_buffer(maps, block, last)
     assert storages.peak_bytes == a_buffer
     with storages:
         result.sum().backward()
@@ -122,7 +122,7 @@ def test_only_buffers_are_larger_than_a_chunk_without_bottlenecks(reader, dropou
     block, last = stage(num_layers, reader, bn_size=None, **DROPOUTS[dropout])
     maps = torch.randn(PEAK_IMAGES, START, *SIDES, requires_grad=True)
     with LiveStorages(counts=lambda tensor: tensor.untyped_storage().nbytes() > chunk_bytes) as storages:
-        read_block(maps, block, last).sum().backward()
+        block_over_buffer(maps, block, last).sum().backward()
     assert storages.peak_bytes == 2 * 4 * PEAK_IMAGES * SIDES[0] * SIDES[1] * (START + num_layers * GROWTH)
 
 
@@ -131,7 +131,7 @@ def test_kept_bytes_grow_linearly_with_the_layers():
     for num_layers in LAYERS:
         maps, (block, last) = random_maps(), stage(num_layers)
         with LiveStorages() as storages:
-            result = read_block(maps, block, last)
+            result = block_over_buffer(maps, block, last)
         given = [*block.buffers(), *last.buffers(), *block.parameters(), *last.parameters()]
         kept.append(storages.live_bytes(without=[result, *given]))
     assert kept[0] > 0
@@ -150,7 +150,7 @@ def peak_bytes(read: Read, num_layers: int) -> int:
 
 def test_peak_of_a_training_step_grows_by_two_buffers_and_a_few_chunks(monkeypatch):
     monkeypatch.setattr(rows_module, "CPU_CHUNK_BYTES", 1)  # The least chunk is one image.
-    peaks = [peak_bytes(read_block, m) for m in (8, 16, 24, 32)]
+    peaks = [peak_bytes(block_over_buffer, m) for m in (8, 16, 24, 32)]
     an_image = 4 * SIDES[0] * SIDES[1] * 8 * GROWTH
     most = 2 * PEAK_IMAGES * an_image + 8 * an_image
     assert all(after - before <= most for before, after in pairwise(peaks))
@@ -163,7 +163,7 @@ def test_a_forward_pass_has_one_bottleneck_and_a_few_images_beside_what_it_keeps
     block, last = stage(24, reader)
     maps = torch.randn(PEAK_IMAGES, START, *SIDES, requires_grad=True)
     with LiveStorages() as storages:
-        result = read_block(maps, block, last)
+        result = block_over_buffer(maps, block, last)
     of_pixels = 4 * SIDES[0] * SIDES[1]
     an_image, a_bottleneck = of_pixels * (START + 24 * GROWTH), of_pixels * PEAK_IMAGES * BOTTLENECK
     others = 3 * result.nbytes + 4 * an_image

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from models.buffer import rows as rows_module
-from models.buffer.function import read_block
-from models.layers import DenseBlock
+from models.buffer.function import block_over_buffer
+from models.features import DenseBlock
 from tests.support.block_steps import KINDS, READERS, Read, call_modules, random_maps, stage, step
 from tests.support.network_pairs import BF16, DROPOUTS, DROPPING
 from tests.support.tensor_measurements import largest_difference, unequal
@@ -32,7 +32,7 @@ def errors(read: Read, maps: Tensor, reader: str, truth: dict[str, Tensor]) -> d
 def test_errors_for_means_far_above_the_deviation_are_those_of_modules(reader, ratio):
     maps = (random_maps().detach() + ratio).float()
     truth = step(call_modules, maps.double(), *stage(3, reader, dtype=torch.float64))
-    expected, actual = (errors(read, maps, reader, truth) for read in (call_modules, read_block))
+    expected, actual = (errors(read, maps, reader, truth) for read in (call_modules, block_over_buffer))
     assert {kind: error for kind, error in actual.items() if error > 1.5 * expected[kind] + 1e-6} == {}
 
 
@@ -41,7 +41,9 @@ def test_errors_for_means_far_above_the_deviation_are_those_of_modules(reader, r
 def test_constant_channels_are_the_same(reader, value):
     maps = random_maps(dtype=torch.float64).detach().clone()
     maps[:, 1] = value
-    expected, actual = (step(read, maps, *stage(3, reader, dtype=maps.dtype)) for read in (call_modules, read_block))
+    expected, actual = (
+        step(read, maps, *stage(3, reader, dtype=maps.dtype)) for read in (call_modules, block_over_buffer)
+    )
     assert all(tensor.isfinite().all() for tensor in actual.values())
     assert largest_difference(actual, expected) < 1e-10
 
@@ -54,14 +56,14 @@ def test_parameters_of_zero_are_the_same():
         return block, last
 
     maps = random_maps(dtype=torch.float64)
-    expected, actual = (step(read, maps, *with_zeros()) for read in (call_modules, read_block))
+    expected, actual = (step(read, maps, *with_zeros()) for read in (call_modules, block_over_buffer))
     assert largest_difference(actual, expected) < 1e-12
 
 
 @pytest.mark.parametrize("reader", READERS)
 @KINDS
 def test_gradients_of_norms_are_sums_of_32_bits_under_autocast(bn_size, reader):
-    actual = step(read_block, random_maps(), *stage(3, reader, bn_size=bn_size), of_forward=BF16)
+    actual = step(block_over_buffer, random_maps(), *stage(3, reader, bn_size=bn_size), of_forward=BF16)
     of_norms = {name: actual[name] for name in actual if re.match("gradient of (?!maps)(?!.*conv)", name)}
     assert len(of_norms) == 2 * ((2 if bn_size else 1) * 3 + 1)
     assert [name for name, tensor in of_norms.items() if torch.equal(tensor, tensor.bfloat16().float())] == []
@@ -71,7 +73,7 @@ def test_gradients_of_norms_are_sums_of_32_bits_under_autocast(bn_size, reader):
 @KINDS
 def test_gradients_of_convolutions_add_up_in_32_bits_under_autocast(bn_size, dropout, monkeypatch):
     monkeypatch.setattr(rows_module, "CPU_CHUNK_BYTES", 1)  # The least chunk is one image.
-    actual = step(read_block, random_maps(), *stage(3, bn_size=bn_size, **DROPOUTS[dropout]), of_forward=BF16)
+    actual = step(block_over_buffer, random_maps(), *stage(3, bn_size=bn_size, **DROPOUTS[dropout]), of_forward=BF16)
     of_convolutions = {name: actual[name] for name in actual if re.match("gradient of .*conv", name)}
     assert len(of_convolutions) == (2 if bn_size else 1) * 3 + 1
     assert [name for name, tensor in of_convolutions.items() if torch.equal(tensor, tensor.bfloat16().float())] == []
@@ -80,7 +82,7 @@ def test_gradients_of_convolutions_add_up_in_32_bits_under_autocast(bn_size, dro
 @pytest.mark.parametrize("precision", [nullcontext, BF16], ids=["float32", "bf16"])
 @pytest.mark.parametrize("dropout", DROPOUTS)
 def test_bottlenecks_that_are_kept_change_no_bit(dropout, precision):
-    reads = (partial(read_block, num_bottlenecks=count) for count in (0, 2, 3))
+    reads = (partial(block_over_buffer, num_bottlenecks=count) for count in (0, 2, 3))
     config = DROPOUTS[dropout]
     none, some, all_ = (step(read, random_maps(), *stage(3, **config), of_forward=precision) for read in reads)
     assert unequal(none, some) == unequal(none, all_) == []
@@ -90,7 +92,9 @@ def test_bottlenecks_that_are_kept_change_no_bit(dropout, precision):
 @KINDS
 def test_two_steps_give_the_same_bits(bn_size, precision):
     config = DROPPING | {"bn_size": bn_size}
-    first, second = (step(read_block, random_maps(), *stage(3, **config), of_forward=precision) for _ in range(2))
+    first, second = (
+        step(block_over_buffer, random_maps(), *stage(3, **config), of_forward=precision) for _ in range(2)
+    )
     assert unequal(first, second) == []
 
 
@@ -100,7 +104,13 @@ def test_two_steps_give_the_same_bits(bn_size, precision):
 def test_autocast_around_the_backward_pass_changes_no_bit(bn_size, reader, of_forward):
     config = DROPPING | {"bn_size": bn_size}
     outside, inside = (
-        step(read_block, random_maps(), *stage(3, reader, **config), of_forward=of_forward, of_backward=of_backward)
+        step(
+            block_over_buffer,
+            random_maps(),
+            *stage(3, reader, **config),
+            of_forward=of_forward,
+            of_backward=of_backward,
+        )
         for of_backward in (nullcontext, BF16)
     )
     assert unequal(outside, inside) == []

@@ -4,31 +4,31 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.buffer.memory_plan import NOTHING, StageSize, bottlenecks_for_free
+from models.buffer.memory_plan import NO_BUFFER, BlockSize, bottlenecks_for_free
 
 generated = settings(deadline=None, derandomize=True, max_examples=200)
 
 
-def peak(stages: tuple[StageSize, ...], counts: tuple[int, ...]) -> int:
+def peak(stages: tuple[BlockSize, ...], counts: tuple[int, ...]) -> int:
     """Go through the backward pass of all stages, the last one first, and count the bytes that are alive."""
     alive = [
-        s.num_rows * (s.itemsize * (s.num_features + n * s.num_inner) + s.num_masked)
+        s.num_rows * (s.itemsize * (s.num_features + n * s.num_bottleneck) + s.num_masked)
         for s, n in zip(stages, counts, strict=True)
     ]
     peaks = []
     for i in reversed(range(len(stages))):
         stage, is_recomputed = stages[i], counts[i] < stages[i].num_layers
-        transient = stage.itemsize * stage.num_rows * (stage.num_features + stage.num_inner * (1 + is_recomputed))
+        transient = stage.itemsize * stage.num_rows * (stage.num_features + stage.num_bottleneck * (1 + is_recomputed))
         peaks.append(sum(alive[: i + 1]) + transient)
     return max(peaks, default=0)
 
 
 @st.composite
-def networks(draw) -> tuple[StageSize, ...]:
+def networks(draw) -> tuple[BlockSize, ...]:
     """Up to three stages of one type; without bottlenecks a stage has 0 columns of them."""
     ranges = ((1, 50), (1, 50), (1, 4), (0, 10), (0, 60))
-    sizes = st.builds(StageSize, *(st.integers(*ends) for ends in ranges), st.just(draw(st.sampled_from([2, 4, 8]))))
-    return tuple(draw(st.lists(st.one_of(sizes, st.just(NOTHING)), min_size=1, max_size=3)))
+    sizes = st.builds(BlockSize, *(st.integers(*ends) for ends in ranges), st.just(draw(st.sampled_from([2, 4, 8]))))
+    return tuple(draw(st.lists(st.one_of(sizes, st.just(NO_BUFFER)), min_size=1, max_size=3)))
 
 
 @generated
@@ -59,7 +59,7 @@ def test_later_blocks_of_a_network_for_small_images_keep_theirs(layers, expected
     features, stages = 24, []
     for i in range(3):
         features += 12 * layers
-        stages.append(StageSize(64 * 1024 >> 2 * i, features, layers, 48, 0, 4))
+        stages.append(BlockSize(64 * 1024 >> 2 * i, features, layers, 48, 0, 4))
         features //= 2
     assert bottlenecks_for_free(tuple(stages)) == expected
 
@@ -72,4 +72,4 @@ def test_masks_of_later_blocks_leave_less_room_for_bottlenecks(num_masked, items
     # first, 2 * 25 * 40 of its own buffers, 2 * 25 * 20 of bottlenecks that pass: 7000 are left for masks of 25 * 280
     # bytes, which are 1750 numbers of 4 bytes, and for bottlenecks of 500 numbers each.
     first, second = (100, 100, 2, 0, 0, itemsize), (25, 40, 12, 20, num_masked, itemsize)
-    assert bottlenecks_for_free((StageSize(*first), StageSize(*second))) == expected
+    assert bottlenecks_for_free((BlockSize(*first), BlockSize(*second))) == expected

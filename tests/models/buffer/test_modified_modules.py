@@ -18,8 +18,8 @@ from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm
 from torch.overrides import TorchFunctionMode
 
 from models import DenseNet
-from models.features import Features
-from models.layers import DenseBlock, DenseLayer, Transition
+from models.features import DenseBlock, Features
+from models.layers import DenseLayer, Transition
 from tests.support.network_pairs import LAYER, ROUNDING, SMALL, doubles
 from tests.support.tensor_measurements import largest_difference, naive_and, record
 

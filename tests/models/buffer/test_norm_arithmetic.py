@@ -2,8 +2,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.buffer.feature_buffer import EPS, FeatureBuffer
-from models.buffer.norms import Norm, Normalisation, RunningStatistics
+from models.buffer.feature_buffer import FeatureBuffer
+from models.buffer.norms import EPS, BottleneckNorm, Norm, RunningStatistics
+from models.buffer.operations import norm_backward
 from models.buffer.rows import Scratch, as_rows
 
 MAPS = torch.randn(3, 4, 5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 2 + 3
@@ -24,7 +25,7 @@ def through_the_buffer(norm: nn.BatchNorm2d) -> Tensor:
     """Normalise MAPS as a reader of all channels of a buffer does, which holds two more channels than these."""
     buffer = FeatureBuffer(MAPS, 6, torch.float64)
     buffer.append(torch.zeros(3 * 5 * 2, 2, dtype=torch.float64))
-    affine = Norm.of(norm).reading(norm.weight, norm.bias, buffer.statistics, buffer.num_rows).affine
+    affine = Norm.of(norm).over_buffer(buffer.statistics, buffer.num_rows).affine
     move_running_statistics(norm, buffer.statistics.mean, buffer.statistics.unbiased)
     rows = buffer.rows[:, :4] * affine.scale + affine.shift
     return rows.view(3, 5, 2, 4).permute(0, 3, 1, 2)
@@ -33,14 +34,14 @@ def through_the_buffer(norm: nn.BatchNorm2d) -> Tensor:
 def move_running_statistics(norm: nn.BatchNorm2d, mean: Tensor, unbiased: Tensor) -> None:
     running = RunningStatistics()
     running.note(norm, mean, unbiased)
-    running.move()
+    running.update()
 
 
-def normalise(rows: Tensor, norm: nn.BatchNorm2d) -> Normalisation:
+def normalise(rows: Tensor, norm: nn.BatchNorm2d) -> BottleneckNorm:
     running = RunningStatistics()
-    normalisation = Norm.of(norm).normalisation(rows, norm, running)
-    running.move()
-    return normalisation
+    of_rows = BottleneckNorm.of(norm, rows, running)
+    running.update()
+    return of_rows
 
 
 SETTINGS = {
@@ -73,26 +74,24 @@ def test_raw_rows_are_normalised_and_differentiated_as_by_the_layer(name, traini
     gradients = torch.autograd.grad(result, (maps, expected.bias, expected.weight), grad)
     rows, grad_rows = as_rows(MAPS), as_rows(grad)
     with torch.no_grad():
-        normalisation = normalise(rows, actual)
-        affine = normalisation.affine(actual.weight, actual.bias)
-        shares = normalisation.shares(grad_rows, rows)
-        through = normalisation.gradient(actual.weight, *shares, len(rows))
-        of_rows = through.of(grad_rows, rows, Scratch(rows, rows.dtype))
+        norm = normalise(rows, actual)
+        affine, sums = norm.affine, norm.sums(grad_rows, rows)
+        of_rows = norm_backward(grad_rows, rows, norm.gradient(*sums, len(rows)), Scratch(rows, rows.dtype))
     torch.testing.assert_close(rows * affine.scale + affine.shift, as_rows(result), rtol=1e-12, atol=1e-12)
     for key, tensor in expected.named_buffers():
         torch.testing.assert_close(actual.get_buffer(key), tensor, rtol=1e-12, atol=1e-12)
     of_maps, *of_parameters = gradients
     torch.testing.assert_close(of_rows, as_rows(of_maps), rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(shares, tuple(of_parameters), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(sums, tuple(of_parameters), rtol=1e-10, atol=1e-10)
 
 
 def test_a_frozen_layer_normalises_as_it_did_when_its_statistics_move_later():
     norm = random_norm().eval()
     rows = as_rows(MAPS)
-    normalisation = normalise(rows, norm)
-    before = normalisation.mean.clone()
+    of_rows = normalise(rows, norm)
+    before = of_rows.mean.clone()
     norm.running_mean.add_(1)
-    assert torch.equal(normalisation.mean, before)
+    assert torch.equal(of_rows.mean, before)
 
 
 def test_a_layer_that_does_not_count_steps_is_the_same():
@@ -119,7 +118,7 @@ def test_layers_of_different_momentum_move_together_as_each_alone():
             statistics = torch.randn(2, 4, generator=torch.Generator().manual_seed(10 * step + number)).double()
             move_running_statistics(norms[0], *statistics)
             running.note(norms[1], *statistics)
-        running.move()
+        running.update()
     for one, other in zip(alone, together, strict=True):
         assert all(torch.equal(left, right) for left, right in zip(one.buffers(), other.buffers(), strict=True))
 

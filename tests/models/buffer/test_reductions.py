@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.buffer.reductions import Moments, sums_of_products, totals
+from models.buffer.operations import add_chunks, moments, sums_of_products
 
 generated = settings(deadline=None, derandomize=True, max_examples=60)
 
@@ -23,7 +23,7 @@ sizes = st.tuples(st.one_of(st.integers(2, 50), st.integers(1, 20).map(lambda n:
 @given(sizes)
 def test_moments_are_mean_and_variances(size):
     rows = random_rows(*size)
-    mean, variance, unbiased = Moments.of(rows)
+    mean, variance, unbiased = moments(rows)
     torch.testing.assert_close(mean, rows.mean(0), rtol=1e-12, atol=0)
     torch.testing.assert_close(variance, rows.var(0, correction=0), rtol=1e-11, atol=1e-14)
     torch.testing.assert_close(unbiased, rows.var(0), rtol=1e-11, atol=1e-14)
@@ -33,7 +33,7 @@ def test_moments_are_mean_and_variances(size):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_moments_of_fewer_bits_are_those_of_32(dtype, num_columns):
     rows = random_rows(4096, num_columns, dtype)
-    mean, variance, unbiased = Moments.of(rows)
+    mean, variance, unbiased = moments(rows)
     assert mean.dtype == variance.dtype == unbiased.dtype == torch.float32
     torch.testing.assert_close(mean.double(), rows.double().mean(0), rtol=3e-6, atol=0)
     torch.testing.assert_close(variance.double(), rows.double().var(0, correction=0), rtol=1e-5, atol=0)
@@ -43,7 +43,7 @@ def test_moments_of_fewer_bits_are_those_of_32(dtype, num_columns):
 def test_a_mean_far_above_the_deviation_does_not_spoil_the_variance(num_columns):
     # A difference of mean square and squared mean would be off by 2.5e-3 at 100 deviations.
     rows = random_rows(4096, num_columns) + 300
-    variance = Moments.of(rows.float()).variance.double()
+    variance = moments(rows.float()).variance.double()
     torch.testing.assert_close(variance, rows.float().double().var(0, correction=0), rtol=1e-4, atol=0)
 
 
@@ -66,10 +66,10 @@ def test_sums_of_16_bits_add_up_in_32(num_columns):
     torch.testing.assert_close(product.double(), (grad.double() * rows.double()).sum(0), rtol=1e-5, atol=0)
 
 
-def test_totals_add_up_in_the_type_that_is_asked_for():
+def test_chunks_add_up_in_the_type_that_is_asked_for():
     # In bfloat16, 256 + 1 is 256.
-    shares = [(torch.full((3,), 256.0, dtype=torch.bfloat16), torch.ones(2))] + 2 * [(torch.ones(3), torch.ones(2))]
-    first, second = totals(shares, torch.float32)
+    chunks = [(torch.full((3,), 256.0, dtype=torch.bfloat16), torch.ones(2))] + 2 * [(torch.ones(3), torch.ones(2))]
+    first, second = add_chunks(chunks, torch.float32)
     assert first.tolist() == [258, 258, 258]
     assert second.tolist() == [3, 3]
 
@@ -78,7 +78,7 @@ def test_totals_add_up_in_the_type_that_is_asked_for():
 def test_rounding_grows_little_with_the_number_of_rows(num_columns):
     # Added up one after the other, 65,536 numbers of 32 bits would be off by 1e-4 deviations.
     rows = (random_rows(65_536, num_columns) + 10).float()
-    moments, exact = Moments.of(rows), rows.double()
+    found, exact = moments(rows), rows.double()
     deviation = exact.std(0)
-    assert ((moments.mean.double() - exact.mean(0)).abs() / deviation).max() < 2e-5
-    torch.testing.assert_close(moments.variance.double(), exact.var(0, correction=0), rtol=5e-6, atol=0)
+    assert ((found.mean.double() - exact.mean(0)).abs() / deviation).max() < 2e-5
+    torch.testing.assert_close(found.variance.double(), exact.var(0, correction=0), rtol=5e-6, atol=0)

@@ -4,15 +4,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.buffer import rows as rows_module
+from models.buffer.operations import relu_backward
 from models.buffer.rows import (
     Scratch,
-    as_maps,
+    as_nchw,
     as_rows,
     chunks_of_images,
     chunks_of_rows,
     pointwise,
     pointwise_backward,
-    zero_where_relu_was,
 )
 
 generated = settings(deadline=None, derandomize=True, max_examples=50)
@@ -23,13 +23,13 @@ def test_rows_are_pixels_and_columns_are_channels():
     rows = as_rows(maps)
     assert torch.equal(rows[2 * 4 + 1], maps[0, :, 2, 1])
     assert torch.equal(rows[3 * 4 + 3], maps[1, :, 0, 3])
-    assert torch.equal(as_maps(rows, (2, 3, 4)), maps)
+    assert torch.equal(as_nchw(rows, (2, 3, 4)), maps)
 
 
 def test_rows_of_channels_last_maps_share_their_memory():
     maps = torch.randn(2, 5, 3, 4).contiguous(memory_format=torch.channels_last)
     assert as_rows(maps).data_ptr() == maps.data_ptr()
-    assert as_maps(as_rows(maps), (2, 3, 4)).data_ptr() == maps.data_ptr()
+    assert as_nchw(as_rows(maps), (2, 3, 4)).data_ptr() == maps.data_ptr()
 
 
 # 16 and 48 rows may be passed as 16 images; the others may not.
@@ -84,7 +84,7 @@ def test_chunks_have_about_the_size_that_is_asked_for(monkeypatch):
 
 def test_a_gradient_is_zero_where_the_relu_was():
     activated, grad = torch.tensor([0.0, 1.0, 1e-30, 0.0]), torch.tensor([1.0, 2.0, 3.0, -4.0])
-    assert zero_where_relu_was(grad, activated) is grad
+    assert relu_backward(grad, activated) is grad
     assert grad.tolist() == [0.0, 2.0, 3.0, 0.0]
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.layers import DenseBlock
+from models.features import DenseBlock
 from tests.support.network_pairs import DROPPING, naive_and_checkpoint
 from tests.support.tensor_measurements import (
     LiveStorages,
