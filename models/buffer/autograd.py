@@ -1,4 +1,4 @@
-"""What an autograd function needs besides its formulas: saved tensors, and a refusal of second derivatives."""
+"""Helpers for an autograd function: tensors in and out of structures, and a refusal of second derivatives."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import fields, is_dataclass

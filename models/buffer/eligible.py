@@ -17,7 +17,7 @@ from .function import is_autocast, layers_of
 
 
 class Part(NamedTuple):
-    """What a module inside a layer or a transition has to be.
+    """The class and the settings that a module inside a layer or a transition has to have.
 
     Attributes:
         type: Its class.
@@ -185,7 +185,7 @@ def _why_tensors_unfit(tensors: list[Tensor], x: Tensor, dtypes: set[torch.dtype
         if not is_plain(tensor):
             return f"has a tensor of class {type(tensor).__name__}"
         if tensor.dtype not in dtypes:
-            return f"has a tensor of {tensor.dtype} for maps of {x.dtype}"
+            return f"has a tensor of {tensor.dtype} for feature maps of {x.dtype}"
         if tensor.layout != torch.strided:
             return f"has a tensor of layout {tensor.layout}"
     return ""

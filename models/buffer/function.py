@@ -101,7 +101,7 @@ class BlockFunction(torch.autograd.Function):
 
         The parameters are given so that autograd knows of them. They are those of the modules, which are used.
         """
-        dtype, memory_format = computing_dtype(x), _memory_format(x)  # as autocast has it outside
+        dtype, memory_format = computing_dtype(x), _memory_format(x)  # those that autocast gives outside
         num_features = x.shape[1] + sum(layer.growth_rate for layer in layers)
         first_kept = len(layers) - settings.num_bottlenecks
         with _without_autocast(x):

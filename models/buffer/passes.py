@@ -1,4 +1,4 @@
-"""What all parts of a dense block share in the forward pass, and in the backward pass.
+"""State that all parts of a dense block share in the forward pass, and in the backward pass.
 
 A part is a dense layer of either kind, a transition or a final norm. Each is a class with the same shape: `forward`
 takes a module and a `BlockForward` and returns an object with all that the backward pass needs; its `backward` takes a

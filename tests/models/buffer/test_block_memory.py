@@ -1,4 +1,4 @@
-"""The bytes that a stage keeps for the backward pass, and the peak of a step, are those of closed forms."""
+"""The bytes that a block keeps for the backward pass, and the peak of a step, are those of closed forms."""
 
 from functools import partial
 from itertools import pairwise
@@ -12,19 +12,19 @@ from models.buffer.function import block_over_buffer
 from models.features import DenseBlock
 from tests.support.block_steps import (
     BOTTLENECK,
+    ENDINGS,
     GROWTH,
     KEPT,
     KINDS,
     LAYERS,
     PEAK_IMAGES,
-    READERS,
     ROWS,
     SIDES,
     START,
     Read,
+    block_and_transition,
     call_modules,
-    random_maps,
-    stage,
+    random_input,
 )
 from tests.support.network_pairs import DROPOUTS, DROPPING
 from tests.support.tensor_measurements import LiveStorages, bytes_saved_for_backward, second_differences
@@ -42,10 +42,10 @@ def kept_bytes_without_bottlenecks(num_layers: int) -> int:
     return 4 * ROWS * channels + 3 * 4 * channels
 
 
-def bytes_of_masks(num_layers: int, dropout: str, bn_size: int | None, reader: str) -> int:
-    # A byte for each value behind the convolutions that drop some.
+def bytes_of_masks(num_layers: int, dropout: str, bn_size: int | None, ending: str) -> int:
+    # A byte for each value after the convolutions that dropout follows.
     inner = BOTTLENECK * num_layers if bn_size else 0
-    of_transition = KEPT if reader == "transition" else 0
+    of_transition = KEPT if ending == "transition" else 0
     columns = {"nothing": 0, "layers": GROWTH * num_layers}
     columns["convolutions"] = columns["layers"] + inner + of_transition
     return ROWS * columns[dropout]
@@ -53,26 +53,26 @@ def bytes_of_masks(num_layers: int, dropout: str, bn_size: int | None, reader: s
 
 @pytest.mark.parametrize("num_bottlenecks", [0, 1, 4])
 @pytest.mark.parametrize("dropout", DROPOUTS)
-@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("ending", ENDINGS)
 @pytest.mark.parametrize("num_layers", LAYERS)
-def test_bytes_kept_for_backward(num_layers, reader, dropout, num_bottlenecks):
-    block, last = stage(num_layers, reader, **DROPOUTS[dropout])
-    expected = kept_bytes_in_closed_form(num_layers, num_bottlenecks) + bytes_of_masks(num_layers, dropout, 4, reader)
+def test_bytes_kept_for_backward(num_layers, ending, dropout, num_bottlenecks):
+    block, last = block_and_transition(num_layers, ending, **DROPOUTS[dropout])
+    expected = kept_bytes_in_closed_form(num_layers, num_bottlenecks) + bytes_of_masks(num_layers, dropout, 4, ending)
     assert_kept_bytes(block, last, expected, num_bottlenecks)
 
 
 @pytest.mark.parametrize("num_bottlenecks", [0, 4])
 @pytest.mark.parametrize("dropout", DROPOUTS)
-@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("ending", ENDINGS)
 @pytest.mark.parametrize("num_layers", LAYERS)
-def test_bytes_kept_for_backward_without_bottlenecks(num_layers, reader, dropout, num_bottlenecks):
-    block, last = stage(num_layers, reader, bn_size=None, **DROPOUTS[dropout])
-    expected = kept_bytes_without_bottlenecks(num_layers) + bytes_of_masks(num_layers, dropout, None, reader)
+def test_bytes_kept_for_backward_without_bottlenecks(num_layers, ending, dropout, num_bottlenecks):
+    block, last = block_and_transition(num_layers, ending, bn_size=None, **DROPOUTS[dropout])
+    expected = kept_bytes_without_bottlenecks(num_layers) + bytes_of_masks(num_layers, dropout, None, ending)
     assert_kept_bytes(block, last, expected, num_bottlenecks)
 
 
 def assert_kept_bytes(block: DenseBlock, last: nn.Module, expected: int, num_bottlenecks: int) -> None:
-    maps = random_maps()
+    maps = random_input()
     given = [maps, *block.parameters(), *block.buffers(), *last.parameters(), *last.buffers()]
     read = partial(block_over_buffer, maps, block, last, num_bottlenecks=num_bottlenecks)
     assert bytes_saved_for_backward(read, without=given) == expected
@@ -81,10 +81,10 @@ def assert_kept_bytes(block: DenseBlock, last: nn.Module, expected: int, num_bot
     assert storages.live_bytes(without=[result, *given]) == expected
 
 
-@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("ending", ENDINGS)
 @KINDS
-def test_nothing_is_alive_after_the_backward_pass(bn_size, reader):
-    maps, (block, last) = random_maps(), stage(3, reader, bn_size=bn_size, **DROPPING)
+def test_nothing_is_alive_after_the_backward_pass(bn_size, ending):
+    maps, (block, last) = random_input(), block_and_transition(3, ending, bn_size=bn_size, **DROPPING)
     with LiveStorages() as storages:
         result = block_over_buffer(maps, block, last)
         result.sum().backward()
@@ -94,11 +94,11 @@ def test_nothing_is_alive_after_the_backward_pass(bn_size, reader):
 
 
 @KINDS
-def test_only_buffers_are_as_large_as_what_a_dropping_transition_would_make_of_all_pixels(bn_size, monkeypatch):
+def test_only_buffers_are_as_large_as_the_convolution_of_a_dropping_transition(bn_size, monkeypatch):
     monkeypatch.setattr(rows_module, "CPU_CHUNK_BYTES", 1)  # The least chunk is one image.
     num_layers, kept = 8, 60
     assert BOTTLENECK < kept < START + num_layers * GROWTH
-    block, last = stage(num_layers, bn_size=bn_size, kept=kept, **DROPPING)
+    block, last = block_and_transition(num_layers, bn_size=bn_size, kept=kept, **DROPPING)
     maps = torch.randn(PEAK_IMAGES, START, *SIDES, requires_grad=True)
     rows = PEAK_IMAGES * SIDES[0] * SIDES[1]
 
@@ -115,11 +115,11 @@ def test_only_buffers_are_as_large_as_what_a_dropping_transition_would_make_of_a
 
 
 @pytest.mark.parametrize("dropout", DROPOUTS)
-@pytest.mark.parametrize("reader", READERS)
-def test_only_buffers_are_larger_than_a_chunk_without_bottlenecks(reader, dropout, monkeypatch):
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_only_buffers_are_larger_than_a_chunk_without_bottlenecks(ending, dropout, monkeypatch):
     num_layers, chunk_bytes = 8, 30_000
     monkeypatch.setattr(rows_module, "CPU_CHUNK_BYTES", chunk_bytes)
-    block, last = stage(num_layers, reader, bn_size=None, **DROPOUTS[dropout])
+    block, last = block_and_transition(num_layers, ending, bn_size=None, **DROPOUTS[dropout])
     maps = torch.randn(PEAK_IMAGES, START, *SIDES, requires_grad=True)
     with LiveStorages(counts=lambda tensor: tensor.untyped_storage().nbytes() > chunk_bytes) as storages:
         block_over_buffer(maps, block, last).sum().backward()
@@ -129,7 +129,7 @@ def test_only_buffers_are_larger_than_a_chunk_without_bottlenecks(reader, dropou
 def test_kept_bytes_grow_linearly_with_the_layers():
     kept = []
     for num_layers in LAYERS:
-        maps, (block, last) = random_maps(), stage(num_layers)
+        maps, (block, last) = random_input(), block_and_transition(num_layers)
         with LiveStorages() as storages:
             result = block_over_buffer(maps, block, last)
         given = [*block.buffers(), *last.buffers(), *block.parameters(), *last.parameters()]
@@ -140,7 +140,7 @@ def test_kept_bytes_grow_linearly_with_the_layers():
 
 def peak_bytes(read: Read, num_layers: int) -> int:
     """Measure the peak of what is alive in forward and backward, besides gradients of the block's weights."""
-    block, last = stage(num_layers)
+    block, last = block_and_transition(num_layers)
     maps = torch.randn(PEAK_IMAGES, START, *SIDES, requires_grad=True)
     weights = {tuple(parameter.shape) for parameter in block.parameters()}
     with LiveStorages(counts=lambda tensor: tuple(tensor.shape) not in weights) as storages:
@@ -157,10 +157,10 @@ def test_peak_of_a_training_step_grows_by_two_buffers_and_a_few_chunks(monkeypat
     assert peaks[-1] < peak_bytes(call_modules, 32) / 10
 
 
-@pytest.mark.parametrize("reader", READERS)
-def test_a_forward_pass_has_one_bottleneck_and_a_few_images_beside_what_it_keeps(reader, monkeypatch):
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_forward_pass_has_one_bottleneck_and_a_few_images_beside_what_it_keeps(ending, monkeypatch):
     monkeypatch.setattr(rows_module, "CPU_CHUNK_BYTES", 1)  # The least chunk is one image.
-    block, last = stage(24, reader)
+    block, last = block_and_transition(24, ending)
     maps = torch.randn(PEAK_IMAGES, START, *SIDES, requires_grad=True)
     with LiveStorages() as storages:
         result = block_over_buffer(maps, block, last)

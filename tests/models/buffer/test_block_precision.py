@@ -1,4 +1,4 @@
-"""What rounding does to a stage: channels that are hard for fewer bits, sums under autocast, repeatable bits."""
+"""Rounding in a block: channels that are hard for fewer bits, sums under autocast, repeatable bits."""
 
 import re
 from contextlib import nullcontext
@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from models.buffer import rows as rows_module
 from models.buffer.function import block_over_buffer
 from models.features import DenseBlock
-from tests.support.block_steps import KINDS, READERS, Read, call_modules, random_maps, stage, step
+from tests.support.block_steps import ENDINGS, KINDS, Read, block_and_transition, call_modules, random_input, step
 from tests.support.network_pairs import BF16, DROPOUTS, DROPPING
 from tests.support.tensor_measurements import largest_difference, unequal
 
 
-def errors(read: Read, maps: Tensor, reader: str, truth: dict[str, Tensor]) -> dict[str, float]:
+def errors(read: Read, maps: Tensor, ending: str, truth: dict[str, Tensor]) -> dict[str, float]:
     """Distance from the truth, relative to its length: of result and of all gradients together, and of variances."""
-    actual = step(read, maps, *stage(3, reader))
+    actual = step(read, maps, *block_and_transition(3, ending))
     kinds = {"result": "result", "gradients": "gradient of ", "variances": "running_var"}
     result = {}
     for kind, part in kinds.items():
@@ -28,21 +28,22 @@ def errors(read: Read, maps: Tensor, reader: str, truth: dict[str, Tensor]) -> d
 
 
 @pytest.mark.parametrize("ratio", [100, 1000])
-@pytest.mark.parametrize("reader", READERS)
-def test_errors_for_means_far_above_the_deviation_are_those_of_modules(reader, ratio):
-    maps = (random_maps().detach() + ratio).float()
-    truth = step(call_modules, maps.double(), *stage(3, reader, dtype=torch.float64))
-    expected, actual = (errors(read, maps, reader, truth) for read in (call_modules, block_over_buffer))
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_errors_for_means_far_above_the_deviation_are_those_of_modules(ending, ratio):
+    maps = (random_input().detach() + ratio).float()
+    truth = step(call_modules, maps.double(), *block_and_transition(3, ending, dtype=torch.float64))
+    expected, actual = (errors(read, maps, ending, truth) for read in (call_modules, block_over_buffer))
     assert {kind: error for kind, error in actual.items() if error > 1.5 * expected[kind] + 1e-6} == {}
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, -1000.0])
-@pytest.mark.parametrize("reader", READERS)
-def test_constant_channels_are_the_same(reader, value):
-    maps = random_maps(dtype=torch.float64).detach().clone()
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_constant_channels_are_the_same(ending, value):
+    maps = random_input(dtype=torch.float64).detach().clone()
     maps[:, 1] = value
     expected, actual = (
-        step(read, maps, *stage(3, reader, dtype=maps.dtype)) for read in (call_modules, block_over_buffer)
+        step(read, maps, *block_and_transition(3, ending, dtype=maps.dtype))
+        for read in (call_modules, block_over_buffer)
     )
     assert all(tensor.isfinite().all() for tensor in actual.values())
     assert largest_difference(actual, expected) < 1e-10
@@ -50,20 +51,20 @@ def test_constant_channels_are_the_same(reader, value):
 
 def test_parameters_of_zero_are_the_same():
     def with_zeros() -> tuple[DenseBlock, nn.Module]:
-        block, last = stage(3, dtype=torch.float64)
+        block, last = block_and_transition(3, dtype=torch.float64)
         for norm in (block.denselayer1.norm1, block.denselayer2.norm2, last.norm):
             nn.init.zeros_(norm.weight)
         return block, last
 
-    maps = random_maps(dtype=torch.float64)
+    maps = random_input(dtype=torch.float64)
     expected, actual = (step(read, maps, *with_zeros()) for read in (call_modules, block_over_buffer))
     assert largest_difference(actual, expected) < 1e-12
 
 
-@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("ending", ENDINGS)
 @KINDS
-def test_gradients_of_norms_are_sums_of_32_bits_under_autocast(bn_size, reader):
-    actual = step(block_over_buffer, random_maps(), *stage(3, reader, bn_size=bn_size), of_forward=BF16)
+def test_gradients_of_norms_are_sums_of_32_bits_under_autocast(bn_size, ending):
+    actual = step(block_over_buffer, random_input(), *block_and_transition(3, ending, bn_size=bn_size), of_forward=BF16)
     of_norms = {name: actual[name] for name in actual if re.match("gradient of (?!maps)(?!.*conv)", name)}
     assert len(of_norms) == 2 * ((2 if bn_size else 1) * 3 + 1)
     assert [name for name, tensor in of_norms.items() if torch.equal(tensor, tensor.bfloat16().float())] == []
@@ -73,7 +74,12 @@ def test_gradients_of_norms_are_sums_of_32_bits_under_autocast(bn_size, reader):
 @KINDS
 def test_gradients_of_convolutions_add_up_in_32_bits_under_autocast(bn_size, dropout, monkeypatch):
     monkeypatch.setattr(rows_module, "CPU_CHUNK_BYTES", 1)  # The least chunk is one image.
-    actual = step(block_over_buffer, random_maps(), *stage(3, bn_size=bn_size, **DROPOUTS[dropout]), of_forward=BF16)
+    actual = step(
+        block_over_buffer,
+        random_input(),
+        *block_and_transition(3, bn_size=bn_size, **DROPOUTS[dropout]),
+        of_forward=BF16,
+    )
     of_convolutions = {name: actual[name] for name in actual if re.match("gradient of .*conv", name)}
     assert len(of_convolutions) == (2 if bn_size else 1) * 3 + 1
     assert [name for name, tensor in of_convolutions.items() if torch.equal(tensor, tensor.bfloat16().float())] == []
@@ -84,7 +90,9 @@ def test_gradients_of_convolutions_add_up_in_32_bits_under_autocast(bn_size, dro
 def test_bottlenecks_that_are_kept_change_no_bit(dropout, precision):
     reads = (partial(block_over_buffer, num_bottlenecks=count) for count in (0, 2, 3))
     config = DROPOUTS[dropout]
-    none, some, all_ = (step(read, random_maps(), *stage(3, **config), of_forward=precision) for read in reads)
+    none, some, all_ = (
+        step(read, random_input(), *block_and_transition(3, **config), of_forward=precision) for read in reads
+    )
     assert unequal(none, some) == unequal(none, all_) == []
 
 
@@ -93,21 +101,22 @@ def test_bottlenecks_that_are_kept_change_no_bit(dropout, precision):
 def test_two_steps_give_the_same_bits(bn_size, precision):
     config = DROPPING | {"bn_size": bn_size}
     first, second = (
-        step(block_over_buffer, random_maps(), *stage(3, **config), of_forward=precision) for _ in range(2)
+        step(block_over_buffer, random_input(), *block_and_transition(3, **config), of_forward=precision)
+        for _ in range(2)
     )
     assert unequal(first, second) == []
 
 
 @pytest.mark.parametrize("of_forward", [nullcontext, BF16], ids=["float32", "bf16"])
-@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("ending", ENDINGS)
 @KINDS
-def test_autocast_around_the_backward_pass_changes_no_bit(bn_size, reader, of_forward):
+def test_autocast_around_the_backward_pass_changes_no_bit(bn_size, ending, of_forward):
     config = DROPPING | {"bn_size": bn_size}
     outside, inside = (
         step(
             block_over_buffer,
-            random_maps(),
-            *stage(3, reader, **config),
+            random_input(),
+            *block_and_transition(3, ending, **config),
             of_forward=of_forward,
             of_backward=of_backward,
         )

@@ -63,7 +63,7 @@ def fits(kind: str, name: str) -> bool:
 
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in HOOKS for name in HOOKED if fits(kind, name)])
-def test_hooks_in_a_stage_are_called_once_a_step(kind, name, blocks_over_buffers):
+def test_hooks_in_a_block_are_called_once_a_step(kind, name, blocks_over_buffers):
     networks, hook = naive_and_buffer(), Hook()
     HOOKS[kind](networks[1].get_submodule(name), hook)
     with pytest.warns(UserWarning, match=re.escape(f"keeps more memory: {HOOKED[name]} has hooks")):

@@ -110,7 +110,7 @@ def test_gradients_of_torch_func_are_those_of_backward(strategy):
             torch.testing.assert_close(gradient, parameter.grad, rtol=1e-10, atol=1e-10, msg=name)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # Of torch itself, on the first use.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # Torch itself uses it.
 @OF_ALL_STRATEGIES
 def test_forward_mode_gives_the_directional_derivative(strategy):
     network = naive_and_other(strategy)[1]

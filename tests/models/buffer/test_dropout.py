@@ -15,7 +15,7 @@ from tests.support.network_pairs import DROPPING, FORMATS, OF_ALL_KINDS, assert_
 def test_the_same_values_are_dropped(config, strategy, memory_format, drop_rate):
     networks = naive_and_buffer(strategy, **(config | {"drop_rate": drop_rate}))
     naive, buffer = (network.to(memory_format=memory_format) for network in networks)
-    # What is trained includes the state of the random numbers after each step.
+    # The records of training include the state of the random numbers after each step.
     assert_same_training(naive, buffer, doubles().contiguous(memory_format=memory_format))
 
 

@@ -17,7 +17,7 @@ def test_nothing_is_kept_where_no_gradient_is_wanted():
     assert storages.live_bytes(without=[logits, *network.parameters(), *network.buffers()]) == averages
 
 
-# Of the blocks of SMALL: images times pixels, channels at the end, layers.
+# The blocks of SMALL: images times pixels, channels at the end, layers.
 BLOCKS = [(4 * 8 * 8, 8 + 3 * 4, 3), (4 * 4 * 4, 10 + 2 * 4, 2)]
 BOTTLENECK = 16
 # "buffer" keeps the bottlenecks of the second block, where the peak is far from that of the first one.

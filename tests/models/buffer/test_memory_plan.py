@@ -38,7 +38,7 @@ def test_the_peak_is_not_raised_and_no_more_would_fit(stages):
     assert all(0 <= count <= stage.num_layers for stage, count in zip(stages, counts, strict=True))
     limit = peak(stages, (0,) * len(stages))
     assert peak(stages, counts) <= limit
-    # Stages in front may keep more only if those behind them keep less.
+    # Earlier blocks may keep more only if later ones keep less.
     better = product(*(range(count, stage.num_layers + 1) for stage, count in zip(stages, counts, strict=True)))
     assert all(peak(stages, other) > limit for other in better if other != counts)
 
@@ -49,7 +49,7 @@ def test_the_peak_is_not_raised_and_no_more_would_fit(stages):
         # L=100, k=12, 64 images. Millions of numbers in buffers 14.2, 4.9 and 1.6, in bottlenecks 3.15, 0.79 and 0.20:
         # the peak is 2 * 14.2 + 2 * 3.15 = 34.6, and 14.2 + 4.9 + 11 * 0.79 + 4.9 + 2 * 0.79 = 34.2 stays below it.
         (16, (0, 11, 16)),
-        # L=250: 15 of the second block leave room for all of the third, which would fit only in part behind 17.
+        # L=250: 15 of the second block leave room for all of the third, which would fit only in part after 17.
         (41, (0, 15, 41)),
         # A layer alone in its block needs no second bottleneck if it keeps its own.
         (1, (1, 1, 1)),

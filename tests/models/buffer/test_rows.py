@@ -78,7 +78,7 @@ def test_chunks_have_about_the_size_that_is_asked_for(monkeypatch):
     # 1000 rows of ten columns, or ten images of 50 rows of twenty columns, rounded down to a power of two.
     assert {chunk.stop - chunk.start for chunk in list(chunks_of_rows(rows, 10))[:-1]} == {512}
     assert {images.stop - images.start for images, _ in list(chunks_of_images(rows, (64, 5, 10), 20))[:-1]} == {8}
-    # What fits as a whole is one chunk.
+    # Rows that fit as a whole are one chunk.
     assert list(chunks_of_rows(rows, 10, slice(7, 1007))) == [slice(7, 1007)]
 
 

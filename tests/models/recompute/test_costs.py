@@ -1,4 +1,4 @@
-"""What one block keeps and computes, plain and with recomputation, is that of closed forms."""
+"""The memory and the operations of a block, plain and with recomputation, are those of closed forms."""
 
 from itertools import pairwise
 
@@ -43,7 +43,7 @@ def kept_bytes(num_layers: int, efficient: bool, bn_size: int | None = 4) -> int
     return storages.live_bytes(without=[x, y, *block.parameters(), *block.buffers()])
 
 
-def kept_bytes_behind_the_bottleneck() -> int:
+def kept_bytes_after_the_bottleneck() -> int:
     # norm2 keeps its input and its statistics; conv2 keeps its input, which the ReLU made in place of norm2's output.
     return 2 * BOTTLENECK * MAP + BOTTLENECK * STATISTICS
 
@@ -54,14 +54,14 @@ def test_naive_bytes_kept_for_backward(num_layers):
     # maps themselves are dropped, because each concatenation is a copy.
     channels = [START + i * GROWTH for i in range(num_layers)]
     bottlenecks = sum(2 * c * MAP + c * STATISTICS for c in channels)
-    assert kept_bytes(num_layers, efficient=False) == bottlenecks + num_layers * kept_bytes_behind_the_bottleneck()
+    assert kept_bytes(num_layers, efficient=False) == bottlenecks + num_layers * kept_bytes_after_the_bottleneck()
 
 
 @pytest.mark.parametrize("num_layers", LAYERS)
 def test_efficient_bytes_kept_for_backward(num_layers):
-    # Of the inputs of all bottlenecks only the new maps are kept, once each. No layer reads the maps of the last one.
+    # Only the new feature maps are kept of the inputs of all bottlenecks, once each. No layer reads those of the last.
     new_maps = (num_layers - 1) * GROWTH * MAP
-    assert kept_bytes(num_layers, efficient=True) == new_maps + num_layers * kept_bytes_behind_the_bottleneck()
+    assert kept_bytes(num_layers, efficient=True) == new_maps + num_layers * kept_bytes_after_the_bottleneck()
 
 
 @pytest.mark.parametrize("num_layers", LAYERS)
@@ -140,7 +140,7 @@ def test_no_convolution_runs_twice_without_bottlenecks():
 
 @pytest.mark.parametrize("efficient", [False, True])
 def test_dropout_draws_once(efficient):
-    # Behind both convolutions of five layers and behind that of the transition.
+    # After both convolutions of five layers and after that of the transition.
     network = naive_and_checkpoint(**DROPPING)[efficient]
     with OperationCounts() as mode:
         network(random_images()).sum().backward()
