@@ -39,7 +39,7 @@ from commands.evaluate import command as evaluate
 from commands.export import command as export
 from commands.line.bind import choose, end
 from commands.line.flags import Command
-from commands.outputs import is_of_output
+from commands.outputs import is_output_error
 from commands.predict import command as predict
 from commands.program import NAME, how_to_continue, is_heard, read_settings, say_traceback
 from commands.settings import TrainSettings
@@ -112,7 +112,7 @@ def main(argv: list[str]) -> None:
     except BrokenPipeError:  # as in `demo.py compare ... | head`
         raise SystemExit(128 + signal.SIGPIPE) from None
     except OSError as error:
-        if not is_of_output(error):
+        if not is_output_error(error):
             raise
         end(f"error: cannot write the output: {error.strerror}", name=name, exit_code=1)
 

@@ -5,19 +5,28 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from commands.line.types import Range
-from models import IMAGENET_NETWORKS
+from models import DEPTH_RULES, IMAGENET_NETWORKS
 from train.errors import UserError
 
 if TYPE_CHECKING:
     from models import DenseNet
 
-# Weighted layers of the networks whose depth can be chosen. Three equal blocks of m layers; a bottleneck layer has two
-# convolutions, a plain one has one. First convolution, two transitions and the classifier make 4.
+LARGEST_DEPTH = 10_000
+
+
+def _depths(function: str, examples: str) -> Range:
+    rule = DEPTH_RULES[function]
+    return Range(rule.smallest, LARGEST_DEPTH, step=rule.step, rule=f"{rule.formula} ({examples})")
+
+
+# Weighted layers of the networks whose depth can be chosen.
 DEPTHS = {
-    "densenet_bc": Range(10, 10_000, step=6, rule="6m + 4 with m >= 1 (10, 16, 22, 28, 34, 40, ...)"),
-    "densenet": Range(7, 10_000, step=3, rule="3m + 4 with m >= 1 (7, 10, 13, ..., 40, ...)"),
+    "densenet_bc": _depths("densenet_bc", "10, 16, 22, 28, 34, 40, ..."),
+    "densenet": _depths("densenet_plain", "7, 10, 13, ..., 40, ..."),
 }
-DEPTH_RULE = "6m + 4 with m >= 1 (10, 16, 22, 28, 34, 40, ...), or 3m + 4 for densenet"  # of both
+ANY_DEPTH = Range(
+    7, LARGEST_DEPTH, rule=f"{DEPTHS['densenet_bc']}, or 3m + 4 for densenet"
+)  # check_network knows the rest
 NETWORKS = (*DEPTHS, *IMAGENET_NETWORKS)
 # Depths in the plot of the benchmark, unless others are asked for. The naive network takes 2 to 3 GB at the last.
 PLOTTED_DEPTHS = {"densenet_bc": (40, 100, 190, 250), "densenet": (22, 40, 70, 100)}
@@ -66,12 +75,11 @@ class NetworkSettings:
 
     def build(self, num_classes: int) -> "DenseNet":
         """Build the network, with fresh weights."""
-        from models import densenet_bc, densenet_imagenet, densenet_plain  # torch takes seconds to import
+        from models import densenet_bc, densenet_plain  # torch takes seconds to import
 
         if not self.has_depth:
-            return densenet_imagenet(
-                self.network,
-                num_classes=num_classes,
+            return IMAGENET_NETWORKS[self.network].build(
+                num_classes,
                 drop_rate=self.drop_rate,
                 drop_where=self.drop_where,
                 efficient=self.efficient,

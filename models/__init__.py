@@ -6,36 +6,19 @@ torch is imported when a name is first used, so that a program that only lists t
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .imagenet import IMAGENET_NETWORKS
+from .networks import DEPTH_RULES, IMAGENET_NETWORKS
 
 if TYPE_CHECKING:
-    from .densenet import (
-        DROP_PLACES,
-        STRATEGIES,
-        DenseNet,
-        densenet121,
-        densenet161,
-        densenet169,
-        densenet201,
-        densenet264,
-        densenet_bc,
-        densenet_imagenet,
-        densenet_plain,
-    )
+    from .densenet import DROP_PLACES, STRATEGIES, DenseNet, densenet_bc, densenet_plain
     from .weights import fitting_weights, load_weights, require_finite, torchvision_names, weight_places
 
 __all__ = [
+    "DEPTH_RULES",
     "DROP_PLACES",
     "IMAGENET_NETWORKS",
     "STRATEGIES",
     "DenseNet",
-    "densenet121",
-    "densenet161",
-    "densenet169",
-    "densenet201",
-    "densenet264",
     "densenet_bc",
-    "densenet_imagenet",
     "densenet_plain",
     "fitting_weights",
     "load_weights",
@@ -43,9 +26,12 @@ __all__ = [
     "torchvision_names",
     "weight_places",
 ]
+__all__ += IMAGENET_NETWORKS  # each name is a function that builds the network: densenet121(num_classes=1000, ...)
 
 
 def __getattr__(name: str) -> Any:
+    if name in IMAGENET_NETWORKS:
+        return IMAGENET_NETWORKS[name].build
     if not name.startswith("_"):
         modules = [import_module(f".{module}", __name__) for module in ("densenet", "weights")]
         for names in (globals(), *map(vars, modules)):  # the first holds submodules that are imported by now

@@ -8,17 +8,16 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from math import sqrt
 from numbers import Integral
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .buffer import BUFFER_STRATEGIES
-from .features import Features, averages_of
-from .imagenet import IMAGENET_NETWORKS
-from .layers import DenseBlock, Transition
+from .buffer.network import BUFFER_STRATEGIES
+from .features import DenseBlock, Features, averages_of
+from .layers import Transition
+from .networks import DEPTH_RULES
 
-# How a network finds in the backward pass what it computed in the forward pass; see DenseNet.
+# How the backward pass gets intermediate results of the forward pass; see DenseNet.
 STRATEGIES = ("naive", "checkpoint", *BUFFER_STRATEGIES)
 
 # Where dropout acts; see DenseNet.
@@ -34,26 +33,26 @@ class DenseNet(nn.Module):
     Args:
         growth_rate: Channels k that each dense layer adds, 1 or more.
         block_config: Number of dense layers in each block, at least one block.
-        compression: A transition keeps this share of its channels, above 0 and at most 1.
-        num_init_features: Channels of the first convolution; the paper's BC networks use 2k.
+        compression: The fraction of its input channels that a transition keeps, above 0 and at most 1.
+        num_init_features: Output channels of the first convolution; the paper's BC networks use 2k.
         bn_size: The bottleneck of a dense layer has bn_size * k channels. None: there are no bottlenecks, a layer is
-            norm, ReLU and a 3x3 convolution of all its inputs.
+            norm, ReLU and a 3x3 convolution of its whole input.
         drop_rate: Probability of dropping a value in training, at least 0 and below 1.
         num_classes: Number of logits.
-        small_inputs: Start with one 3x3 convolution, as for 32x32 images; otherwise the ImageNet form: 7x7 with
-            stride 2, norm, ReLU and max pooling.
-        efficient: How the backward pass finds what the forward pass computed. False or "naive": everything is kept,
+        small_inputs: Start with one 3x3 convolution, as for 32x32 images; otherwise start as for ImageNet: 7x7
+            convolution with stride 2, norm, ReLU and max pooling.
+        efficient: How the backward pass gets intermediate results of the forward pass. False or "naive": all are kept,
             which grows with the square of a block's layers. True or "buffer": each block keeps one normalised copy of
-            its maps and computes the rest again; this takes the least memory. "buffer_fast": each block also keeps what
-            its 1x1 convolutions make; this is the fastest, in about twice the memory. "checkpoint": concatenation, norm
-            and ReLU are computed again, and all results are those of the naive network to the last bit; gradients and
-            running statistics of the other strategies are those up to rounding. The strategy changes neither names
-            nor shapes of parameters. It acts in training, for `features` alone too: in eval mode and without gradients
-            plain modules run. Under torch.compile and exporters only "checkpoint" acts, under other tracers and the
-            transforms of torch.func none, which a warning says.
+            its feature maps and recomputes the rest; this takes the least memory. "buffer_fast": each block also keeps
+            the results of its 1x1 convolutions; this is the fastest, in about twice the memory. "checkpoint":
+            concatenation, norm and ReLU are recomputed, and all results equal those of the naive network bit for bit;
+            with the other strategies, gradients and running statistics are equal up to rounding. The strategy changes
+            neither names nor shapes of parameters. It acts in training, for `features` alone too; in eval mode and
+            without gradients, plain modules run. Under torch.compile and exporters only "checkpoint" acts, under other
+            tracers and the transforms of torch.func none of them does, and a warning says so.
         drop_where: Where values are dropped. "layers": after the last convolution of each dense layer. "convolutions":
-            after all convolutions but the first one of the network, as in the paper. The buffer strategies keep a byte
-            for each value that may be dropped. For bottlenecks, which have 4k channels, that is about as much in a
+            after every convolution except the first one of the network, as in the paper. The buffer strategies keep a
+            byte for each value that may be dropped. For bottlenecks, which have 4k channels, that is about as much in a
             block as its feature buffer in 32 bits.
 
     Raises:
@@ -94,7 +93,7 @@ class DenseNet(nn.Module):
         allowed = f"True, False or one of {', '.join(STRATEGIES)}"
         _require(isinstance(efficient, bool) or efficient in STRATEGIES, "efficient", efficient, allowed)
         _require(drop_where in DROP_PLACES, "drop_where", drop_where, f"one of {', '.join(DROP_PLACES)}")
-        self.strategy = {True: "buffer", False: "naive"}.get(efficient, efficient)
+        self.strategy = efficient if isinstance(efficient, str) else ("buffer" if efficient else "naive")
 
         self.features = Features(_stem(num_init_features, small_inputs), strategy=self.strategy)
         inner_rate = drop_rate if drop_where == "convolutions" else 0  # after 1x1 convolutions
@@ -118,7 +117,7 @@ class DenseNet(nn.Module):
 
     @torch.no_grad()
     def _initialise(self) -> None:
-        """Draw convolutions from a normal of variance 2 / (k_h k_w c_out); norms start as the identity."""
+        """Draw convolutions from a normal distribution of variance 2 / (k_h k_w c_out); norms start as the identity."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 kernel_height, kernel_width = module.kernel_size
@@ -144,13 +143,13 @@ def densenet_bc(
     Args:
         depth: Weighted layers L = 6m + 4: first convolution, m bottleneck layers of two convolutions in each of
             three blocks, two transitions, classifier.
-        growth_rate: Channels k that each layer adds to all that came before it. The first convolution makes 2k.
+        growth_rate: Channels k that each layer adds to its input. The first convolution has 2k output channels.
         num_classes: Number of logits.
         drop_rate: Probability of dropping a value in training, at least 0 and below 1.
-        efficient: Compute intermediate maps again in the backward pass instead of keeping them; see `DenseNet`.
+        efficient: Recompute intermediate results in the backward pass instead of keeping them; see `DenseNet`.
         small_inputs: False: for larger images, start as for ImageNet, with a quarter of the height and width.
-        drop_where: "layers": drop after each 3x3 convolution of a dense layer. "convolutions": after all
-            convolutions but the first, as in the paper.
+        drop_where: "layers": drop after each 3x3 convolution of a dense layer. "convolutions": drop after every
+            convolution except the first, as in the paper.
 
     Raises:
         ValueError: If `depth` is not 6m + 4 with m >= 1, or another argument is out of its range.
@@ -158,10 +157,9 @@ def densenet_bc(
     References:
         Huang et al., Densely Connected Convolutional Networks, 2017, section 3 (arXiv:1608.06993).
     """
-    _require(_is_count(depth) and depth >= 10 and depth % 6 == 4, "depth", depth, "6m + 4 with m >= 1: 10, 16, 22, ...")
     return DenseNet(
         growth_rate=growth_rate,
-        block_config=((depth - 4) // 6,) * 3,
+        block_config=DEPTH_RULES["densenet_bc"].block_config(depth),
         num_init_features=2 * growth_rate,
         num_classes=num_classes,
         drop_rate=drop_rate,
@@ -181,31 +179,24 @@ def densenet_plain(
     small_inputs: bool = True,
     drop_where: str = "layers",
 ) -> DenseNet:
-    """Build the paper's plain DenseNet for 32x32 images: three equal dense blocks, no bottlenecks, no compression.
-
-    Maps images (N, 3, 32, 32), normalised per channel, to logits (N, num_classes) of the same dtype.
+    """Build the paper's plain DenseNet for 32x32 images: like `densenet_bc`, without bottlenecks and compression.
 
     Args:
         depth: Weighted layers L = 3m + 4: first convolution, m layers of one convolution in each of three blocks, two
             transitions, classifier.
-        growth_rate: Channels k that each layer adds to all that came before it. The first convolution makes 16.
-        num_classes: Number of logits.
-        drop_rate: Probability of dropping a value in training, at least 0 and below 1.
-        efficient: Compute intermediate maps again in the backward pass instead of keeping them; see `DenseNet`.
-        small_inputs: False: for larger images, start as for ImageNet, with a quarter of the height and width.
-        drop_where: "layers": drop after each 3x3 convolution of a dense layer. "convolutions": after all
-            convolutions but the first, those of transitions too, as in the paper.
+        growth_rate: Channels k that each layer adds to its input. The first convolution has 16 output channels.
+        num_classes: As for `densenet_bc`, like all other arguments.
+        drop_rate: The same.
+        efficient: The same.
+        small_inputs: The same.
+        drop_where: The same.
 
     Raises:
         ValueError: If `depth` is not 3m + 4 with m >= 1, or another argument is out of its range.
-
-    References:
-        Huang et al., Densely Connected Convolutional Networks, 2017, section 3 (arXiv:1608.06993).
     """
-    _require(_is_count(depth) and depth >= 7 and depth % 3 == 1, "depth", depth, "3m + 4 with m >= 1: 7, 10, 13, ...")
     return DenseNet(
         growth_rate=growth_rate,
-        block_config=((depth - 4) // 3,) * 3,
+        block_config=DEPTH_RULES["densenet_plain"].block_config(depth),
         compression=1,
         num_init_features=16,
         bn_size=None,
@@ -218,7 +209,7 @@ def densenet_plain(
 
 
 def _stem(num_init_features: int, small_inputs: bool) -> OrderedDict[str, nn.Module]:
-    """The layers before the first block, by name: (N, 3, H, W) to (N, C, H, W), or C and a quarter of each side."""
+    """Build the layers in front of the first block, by name: (N, 3, H, W) to (N, C, H, W) or (N, C, H / 4, W / 4)."""
     if small_inputs:
         return OrderedDict(conv0=nn.Conv2d(3, num_init_features, kernel_size=3, padding=1, bias=False))
     return OrderedDict(
@@ -230,47 +221,9 @@ def _stem(num_init_features: int, small_inputs: bool) -> OrderedDict[str, nn.Mod
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, Integral) and value >= 1
+    return isinstance(value, Integral) and int(value) >= 1
 
 
 def _require(condition: bool, name: str, value: object, allowed: str) -> None:
     if not condition:
         raise ValueError(f"{name} is {value!r}, but must be {allowed}")
-
-
-def densenet_imagenet(name: str, num_classes: int = 1000, **settings: Any) -> DenseNet:
-    """Build a network of IMAGENET_NETWORKS."""
-    network = IMAGENET_NETWORKS[name]
-    return DenseNet(
-        growth_rate=network.growth_rate,
-        block_config=network.block_config,
-        num_init_features=2 * network.growth_rate,
-        num_classes=num_classes,
-        small_inputs=False,
-        **{"efficient": True, **settings},
-    )
-
-
-def densenet121(num_classes: int = 1000, **settings: Any) -> DenseNet:
-    """Build DenseNet-121 (k = 32), which has 7,978,856 parameters for 1,000 classes; settings as above."""
-    return densenet_imagenet("densenet121", num_classes, **settings)
-
-
-def densenet169(num_classes: int = 1000, **settings: Any) -> DenseNet:
-    """Build DenseNet-169 (k = 32), which has 14,149,480 parameters for 1,000 classes; settings as above."""
-    return densenet_imagenet("densenet169", num_classes, **settings)
-
-
-def densenet201(num_classes: int = 1000, **settings: Any) -> DenseNet:
-    """Build DenseNet-201 (k = 32), which has 20,013,928 parameters for 1,000 classes; settings as above."""
-    return densenet_imagenet("densenet201", num_classes, **settings)
-
-
-def densenet161(num_classes: int = 1000, **settings: Any) -> DenseNet:
-    """Build DenseNet-161 (k = 48), which has 28,681,000 parameters for 1,000 classes; settings as above."""
-    return densenet_imagenet("densenet161", num_classes, **settings)
-
-
-def densenet264(num_classes: int = 1000, **settings: Any) -> DenseNet:
-    """Build DenseNet-264 (k = 32), which has 33,337,704 parameters for 1,000 classes; settings as above."""
-    return densenet_imagenet("densenet264", num_classes, **settings)

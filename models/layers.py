@@ -1,29 +1,26 @@
-"""The parts of a DenseNet as plain modules: dense layers of both kinds, dense blocks and transitions.
+"""The parts of a DenseNet as plain modules: dense layers of both kinds, and transitions.
 
-Letters of the paper and of the shape comments: N images, C channels, H x W pixels, k growth rate, m dense layers in a
-block.
+Letters of the paper and of the shape comments: N images, C channels, H x W pixels, k growth rate.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .buffer import is_buffer_wanted, run_block
-from .calls import call_in_order
 from .recompute import may_recompute, recompute_in_backward
-from .unmodified import register
+from .unmodified import are_unwatched, register
 
 
 class PlainLayer(nn.Module):
-    """Make k new feature maps from all the maps that a block has so far: norm, ReLU, 3x3.
+    """Compute k new feature maps from all that a block has so far: norm, ReLU, 3x3 convolution.
 
     Args:
         num_input_features: Channels C of all inputs together.
-        growth_rate: Channels k that the layer makes.
+        growth_rate: Channels k of the output.
         drop_rate: Probability of zeroing an output value in training.
-        checkpoint: Recompute what leads to the convolution instead of keeping it for the backward pass.
+        checkpoint: Recompute the input of the convolution in the backward pass, instead of keeping it.
     """
 
     def __init__(self, num_input_features: int, growth_rate: int, drop_rate: float, checkpoint: bool):
@@ -34,21 +31,31 @@ class PlainLayer(nn.Module):
         self.drop_rate = drop_rate
         self.checkpoint = checkpoint
 
+    @property
+    def num_input_features(self) -> int:
+        """Channels C of all inputs together."""
+        return self.norm1.num_features
+
+    @property
+    def growth_rate(self) -> int:
+        """Channels k of the output."""
+        return self.conv1.out_channels
+
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Map features [(N, C_i, H, W)], sum of C_i = C, to new features (N, k, H, W)."""
         return _drop(_first_convolution(self, features), self.drop_rate, self.training)
 
 
 class DenseLayer(nn.Module):
-    """Make k new feature maps from all the maps that a block has so far: norm, ReLU, 1x1, norm, ReLU, 3x3.
+    """Compute k new feature maps from all that a block has so far: norm, ReLU, 1x1, norm, ReLU, 3x3 convolution.
 
     Args:
         num_input_features: Channels C of all inputs together.
-        growth_rate: Channels k that the layer makes.
-        bn_size: The 1x1 convolution makes bn_size * k channels (the bottleneck).
+        growth_rate: Channels k of the output.
+        bn_size: The 1x1 convolution has bn_size * k output channels (the bottleneck).
         drop_rate: Probability of zeroing an output value in training.
-        checkpoint: Recompute what leads to the 1x1 convolution instead of keeping it for the backward pass.
-        bottleneck_drop_rate: Probability of zeroing a value that the 1x1 convolution makes in training.
+        checkpoint: Recompute the input of the 1x1 convolution in the backward pass, instead of keeping it.
+        bottleneck_drop_rate: Probability of zeroing a value of the bottleneck in training.
     """
 
     def __init__(
@@ -72,80 +79,36 @@ class DenseLayer(nn.Module):
         self.bottleneck_drop_rate = bottleneck_drop_rate
         self.checkpoint = checkpoint
 
+    @property
+    def num_input_features(self) -> int:
+        """Channels C of all inputs together."""
+        return self.norm1.num_features
+
+    @property
+    def bottleneck_features(self) -> int:
+        """Channels of the bottleneck."""
+        return self.conv1.out_channels
+
+    @property
+    def growth_rate(self) -> int:
+        """Channels k of the output."""
+        return self.conv2.out_channels
+
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Map features [(N, C_i, H, W)], sum of C_i = C, to new features (N, k, H, W)."""
         z = _drop(_first_convolution(self, features), self.bottleneck_drop_rate, self.training)
         return _drop(call_in_order((self.norm2, self.relu2, self.conv2), z), self.drop_rate, self.training)
 
 
-def _first_convolution(layer: PlainLayer | DenseLayer, features: Sequence[Tensor]) -> Tensor:
-    """Concatenate features [(N, C_i, H, W)] and convolve them for the first time: (N, C', H, W)."""
-
-    def compute(*inputs: Tensor) -> Tensor:
-        return call_in_order((layer.norm1, layer.relu1, layer.conv1), torch.cat(inputs, 1))
-
-    if layer.checkpoint and layer.training and torch.is_grad_enabled() and may_recompute(features[0]):
-        return recompute_in_backward(compute, *features, norm=layer.norm1)
-    return compute(*features)
-
-
-def _drop(maps: Tensor, drop_rate: float, is_training: bool) -> Tensor:
-    return F.dropout(maps, drop_rate, is_training) if drop_rate else maps
-
-
-class DenseBlock(nn.Module):
-    """A chain of dense layers `denselayer1`, `denselayer2`, ..., each reading all that came before it.
-
-    Args:
-        num_layers: Number m of layers.
-        num_input_features: Channels C that the block starts with.
-        growth_rate: Channels k that each layer adds.
-        bn_size: The bottleneck of a layer has bn_size * k channels. None: layers have no bottleneck.
-        drop_rate: Probability of zeroing an output value of a layer in training.
-        strategy: How the backward pass finds what the forward pass computed; see `DenseNet`.
-        bottleneck_drop_rate: Probability of zeroing a value of a bottleneck in training.
-    """
-
-    def __init__(
-        self,
-        num_layers: int,
-        num_input_features: int,
-        growth_rate: int,
-        bn_size: int | None,
-        drop_rate: float,
-        strategy: str = "naive",
-        bottleneck_drop_rate: float = 0,
-    ):
-        super().__init__()
-        self.strategy = strategy
-        checkpoint = strategy == "checkpoint"
-        for i in range(num_layers):
-            num_features = num_input_features + i * growth_rate
-            if bn_size is None:
-                layer = PlainLayer(num_features, growth_rate, drop_rate, checkpoint)
-            else:
-                layer = DenseLayer(num_features, growth_rate, bn_size, drop_rate, checkpoint, bottleneck_drop_rate)
-            self.add_module(f"denselayer{i + 1}", layer)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (N, C, H, W) to (N, C + m * k, H, W): the input, then the maps of each layer."""
-        if is_buffer_wanted(self.strategy, x, training=self.training):
-            maps = run_block(self, x, strategy=self.strategy)
-            if maps is not None:
-                return maps
-        features = [x]
-        for layer in self.children():
-            features.append(layer(features))
-        return torch.cat(features, 1)
-
-
 class Transition(nn.Sequential):
-    """Fewer channels and a quarter of the pixels between two blocks: (N, C, H, W) to (N, C', H // 2, W // 2).
+    """Reduce channels and pixels between two blocks: (N, C, H, W) to (N, C', H // 2, W // 2).
+
+    Norm, ReLU, 1x1 convolution, dropout if there is any, average pooling.
 
     Args:
         num_input_features: Channels C.
         num_output_features: Channels C'.
-        drop_rate: Probability of zeroing a value that the convolution makes in training.
+        drop_rate: Probability of zeroing a value after the convolution in training.
     """
 
     def __init__(self, num_input_features: int, num_output_features: int, drop_rate: float = 0):
@@ -157,9 +120,43 @@ class Transition(nn.Sequential):
             self.drop = nn.Dropout(drop_rate)
         self.pool = nn.AvgPool2d(kernel_size=2, stride=2)
 
+    @property
+    def dropout(self) -> nn.Dropout | None:
+        """The dropout after the convolution, if there is any."""
+        return next((module for module in self if isinstance(module, nn.Dropout)), None)
+
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, C', H // 2, W // 2)."""
         return call_in_order(self, x)
 
 
-register(PlainLayer, DenseLayer, DenseBlock, Transition)
+def call_in_order(modules: Iterable[nn.Module], x: Tensor) -> Tensor:
+    """Return the result of `nn.Sequential`, with the same gradients.
+
+    A ReLU overwrites the result of a norm layer in front of it, which saves a copy of all feature maps, unless
+    something watches either of them and may hold that result: a hook, a replaced method, a tracer.
+    """
+    previous: nn.Module | None = None
+    for module in modules:
+        follows_norm = type(module) is nn.ReLU and type(previous) is nn.BatchNorm2d
+        x = x.relu_() if previous is not None and follows_norm and are_unwatched(previous, module) else module(x)
+        previous = module
+    return x
+
+
+def _first_convolution(layer: PlainLayer | DenseLayer, features: Sequence[Tensor]) -> Tensor:
+    """Concatenate features [(N, C_i, H, W)], and apply the first norm, ReLU and convolution: (N, C', H, W)."""
+
+    def compute(*inputs: Tensor) -> Tensor:
+        return call_in_order((layer.norm1, layer.relu1, layer.conv1), torch.cat(inputs, 1))
+
+    if layer.checkpoint and layer.training and torch.is_grad_enabled() and may_recompute(features[0]):
+        return recompute_in_backward(compute, *features, norm=layer.norm1)
+    return compute(*features)
+
+
+def _drop(x: Tensor, drop_rate: float, is_training: bool) -> Tensor:
+    return F.dropout(x, drop_rate, is_training) if drop_rate else x
+
+
+register(PlainLayer, DenseLayer, Transition)

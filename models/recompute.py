@@ -1,4 +1,4 @@
-"""Recomputation of activations that leaves running statistics as the plain forward pass left them."""
+"""Recomputation of activations in the backward pass that updates running statistics only once."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -11,11 +11,12 @@ from .tracing import tracer_of, warn
 
 
 class FrozenRunningStatistics:
-    """Normalise as usual inside the block, but leave the running statistics of `norm` alone.
+    """A context in which a norm layer normalises as usual, but leaves its running statistics alone.
 
-    The layer works on copies of its buffers, a few numbers for each channel. It cannot do without any: autograd keeps
-    them, and a second call must keep as many tensors as the first. Only this one module is touched, so that replicas
-    in other threads go on undisturbed. The block can be entered again: each backward pass over a retained graph does.
+    Inside, the layer works on copies of its buffers, a few numbers for each channel. It cannot do without buffers:
+    autograd saves them, and the second call has to save as many tensors as the first. Only this one module is touched,
+    so that replicas in other threads are not disturbed. The context can be entered again, as each backward pass over a
+    retained graph does.
 
     Args:
         norm: A batch norm layer in training or eval mode.
@@ -34,35 +35,43 @@ class FrozenRunningStatistics:
             setattr(self.norm, name, buffer)
 
 
-def may_recompute(maps: Tensor) -> bool:
-    """Whether a function of maps can be computed again in the backward pass; if not, a warning says why.
+def may_recompute(x: Tensor) -> bool:
+    """Tell whether a function of x can be computed again in the backward pass; if not, a warning says why.
 
     Compilers and exporters know recomputation. Other tracers and transforms do not.
     """
-    tracer = "" if torch.compiler.is_compiling() else tracer_of(maps)
+    tracer = "" if torch.compiler.is_compiling() else tracer_of(x)
     if tracer:
         warn(f"{tracer} can only follow plain modules")
     return not tracer
 
 
 def recompute_in_backward(function: Callable[..., Tensor], *features: Tensor, norm: nn.Module) -> Tensor:
-    """Call `function(*features)` now and drop what it keeps for the backward pass, which calls it a second time.
+    """Call `function(*features)` now, keep nothing but its inputs, and call it again in the backward pass.
 
-    The second call sees the same autocast state. It may not draw random numbers: their state is not kept, because
+    The second call sees the same autocast state. It must not draw random numbers: their state is not saved, because
     reading it would make the device wait at every layer.
 
-    Compilers that follow this call plan the second one themselves: they take both calls for one, whose statistics are
-    updated once, and know no context around the second.
+    Compilers that follow this call plan the second one themselves: they see both calls as one, which updates the
+    statistics once, and support no context around the second.
 
     Args:
-        function: What to compute; normalises with `norm` and with no other layer that has running statistics.
+        function: Normalises with `norm` and with no other layer that has running statistics.
         features: Its inputs. They stay alive until the backward pass.
         norm: The batch norm layer whose running statistics the second call must not update again.
+
+    Returns:
+        The result of the function.
 
     References:
         Pleiss et al., Memory-Efficient Implementation of DenseNets, 2017 (arXiv:1707.06990).
     """
-    settings = {"use_reentrant": False, "preserve_rng_state": False}
-    if not torch.compiler.is_compiling():
-        settings["context_fn"] = lambda: (nullcontext(), FrozenRunningStatistics(norm))
-    return checkpoint(function, *features, **settings)
+    if torch.compiler.is_compiling():
+        return checkpoint(function, *features, use_reentrant=False, preserve_rng_state=False)
+    return checkpoint(
+        function,
+        *features,
+        use_reentrant=False,
+        preserve_rng_state=False,
+        context_fn=lambda: (nullcontext(), FrozenRunningStatistics(norm)),
+    )

@@ -12,17 +12,17 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 PLAIN_TENSORS = (Tensor, nn.Parameter, FakeTensor)
 
 
-def tracer_of(maps: Tensor) -> str:
+def tracer_of(x: Tensor) -> str:
     """Name the tracer, compiler or transform that a tensor comes from; empty if there is none."""
     if torch.compiler.is_compiling():
         return "torch.compile or torch.export"
     if torch.jit.is_tracing():
         return "torch.jit.trace"
-    if isinstance(maps, Proxy):
+    if isinstance(x, Proxy):
         return "torch.fx"
     if get_proxy_mode() is not None:
         return "make_fx"
-    if maps.is_meta:
+    if x.is_meta:
         return "device meta"
     if torch._C._are_functorch_transforms_active():
         return "a transform of torch.func"
@@ -32,14 +32,14 @@ def tracer_of(maps: Tensor) -> str:
 
 
 def is_plain(tensor: Tensor | None) -> bool:
-    """Whether a tensor, if there is one, is of no subclass that could compute something else."""
+    """Tell whether a tensor, if there is one, is of no subclass that could compute something else."""
     return tensor is None or type(tensor) in PLAIN_TENSORS
 
 
 def warn(reason: str) -> None:
-    """Warn that modules are called where their strategy would have saved memory."""
+    """Warn that modules are called where the strategy would have saved memory."""
     warnings.warn(f"a part of the network runs module by module and keeps more memory: {reason}", stacklevel=1)
 
 
-# Compilers call it while they compile, in place of stopping at a function that they cannot follow.
-warn._dynamo_marked_constant = True
+# Compilers then call it while they compile, instead of stopping at a function that they cannot follow.
+vars(warn)["_dynamo_marked_constant"] = True

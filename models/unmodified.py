@@ -1,9 +1,10 @@
 """Whether a module still does what torch or this project wrote for its class.
 
-A feature buffer reads the parameters and settings of modules and never calls them. That is right only where a call
-would do nothing else. There are more ways to make it do something else than anybody can list: hooks, subclasses,
-parametrisations, a method replaced on one module or on a class, a function replaced in torch. So the list here is of
-what is known to be harmless, and whatever differs from what was shipped and is not on it counts as a modification.
+A block over a feature buffer reads the parameters and settings of modules and never calls them. That is right only
+where a call would do nothing else. There are more ways to make it do something else than anybody can list: hooks,
+subclasses, parametrisations, a method replaced on one module or on a class, a function replaced in torch. So the list
+here has the changes that are known to be harmless. Any other difference from the classes as they were shipped counts as
+a modification.
 """
 
 import os
@@ -21,7 +22,7 @@ from torch.utils._device import DeviceContext
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
-# A call of a module looks up none of these, so that it does the same whatever they are.
+# A call of a module looks up none of these names, so it does the same whatever they are.
 HARMLESS = frozenset(
     [
         # to describe
@@ -114,8 +115,8 @@ HARMLESS = frozenset(
     ]
 )
 
-# Methods that a call goes through. They are looked at once more when a class is registered, in case that somebody has
-# replaced them before.
+# Methods that a call goes through. They are checked when a class is registered, in case somebody has replaced them
+# earlier.
 CALLED = (
     "__call__",
     "_call_impl",
@@ -141,7 +142,7 @@ FUNCTIONS = {
 
 
 class _Shipped:
-    """The namespaces of a class and of all that it inherits from, as they were when it was registered."""
+    """The namespaces of a class and of its base classes, as they were when it was registered."""
 
     def __init__(self, cls: type[nn.Module]):
         self.namespaces = [(owner, dict(vars(owner))) for owner in cls.__mro__ if owner is not object]
@@ -150,11 +151,11 @@ class _Shipped:
         self.foreign = [f"{cls.__name__}.{name}" for name in CALLED if _is_foreign(getattr(cls, name, None))]
 
     def changes(self, attributes: Callable[[], set[str]]) -> list[str]:
-        """The names of what has been replaced since, or had been before the class was registered.
+        """Return the names that have been replaced, since the class was registered or earlier.
 
         Args:
-            attributes: Gives the names of all that modules of the class hold. Something new in a class is harmless if
-                no call looks it up.
+            attributes: Returns the names of everything that modules of the class hold. A new name in a class is
+                harmless if no call looks it up.
         """
         found = list(self.foreign)
         for owner, shipped in self.namespaces:
@@ -171,18 +172,18 @@ _registered: dict[type[nn.Module], _Shipped] = {}
 
 
 def register(*classes: type[nn.Module]) -> None:
-    """Declare that these classes do, from now on, what their parameters and settings say; none of their subclasses."""
+    """Declare that these classes, but not their subclasses, do only what their parameters and settings say."""
     _registered.update((cls, _Shipped(cls)) for cls in classes)
 
 
 def why_modified(name: str, module: nn.Module) -> str:
-    """Say what a call of a module would do beyond its class, its parts left aside; empty if nothing is known.
+    """Say why a call of a module may do more than its class does, its parts left aside; empty for no reason.
 
     `why_classes_modified` is the other half: it looks at the class itself.
 
     Args:
         name: The module's name in the message; may be empty.
-        module: Of any class.
+        module: A module of any class.
     """
     described = f"{name} ({type(module).__name__})" if name else type(module).__name__
     shipped = _registered.get(type(module))
@@ -197,15 +198,15 @@ def why_modified(name: str, module: nn.Module) -> str:
 
 
 def why_classes_modified(modules: Iterable[nn.Module]) -> str:
-    """Say what has been replaced in the classes of some modules, or in the functions that they call; empty if nothing.
+    """Say what has been replaced in the classes of some modules or the functions that they call; empty for nothing.
 
-    Hooks for all modules belong here too, and modes that see each function of torch before it runs.
+    Hooks for all modules count too, and so do modes that see each function of torch before it runs.
     """
     if _has_global_hooks():
         return "there are hooks for all modules"
     if torch._C._len_torch_function_stack():
         modes = torch.overrides._get_current_function_mode_stack()
-        # A default device, as `with torch.device(...)` sets it, says where new tensors are made.
+        # A default device, as `with torch.device(...)` sets it, only says where new tensors are created.
         others = [type(mode).__name__ for mode in modes if not isinstance(mode, DeviceContext)]
         if others:
             return f"{others[0]} may replace functions of torch"
@@ -223,10 +224,10 @@ def why_classes_modified(modules: Iterable[nn.Module]) -> str:
 
 
 def are_unwatched(*modules: nn.Module) -> bool:
-    """Whether nobody but their caller gets to see what these modules take and return, so that it may be overwritten.
+    """Tell whether only the caller of these modules sees their inputs and outputs, so that these may be overwritten.
 
-    Hooks and replaced methods see it, and so do tracers that record calls of modules, as torch.fx does by replacing
-    `__call__`. This is asked at each call of each ReLU, and looks at no more than it needs to.
+    Hooks and replaced methods see them too, and so do tracers that record calls of modules, as torch.fx does by
+    replacing `__call__`. This runs at each call of each ReLU, and looks at no more than it needs to.
     """
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or _has_global_hooks():
         return False
@@ -256,13 +257,14 @@ def _has_global_hooks() -> bool:
 
 
 def _attributes(modules: list[nn.Module]) -> set[str]:
-    """The names of all that modules hold: settings, parameters, buffers and other modules."""
-    held = ((vars(module), module._parameters, module._buffers, module._modules) for module in modules)
-    return {name for names in chain.from_iterable(held) for name in names}
+    """Return the names of everything that modules hold: settings, parameters, buffers and other modules."""
+    return {
+        name for module in modules for name in chain(vars(module), module._parameters, module._buffers, module._modules)
+    }
 
 
 def _is_foreign(method: Any) -> bool:
-    """Whether a method was written neither in torch nor here. Those that are not in Python cannot be replaced."""
+    """Tell whether a method was written neither in torch nor here. Methods in C cannot be replaced."""
     code = getattr(method, "__code__", None)
     return code is not None and not code.co_filename.startswith(SHIPPED_FROM)
 

@@ -1,4 +1,4 @@
-"""Where the weights of a DenseNet are among what a program has saved, and which names they have there."""
+"""Find the weights of a DenseNet, and their names, in a file that some program has saved."""
 
 import re
 from collections import Counter
@@ -9,25 +9,25 @@ from typing import Any
 from torch import Tensor
 
 # Parts of names that torch's own wrappers insert: DataParallel and AveragedModel, torch.compile, FSDP, and the wrapper
-# of activation checkpoints. The last two also wrap modules inside a network. No name of a DenseNet has such a part.
+# of activation checkpoints. The last two also wrap modules inside a network. No name in a DenseNet has such a part.
 WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
-# Keys under which programs put the weights that are meant to be used, the first one first: "chosen" is that of
-# checkpoint.pt in the folder of a run, "model_state_dict" that of PyTorch's tutorials.
+# Keys under which programs save the weights that are meant to be used, in order of preference. "chosen" is the key in
+# the checkpoint.pt of a run, "model_state_dict" the one in PyTorch's tutorials.
 KEYS = ("chosen", "state_dict", "model", "model_state_dict")
-# An average over training, as in timm's "state_dict_ema" and torchvision's "model_ema".
+# An average over training, such as timm's "state_dict_ema" and torchvision's "model_ema".
 AVERAGED = re.compile(r"(^|[._])(ema|swa|averaged?)([._]|$)", re.IGNORECASE)
-COUNTER = "num_batches_tracked"  # of a norm layer; files that are older than it do without
-DEEPEST = 4  # dicts inside one another that are searched
+COUNTER = "num_batches_tracked"  # of a norm layer; older files have none
+DEEPEST = 4  # levels of nested dicts that are searched
 MOST_DOTS = 5  # in a name of the network, or of torchvision's old files
 
 
 @dataclass(frozen=True, eq=False)
 class Place:
-    """A dict of tensors by name, and the prefix that the network's names have in it.
+    """A dict of tensors by name, and the prefix of the network's names in it.
 
     Attributes:
         content: The dict.
-        keys: Lead to it from what the program has saved.
+        keys: The keys that lead to the dict from the outermost one.
         prefix: Empty, or ends with a dot.
     """
 
@@ -37,24 +37,24 @@ class Place:
 
     @property
     def label(self) -> str:
-        """Names the place in a message; empty where all that was saved is the dict, without a prefix."""
+        """The name of the place in a message; empty for the outermost dict without a prefix."""
         return ".".join((*self.keys, self.prefix)).strip(".")
 
     @property
     def rank(self) -> tuple[bool, int]:
-        """The lower, the earlier it is taken."""
+        """The order of preference, lowest first."""
         key = self.keys[0] if self.keys else ""
         return bool(AVERAGED.search(self.label)), KEYS.index(key) if key in KEYS else len(KEYS)
 
 
 def find_places(content: Mapping[Any, Any], own: Set[str]) -> list[Place]:
-    """All places that hold the most of a network's tensors, the one to take first; at least one place.
+    """Find the places that hold the most tensors of a network, in order of preference; at least one place.
 
     Weights that are averaged over training come after those that are not, and keys that are not in `KEYS` after those
     that are.
 
     Args:
-        content: What a program has saved: tensors by name, or dicts that hold such a dict.
+        content: Tensors by name, or dicts that hold such a dict, as a program has saved them.
         own: The network's names.
 
     Raises:
@@ -75,9 +75,10 @@ def find_places(content: Mapping[Any, Any], own: Set[str]) -> list[Place]:
 
 
 def named_as_own(places: list[Place], own: Set[str]) -> Iterator[tuple[str, Any]]:
-    """Names and values of the first place, those of the network under its own names.
+    """Yield names and values of the first place, with the network's own names for its tensors.
 
-    All else in the same dict keeps its name, but for the network's tensors of the other places, which are left out.
+    Everything else in the same dict keeps its name, except for the network's tensors in the other places, which are
+    left out.
 
     Raises:
         ValueError: If a tensor of the network does not have the prefix that the others share.
@@ -94,9 +95,9 @@ def named_as_own(places: list[Place], own: Set[str]) -> Iterator[tuple[str, Any]
 
 
 def own_name(name: str) -> str:
-    """The network's own name of what another program calls `name`, without prefix. Unknown names stay as they are.
+    """Translate another program's name, without prefix, to the network's own. Unknown names stay as they are.
 
-    So far other programs are torchvision: its last norm layer, and the dotted names in its files of weights.
+    So far the only other program is torchvision: its final norm layer, and the dotted names in its weight files.
     """
     name = re.sub(r"^features\.norm5\.", "features.norm_final.", name)
     return re.sub(r"(\.denselayer\d+\.(norm|conv))\.(?=[12]\.)", r"\1", name)
@@ -107,21 +108,21 @@ def _without_wrappers(name: str) -> str:
 
 
 def _prefix_of(name: str, own: Set[str]) -> str | None:
-    """The prefix of a name without wrappers, after which a name of the network follows; None if none does."""
+    """Return the prefix in front of a name of the network; None if the name, without wrappers, does not end in one."""
     parts = name.rsplit(".", maxsplit=MOST_DOTS + 1)
     tails = (".".join(parts[start:]) for start in range(len(parts)))
     return next((name.removesuffix(tail) for tail in tails if own_name(tail) in own), None)
 
 
 def _prefixes(content: Mapping[Any, Any], own: Set[str]) -> Counter[str]:
-    """How many of the network's tensors a dict holds, by their prefix; counters, which old files lack, do not count."""
+    """Count the network's tensors in a dict by prefix, except for norm counters, which old files do not have."""
     names = (_without_wrappers(str(name)) for name, value in content.items() if isinstance(value, Tensor))
     prefixes = (_prefix_of(name, own) for name in names if not name.endswith(COUNTER))
     return Counter(prefix for prefix in prefixes if prefix is not None)
 
 
 def _dicts_of_tensors(content: Mapping[Any, Any]) -> Iterator[tuple[tuple[str, ...], Mapping[Any, Any]]]:
-    """All dicts that hold tensors, with the keys that lead to them; the outermost one first."""
+    """Yield all dicts that hold tensors, with the keys that lead to them; the outermost one first."""
     seen = {id(content)}  # a dict may hold itself
     level: list[tuple[tuple[str, ...], Mapping[Any, Any]]] = [((), content)]
     for _ in range(DEEPEST):

@@ -1,4 +1,4 @@
-"""Load weights that another program has trained, once all of them are known to fit."""
+"""Load weights that another program has trained, after checking that all of them fit."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -23,32 +23,32 @@ _foreign.maxstring = 80  # characters of a name that came with the weights
 def load_weights(network: DenseNet, state_dict: Mapping[str, Any], *, replace_classifier: bool = False) -> list[str]:
     """Load the weights of a DenseNet of the same shape: of this program, of an earlier efficient one, or torchvision's.
 
-    The names may have prefixes of wrappers: those of DataParallel, AveragedModel, torch.compile and FSDP, and any other
-    that all tensors share, as `model.` in checkpoints of Lightning. The last norm layer may be called `norm_final` or,
-    as in torchvision, `norm5`, and the parts of dense layers may have the dotted names of torchvision's files
-    (`norm.1`, `conv.2`). Numbers, texts and integer tensors without dimensions that stand beside the weights, as the
-    counter of AveragedModel, are passed over. Tensors are copied into those of the network, which keep their type and
-    device: either all that are given, or none.
+    The names may have the prefixes of wrappers (DataParallel, AveragedModel, torch.compile and FSDP) and any other
+    prefix that all tensors share, such as `model.` in checkpoints of Lightning. The final norm layer may be called
+    `norm_final` or, as in torchvision, `norm5`, and the parts of dense layers may have the dotted names of
+    torchvision's files (`norm.1`, `conv.2`). Numbers, texts and integer tensors without dimensions beside the weights,
+    such as the counter of AveragedModel, are ignored. Tensors are copied into those of the network, which keep their
+    dtype and device: either all that are given, or none.
 
-    If there are weights in several places, those under "state_dict", "model" and the like are taken before others, and
-    those that are averaged over training ("state_dict_ema", "model_ema", ...) last. See `weight_places`.
+    If there are weights in several places, those under "state_dict", "model" and the like are preferred, and those that
+    are averaged over training ("state_dict_ema", "model_ema", ...) come last. See `weight_places`.
 
     Args:
-        network: Is changed.
+        network: The network to change.
         state_dict: Tensors by name, or a dict that holds such a dict under any key.
-        replace_classifier: Let a classifier that is missing or of another shape be, as for training on other classes.
-            The network's own stays as it is. All else must fit.
+        replace_classifier: Ignore a classifier that is missing or has another shape, to train on other classes. The
+            network keeps its own. Everything else must fit.
 
     Returns:
-        The network's names of what was not loaded: the classifier if it was let be, and counters
+        The network's names of all tensors that were not loaded: the classifier if it was ignored, and counters
         `num_batches_tracked` of norm layers that the file does not have.
 
     Raises:
-        ValueError: If tensors are missing, unexpected or of another shape, or nothing tells which of several weights
-            are meant. The message is one line and names the first of each kind.
+        ValueError: If tensors are missing, unexpected or of another shape, or nothing tells which of several places to
+            take. The message is one line and names the first tensors of each kind.
 
     References:
-        torchvision's models/densenet.py, which has both kinds of names.
+        torchvision's models/densenet.py has both kinds of names.
     """
     given, left = fitting_weights(network, state_dict, replace_classifier=replace_classifier)
     network.load_state_dict(network.state_dict() | given)
@@ -58,10 +58,18 @@ def load_weights(network: DenseNet, state_dict: Mapping[str, Any], *, replace_cl
 def fitting_weights(
     network: DenseNet, state_dict: Mapping[str, Any], *, replace_classifier: bool = False
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Find what `load_weights` would load and return, without loading it; the network may be on `meta`.
+    """Find the tensors that `load_weights` would load, without loading them; the network may be on `meta`.
+
+    Args:
+        network: The network to compare with.
+        state_dict: As for `load_weights`.
+        replace_classifier: As for `load_weights`.
+
+    Returns:
+        The tensors by the network's names, and the names that `load_weights` would return.
 
     Raises:
-        ValueError: If `load_weights` would raise it.
+        ValueError: If the weights do not fit, as in `load_weights`.
     """
     own = network.state_dict()
     given = _with_own_names(_required_dict(state_dict), own)
@@ -74,9 +82,9 @@ def fitting_weights(
 
 
 def weight_places(network: DenseNet, state_dict: Mapping[str, Any]) -> list[str]:
-    """Keys and prefixes under which a dict holds the network's weights; the first is the one that `load_weights` takes.
+    """Return the keys and prefixes under which a dict holds the network's weights; `load_weights` takes the first.
 
-    A place is written as in "state_dict.model"; it is an empty text if the dict itself is the network's `state_dict`.
+    They are joined as in "state_dict.model", and an empty text if the dict itself is the network's `state_dict`.
 
     Raises:
         ValueError: If nothing tells which place to take.
@@ -85,10 +93,10 @@ def weight_places(network: DenseNet, state_dict: Mapping[str, Any]) -> list[str]
 
 
 def require_finite(state_dict: Mapping[str, Tensor]) -> None:
-    """Make sure that a network with these weights can give an answer: all are finite, and no variance is negative.
+    """Make sure that a network with these weights can compute: all are finite, and no variance is negative.
 
     Raises:
-        ValueError: If a tensor is not like that. The message names the first few.
+        ValueError: If this does not hold. The message names the first few tensors.
     """
     faults = {name: _fault(name, value) for name, value in state_dict.items() if value.is_floating_point()}
     found = [f"{_foreign.repr(name)} is {fault}" for name, fault in faults.items() if fault]
@@ -119,14 +127,14 @@ def _with_own_names(content: Mapping[Any, Any], own: Mapping[str, Tensor]) -> di
 
 
 def _is_bookkeeping(value: Any) -> bool:
-    """Whether a value says something about a run, and cannot be a weight: a number, a text or a counter."""
+    """Tell whether a value describes a run and cannot be a weight: a number, a text or a counter."""
     if isinstance(value, Tensor):
         return not (value.is_nested or value.dim() or value.is_floating_point() or value.is_complex())
     return value is None or isinstance(value, str | bytes | Number)
 
 
 def _fault(name: str, value: Tensor) -> str:
-    """Say what makes a tensor useless; empty if nothing does."""
+    """Say why a tensor is useless; empty if it is not."""
     if not value.numel():
         return ""
     comparable = value.float() if value.itemsize == 1 else value  # torch does not compare float8

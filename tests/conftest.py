@@ -46,17 +46,16 @@ def same_global_state():
 @pytest.fixture
 def blocks_over_buffers(monkeypatch):
     """List the blocks that have run over a feature buffer."""
-    from models import buffer, features
-    from models.stage import read_block
+    from models.buffer import network
+    from models.buffer.function import block_over_buffer
 
     blocks = []
 
-    def note(maps, block, reader, **settings):
+    def note(x, block, transition, **settings):
         blocks.append(block)
-        return read_block(maps, block, reader, **settings)
+        return block_over_buffer(x, block, transition, **settings)
 
-    for module in (buffer, features):
-        monkeypatch.setattr(module, "read_block", note)
+    monkeypatch.setattr(network, "block_over_buffer", note)
     return blocks
 
 

@@ -9,8 +9,7 @@ from torchvision.models._utils import IntermediateLayerGetter
 
 from models import DenseNet
 from models.densenet import STRATEGIES
-from models.features import Features
-from models.layers import DenseBlock
+from models.features import DenseBlock, Features
 from tests.support.network_pairs import IMAGENET, KINDS, ROUNDING, SMALL, doubles
 from tests.support.tensor_measurements import (
     LiveStorages,

@@ -1,4 +1,4 @@
-"""Small networks of all kinds, twins of which one saves memory, and comparisons of how twins train."""
+"""Small networks of all kinds, pairs of a naive and an efficient network, and comparisons of how both train."""
 
 import copy
 import io

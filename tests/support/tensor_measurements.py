@@ -1,4 +1,4 @@
-"""Measure what tensor operations do and keep, train twins, and compare sets of named tensors."""
+"""Measure the operations and the memory of a function, train networks, and compare sets of named tensors."""
 
 import weakref
 from collections import Counter
@@ -16,9 +16,9 @@ from models import DenseNet
 
 
 class LiveStorages(TorchDispatchMode):
-    """Watch the memory behind every tensor that an operation returns, without keeping it alive.
+    """Watch the memory of every tensor that an operation returns, without keeping it alive.
 
-    Weak references see all that stays reachable, by whatever way: saved for the backward pass, held by a closure, or
+    Weak references see everything that stays reachable in any way: saved for the backward pass, held by a closure, or
     left in a reference cycle. Hooks on saved tensors would miss what recomputation holds in its closures.
     """
 
@@ -102,7 +102,7 @@ def largest_difference(actual: Mapping[str, Tensor], expected: Mapping[str, Tens
 
 
 def naive_and(strategy: str, **config) -> tuple[DenseNet, DenseNet]:
-    """Build two networks of the same weights; norm parameters and statistics are random, so that they matter."""
+    """Build two networks with the same weights; norm parameters and statistics are random, so that they matter."""
     torch.manual_seed(0)
     naive = DenseNet(**config)
     with torch.no_grad():
@@ -134,7 +134,7 @@ def random_images(side: int = 8, images: int = 4) -> Tensor:
 
 
 def record(network: nn.Module, **tensors: Tensor) -> dict[str, Tensor]:
-    """Copy all that a training step may change, with the state of the random numbers."""
+    """Copy everything that a training step may change, with the state of the random numbers."""
     gradients = {f"gradient of {n}": p.grad for n, p in network.named_parameters() if p.grad is not None}
     state = {"random numbers": torch.get_rng_state(), **network.state_dict(), **gradients, **tensors}
     return {name: tensor.detach().clone() for name, tensor in state.items()}

@@ -11,7 +11,8 @@ from torch import nn
 
 from commands.benchmark import budget, extrapolation
 from commands.benchmark.growth import Growth, fit_growth
-from models import STRATEGIES, rows
+from models import STRATEGIES
+from models.buffer import rows
 from tests.support.application import run_here
 from tests.support.benchmark_cases import SMALL, TINY, variant
 

@@ -8,7 +8,7 @@ from commands.benchmark import measure
 from commands.benchmark.agreement import observe
 from commands.benchmark.measure import memory_of, memory_of_step, paired_seconds
 from commands.benchmark.step import Step
-from models.layers import DenseBlock
+from models.features import DenseBlock
 from tests.support.benchmark_cases import CPU, SMALL, variant
 
 # All counts are of float32, 4 bytes each.

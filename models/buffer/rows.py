@@ -1,0 +1,126 @@
+"""Feature maps as rows: a row is a pixel of an image, its columns are the channels, as in a channels_last tensor.
+
+N images, C channels, H x W pixels, R = N * H * W rows.
+"""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Rows are processed in chunks of about this size. On a CPU, a chunk and its results should stay in the caches, but many
+# small chunks cost time of their own. Sizes of 4 to 16 MiB were tried here with `python demo.py benchmark` on an AMD
+# EPYC (1 MiB of second-level cache a core, 32 MiB of third-level cache): 4 was a little faster than 8 at L=100, k=12,
+# batch 64 on one thread, and 8 was faster on two threads and for deeper networks. On a GPU, a chunk has to fill the
+# device; that size has not been tuned on one.
+CPU_CHUNK_BYTES = 8 * 2**20
+GPU_CHUNK_BYTES = 128 * 2**20
+
+# Where the whole buffer is small, a chunk is a third of it, so that chunks do not dominate the memory, but no less than
+# the sizes above divided by this. At L=40, k=12, batch 16 that lowered the peak by a third and was no slower.
+MAX_CHUNK_DIVISOR = 4
+
+# On a CPU with one thread, ATen takes a much slower path for 1x1 convolutions of fewer than 16 images. All rows are
+# alike to a 1x1 convolution, so they can be passed as 16 images of one column.
+NUM_IMAGES = 16
+
+Shape = tuple[int, int, int]  # (N, H, W)
+
+
+def as_nchw(rows: Tensor, shape: Shape) -> Tensor:
+    """View rows (N * H * W, C) as a channels_last tensor (N, C, H, W)."""
+    return rows.view(*shape, rows.shape[1]).permute(0, 3, 1, 2)
+
+
+def as_rows(x: Tensor) -> Tensor:
+    """View a channels_last tensor (N, C, H, W) as rows (N * H * W, C); any other memory format is copied."""
+    return x.permute(0, 2, 3, 1).contiguous().view(-1, x.shape[1])
+
+
+def as_any_images(rows: Tensor) -> Tensor:
+    """View rows (R, C) as some images (N', C, H', 1), for operations that treat all pixels of all images alike."""
+    num_rows, num_columns = rows.shape
+    n = NUM_IMAGES if num_rows % NUM_IMAGES == 0 else 1
+    return rows.view(n, num_rows // n, 1, num_columns).permute(0, 3, 1, 2)
+
+
+def pointwise(rows: Tensor, weight: Tensor) -> Tensor:
+    """Apply a 1x1 convolution (C', C, 1, 1) to rows (R, C), giving (R, C')."""
+    return as_rows(F.conv2d(as_any_images(rows), weight))
+
+
+def pointwise_backward(grad: Tensor, rows: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute the gradients of rows (R, C) and weight in `pointwise` from the gradient of its result (R, C')."""
+    grad_rows, grad_weight = convolution_backward(as_any_images(grad), as_any_images(rows), weight, padding=0)
+    return as_rows(grad_rows), grad_weight
+
+
+def convolution_backward(grad: Tensor, x: Tensor, weight: Tensor, *, padding: int) -> tuple[Tensor, Tensor]:
+    """Compute the gradients of the input and the weight of a convolution with stride 1."""
+    geometry = ([1, 1], [padding, padding], [1, 1], False, [0, 0], 1)
+    return torch.ops.aten.convolution_backward.default(grad, x, weight, None, *geometry, [True, True, False])[:2]
+
+
+def chunks_of_rows(rows: Tensor, num_columns: int, within: slice | None = None) -> Iterator[slice]:
+    """Slice rows into chunks; `num_columns` columns of a chunk have about the size that suits the device.
+
+    Unless everything fits into one chunk, its length is a power of two, a multiple of the blocks in which convolutions
+    on a CPU work. That makes a step faster.
+
+    Args:
+        rows: The rows of the feature buffer.
+        num_columns: Columns of a chunk.
+        within: Cover these rows only.
+    """
+    start, stop, _ = (within or slice(None)).indices(rows.shape[0])
+    most = max(NUM_IMAGES, _numbers_in_a_chunk(rows) // num_columns)
+    return _slices(start, stop, stop - start if stop - start <= most else _power_of_two(most))
+
+
+def chunks_of_images(rows: Tensor, shape: Shape, num_columns: int) -> Iterator[tuple[slice, slice]]:
+    """Slice images into chunks, and yield each slice of images with the slice of their rows.
+
+    The chunks have about the size that suits the device, but at least one image.
+
+    Args:
+        rows: The rows of the feature buffer.
+        shape: (N, H, W).
+        num_columns: Columns of a chunk.
+    """
+    num_images, height, width = shape
+    num_pixels = height * width
+    step = _power_of_two(max(1, _numbers_in_a_chunk(rows) // (num_pixels * num_columns)))
+    for images in _slices(0, num_images, step):
+        yield images, slice(images.start * num_pixels, images.stop * num_pixels)
+
+
+def _numbers_in_a_chunk(rows: Tensor) -> int:
+    most = CPU_CHUNK_BYTES if rows.device.type == "cpu" else GPU_CHUNK_BYTES
+    return min(most, max(most // MAX_CHUNK_DIVISOR, rows.nbytes // 3)) // rows.element_size()
+
+
+def _power_of_two(most: int) -> int:
+    return 1 << (most.bit_length() - 1)
+
+
+def _slices(start: int, stop: int, step: int) -> Iterator[slice]:
+    return (slice(first, min(first + step, stop)) for first in range(start, stop, step))
+
+
+class Scratch:
+    """Memory for an intermediate result that the next one overwrites.
+
+    Args:
+        like: A tensor on the same device.
+        dtype: The dtype of the results.
+    """
+
+    def __init__(self, like: Tensor, dtype: torch.dtype):
+        self.memory = like.new_empty(0, dtype=dtype)
+
+    def shaped(self, num_rows: int, num_columns: int) -> Tensor:
+        """Return uninitialised rows that share their memory with all rows returned earlier."""
+        if self.memory.numel() < num_rows * num_columns:
+            self.memory = self.memory.new_empty(num_rows * num_columns)
+        return self.memory[: num_rows * num_columns].view(num_rows, num_columns)

@@ -1,0 +1,131 @@
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models.buffer.feature_buffer import FeatureBuffer
+from models.buffer.norms import EPS, BottleneckNorm, Norm, RunningStatistics
+from models.buffer.operations import norm_backward
+from models.buffer.rows import Scratch, as_rows
+
+MAPS = torch.randn(3, 4, 5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 2 + 3
+
+
+def random_norm(**settings) -> nn.BatchNorm2d:
+    torch.manual_seed(1)
+    norm = nn.BatchNorm2d(4, **settings).double()
+    nn.init.uniform_(norm.weight, -1.5, 1.5)
+    nn.init.normal_(norm.bias)
+    if norm.running_mean is not None:
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 1.5)
+    return norm
+
+
+def through_the_buffer(norm: nn.BatchNorm2d) -> Tensor:
+    """Normalise MAPS as a reader of all channels of a buffer does, which holds two more channels than these."""
+    buffer = FeatureBuffer(MAPS, 6, torch.float64)
+    buffer.append(torch.zeros(3 * 5 * 2, 2, dtype=torch.float64))
+    affine = Norm.of(norm).over_buffer(buffer.statistics, buffer.num_rows).affine
+    move_running_statistics(norm, buffer.statistics.mean, buffer.statistics.unbiased)
+    rows = buffer.rows[:, :4] * affine.scale + affine.shift
+    return rows.view(3, 5, 2, 4).permute(0, 3, 1, 2)
+
+
+def move_running_statistics(norm: nn.BatchNorm2d, mean: Tensor, unbiased: Tensor) -> None:
+    running = RunningStatistics()
+    running.note(norm, mean, unbiased)
+    running.update()
+
+
+def normalise(rows: Tensor, norm: nn.BatchNorm2d) -> BottleneckNorm:
+    running = RunningStatistics()
+    of_rows = BottleneckNorm.of(norm, rows, running)
+    running.update()
+    return of_rows
+
+
+SETTINGS = {
+    "usual": {},
+    "large eps": {"eps": 0.5},
+    "small eps": {"eps": 1e-12},
+    "cumulative": {"momentum": None},
+    "forgetful": {"momentum": 1.0},
+    "without statistics": {"track_running_stats": False},
+}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_reader_normalises_as_the_layer_does(name, training):
+    expected, actual = (random_norm(**SETTINGS[name]).train(training) for _ in range(2))
+    for _ in range(3):
+        torch.testing.assert_close(through_the_buffer(actual), expected(MAPS), rtol=1e-10, atol=1e-10)
+    for key, tensor in expected.named_buffers():
+        torch.testing.assert_close(actual.get_buffer(key), tensor, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_raw_rows_are_normalised_and_differentiated_as_by_the_layer(name, training):
+    expected, actual = (random_norm(**SETTINGS[name]).train(training) for _ in range(2))
+    maps = MAPS.clone().requires_grad_()
+    result = expected(maps)
+    grad = torch.randn(MAPS.shape, dtype=torch.float64)
+    gradients = torch.autograd.grad(result, (maps, expected.bias, expected.weight), grad)
+    rows, grad_rows = as_rows(MAPS), as_rows(grad)
+    with torch.no_grad():
+        norm = normalise(rows, actual)
+        affine, sums = norm.affine, norm.sums(grad_rows, rows)
+        of_rows = norm_backward(grad_rows, rows, norm.gradient(*sums, len(rows)), Scratch(rows, rows.dtype))
+    torch.testing.assert_close(rows * affine.scale + affine.shift, as_rows(result), rtol=1e-12, atol=1e-12)
+    for key, tensor in expected.named_buffers():
+        torch.testing.assert_close(actual.get_buffer(key), tensor, rtol=1e-12, atol=1e-12)
+    of_maps, *of_parameters = gradients
+    torch.testing.assert_close(of_rows, as_rows(of_maps), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(sums, tuple(of_parameters), rtol=1e-10, atol=1e-10)
+
+
+def test_a_frozen_layer_normalises_as_it_did_when_its_statistics_move_later():
+    norm = random_norm().eval()
+    rows = as_rows(MAPS)
+    of_rows = normalise(rows, norm)
+    before = of_rows.mean.clone()
+    norm.running_mean.add_(1)
+    assert torch.equal(of_rows.mean, before)
+
+
+def test_a_layer_that_does_not_count_steps_is_the_same():
+    expected, actual = random_norm(), random_norm()
+    expected.num_batches_tracked = actual.num_batches_tracked = None
+    expected(MAPS)
+    normalise(as_rows(MAPS), actual)
+    torch.testing.assert_close(actual.running_mean, expected.running_mean, rtol=1e-12, atol=1e-12)
+
+
+def test_a_layer_in_eval_mode_counts_no_step():
+    norm = random_norm().eval()
+    before = {name: buffer.clone() for name, buffer in norm.named_buffers()}
+    move_running_statistics(norm, torch.ones(4), torch.ones(4))
+    assert all(torch.equal(buffer, before[name]) for name, buffer in norm.named_buffers())
+
+
+def test_layers_of_different_momentum_move_together_as_each_alone():
+    momenta = [0.1, None, 0.7, 0.1]
+    alone, together = ([random_norm(momentum=momentum) for momentum in momenta] for _ in range(2))
+    for step in range(2):
+        running = RunningStatistics()
+        for number, norms in enumerate(zip(alone, together, strict=True)):
+            statistics = torch.randn(2, 4, generator=torch.Generator().manual_seed(10 * step + number)).double()
+            move_running_statistics(norms[0], *statistics)
+            running.note(norms[1], *statistics)
+        running.update()
+    for one, other in zip(alone, together, strict=True):
+        assert all(torch.equal(left, right) for left, right in zip(one.buffers(), other.buffers(), strict=True))
+
+
+def test_maps_of_16_bits_are_normalised_in_32():
+    maps = (torch.randn(4, 16, 8, 8, generator=torch.Generator().manual_seed(0)) + 30).bfloat16()
+    rows = as_rows(maps).double()
+    expected = (rows - rows.mean(0)) * (rows.var(0, correction=0) + EPS).rsqrt()
+    actual = FeatureBuffer(maps, 16, torch.bfloat16).rows
+    torch.testing.assert_close(actual.double(), expected, rtol=2**-8, atol=1e-5)
