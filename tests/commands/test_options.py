@@ -115,7 +115,7 @@ def test_options_are_in_the_configuration(tmp_path):
         (["--network=densenet121"], "--network densenet121 needs images of 64 pixels or more, but those of"),
         (["--network=densenet12"], "--network is 'densenet12', but must be densenet_bc | densenet | densenet121"),
         (["--image_size=64"], "--image_size is 64, but images of --dataset cifar10 are 32"),
-        (["--recipe=densenet-bc-190-40-c10"], "--recipe is 'densenet-bc-190-40-c10', but must be a name, a network"),
+        (["--recipe=densenet-bc-190-40-c10"], "--recipe is 'densenet-bc-190-40-c10', but must be a network"),
         (["--recipe=densenet-bc-100-12-C10+"], "did you mean densenet-bc-100-12-c10+?"),
         (["--recipe=densenet-bc-100-12-c10plus"], "did you mean densenet-bc-100-12-c10+?"),
         (["--recipe=densenet-bc-190-40-C100-plus"], "did you mean densenet-bc-190-40-c100+?"),
@@ -148,6 +148,6 @@ def test_norm_layers_of_all_processes_need_an_image_in_each_part(num_images, is_
 
 
 def test_tensorboard_that_is_not_installed_is_named(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("commands.requirements.find_spec", lambda name: None)
     assert run_here(f"--save={tmp_path / 'run'}", "--tensorboard") == 2
     assert capsys.readouterr().err.endswith("pip install tensorboard\n")

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from data.source import Split
+from data.splits import Split
 from PIL import Image
 from torch import Tensor, nn
 
