@@ -44,7 +44,7 @@ class Among(ProcessGroup):
 
     others = (0, 0)
 
-    def largest(self, *values):
+    def all_reduce_max(self, *values):
         return tuple(max(pair) for pair in zip(values, self.others, strict=True))
 
 
@@ -56,7 +56,7 @@ def test_a_machine_with_too_few_gpus_stops_all_processes(gpus, local_rank, other
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(Among, "others", others)
     with pytest.raises(UserError, match=f"torchrun has started {lacking} too many processes on a machine"):
-        runtime.pick_device(Among(rank=5, count=6, local_rank=local_rank))
+        runtime.pick_device(Among(rank=5, world_size=6, local_rank=local_rank))
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(Among, "others", (2, 0))
     assert runtime.pick_device() == torch.device("cuda", 0)
-    assert runtime.pick_device(Among(rank=5, count=6, local_rank=1)) == torch.device("cuda", 1)
+    assert runtime.pick_device(Among(rank=5, world_size=6, local_rank=1)) == torch.device("cuda", 1)
 
 
 def test_each_process_drops_other_values(monkeypatch):
