@@ -63,16 +63,17 @@ from commands.outputs import (
 from commands.provenance import git_revision, version_line, versions
 from commands.recipes import PAPER, RULE, altered_flags, describe_altered, flags_of_recipe
 from commands.run_history import read_logbook, read_logbooks, read_with_logbook
-from commands.saved_run import CHOSEN_FLAGS, SavedRun, read_saved_run
+from commands.saved_run import CHOSEN_FLAGS, FREE_FLAGS, SavedRun, read_saved_run
 from commands.train.checks import check_last_batch, check_training
 from commands.train.tensorboard import Events
 from data.errors import DataError
 from train import signals
 from train.errors import RunError, UserError
 from train.processes import ProcessGroup, connected, current_group, is_launched, launcher, launcher_warning
-from train.run.acquire import claim, recorded_flags, require_recorded_data, without_links
-from train.run.legacy_weights import load_foreign
-from train.run.names import CONFIG, MODEL
+from train.run.acquire import acquire, without_links
+from train.run.config import CONFIG, MODEL, recorded_flags, require_recorded_data
+from train.run.identity import RunIdentity
+from train.run.legacy_weights import load_legacy_weights
 from train.run.open_folder import atomic_write
 from train.terminal import Bar, leave, open_streams, say, say_error, warn
 
@@ -200,12 +201,25 @@ def train(
         warn(line)
     # Of an older run, what it did not record was as by default; its images had the one size of their data set.
     defaults = command_line.defaults_of(train) | {"image_size": flags["image_size"]}
-    with claim(save, flags, processes, defaults=defaults) as folder, processes.watched(), explained(flags, save):
+    identity = RunIdentity(
+        flags,
+        defaults,
+        free=frozenset(FREE_FLAGS),
+        chosen=frozenset(CHOSEN_FLAGS),
+        growing=frozenset({"n_epochs"}),
+        by_file_name=frozenset({"init_weights"}),
+    )
+    with (
+        acquire(save, identity, processes, resume=resume) as folder,
+        processes.detect_lost_process(),
+        explained(flags, save),
+    ):
         # From here on the line is known to be good. torch takes seconds to import.
+        from commands.train.curves import Curves
         from data.datasets import DATASETS, validation_size
         from train import runtime
-        from train.cpu_contention import watched
-        from train.engine import Schedule, fit
+        from train.cpu_contention import warn_if_busy
+        from train.engine import Run, Schedule
         from train.optim import make_optimizer
         from train.replicas import replicate, require_devices
         from train.step import Stepper
@@ -213,9 +227,10 @@ def train(
         seed = flags["seed"] = processes.on_main(runtime.draw_seed) if seed is None else seed
         spec = DATASETS[dataset]
         flags["augment"] = spec.augment if augment is None else augment
-        folder.title = f"{title_of(flags)}, seed {seed}"
+        title = f"{title_of(flags)}, seed {seed}"
+        folder.add_writer(lambda directory: Curves(directory, title=title, label_smoothing=label_smoothing))
         if tensorboard:
-            processes.on_main(lambda: folder.writers.append(Events(folder.held).write))
+            folder.add_writer(Events)
         checkpoint = folder.load(n_epochs=n_epochs)
         if checkpoint.is_finished(n_epochs):
             folder.write_products(checkpoint)
@@ -248,13 +263,13 @@ def train(
         )
         config = _config(flags, model, source, devices=runtime.describe_device(device, processes))
         folder.write_config(config)
-        say(f"{folder.title}: {config['parameters']:,} parameters, {config['device']}")
+        say(f"{title}: {config['parameters']:,} parameters, {config['device']}")
         say(*filter(None, [describe_altered(flags), *source.notes, loaders.describe(limit=limit_batches)]))
         if not is_new:
             say(f"Resuming after epoch {checkpoint.epoch}.")
         schedule = Schedule(n_epochs, lr, lr_schedule, warmup_epochs)
-        with watched(device):
-            test_error = fit(replicas, stepper, loaders, folder, checkpoint, schedule=schedule, seed=seed)
+        with warn_if_busy(device):
+            test_error = Run(replicas, stepper, loaders, folder, schedule=schedule, seed=seed).fit(checkpoint)
         say(f"Test error {test_error:.2%} (accuracy {1 - test_error:.2%}); everything is in {save}")
 
 
@@ -324,7 +339,7 @@ def predict(
     from data.datasets import DATASETS
     from data.images import list_images, read_images
     from train import runtime
-    from train.cpu_contention import watched
+    from train.cpu_contention import warn_if_busy
     from train.replicas import replicate
 
     paths = list_images(images)
@@ -340,7 +355,7 @@ def predict(
     with explained({"batch_size": batch_size}):
         model = replicate(network, device, precision=flags["precision"]).evaluation
         batches = read_images(paths, grey=grey, batch_size=batch_size, device=device, **of_run)
-        with watched(device):
+        with warn_if_busy(device):
             predictions, unreadable = predict_files(model, batches, classes=run.classes, top=top, paths=paths)
     if csv:
         write_new(csv, as_csv(predictions, top=top))
@@ -415,7 +430,7 @@ def benchmark(
     from commands.benchmark.variants import all_variants
     from models import STRATEGIES
     from train import runtime
-    from train.cpu_contention import watched
+    from train.cpu_contention import warn_if_busy
 
     runtime.use_threads(threads)
     runtime.be_deterministic()
@@ -429,7 +444,7 @@ def benchmark(
         memory_format=memory_format,
         with_compile=compile,
     )
-    with watched(device):
+    with warn_if_busy(device):
         if budget_gb is None:
             result = compare(variants, case, rounds=rounds)
         else:
@@ -478,7 +493,7 @@ def evaluate(
     from data.datasets import DATASETS, load
     from data.loader import make_test_loader
     from train import runtime
-    from train.cpu_contention import watched
+    from train.cpu_contention import warn_if_busy
     from train.replicas import replicate
 
     if not plot:
@@ -496,7 +511,7 @@ def evaluate(
         source = load(flags["dataset"], **where)
         run.require_classes(source.classes)
         test = make_test_loader(source, DATASETS[flags["dataset"]], device, batch_size=batch_size)
-        with watched(device):
+        with warn_if_busy(device):
             sums = tally(model, test, num_classes=len(source.classes))
         evaluation = Evaluation.of(sums, source.classes)
 
@@ -717,7 +732,7 @@ def _first_weights(path: Path, flags: Mapping[str, Any]) -> dict[str, Any]:
     from models import fitting_weights, require_finite
 
     try:
-        weights = load_foreign(path)
+        weights = load_legacy_weights(path)
         with torch.device("meta"):  # where a network of any size takes no memory
             network = _build(flags, num_classes=1)
         require_finite(fitting_weights(network, weights, replace_classifier=True)[0])
@@ -742,7 +757,7 @@ def main(argv: list[str]) -> None:
     command, name = "train", NAME
     given: dict[str, Any] = {}
     try:
-        with signals.at_once(), connected():
+        with signals.immediate_stop(), connected():
             # One process reads the line: others that found it bad could end all before it has said why.
             command, words = current_group().on_main(command_line.choose, COMMANDS, argv, name=NAME)
             name = NAME if words == argv else f"{NAME} {command}"

@@ -8,7 +8,7 @@ from typing import Any
 
 from train.errors import RunError
 from train.out_of_memory import is_out_of_memory
-from train.run.names import CHECKPOINT
+from train.run.config import CHECKPOINT
 
 GB = 1e9
 

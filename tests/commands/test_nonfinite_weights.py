@@ -12,7 +12,7 @@ from models import densenet_bc, require_finite
 from tests.support.application import SMALL, assert_refused, everything_in, run_here
 from tests.support.synthetic_images import encoded, write
 from train.errors import RunError
-from train.run.files import load_tensors, sealed
+from train.run.files import load_tensors, serialize
 
 COMMANDS = {
     "evaluate": ["evaluate", "--save=run", "--csv=new.csv"],
@@ -38,7 +38,7 @@ def put(folder, name, value):
     """Change the first number of a tensor in model.pt, as a whole file."""
     weights = load_tensors(folder / "run/model.pt")
     weights[name].view(-1)[0] = value
-    (folder / "run/model.pt").write_bytes(sealed(weights))
+    (folder / "run/model.pt").write_bytes(serialize(weights))
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -74,7 +74,7 @@ def test_finite_weights_whose_logits_are_not_are_one_line_too(command, there, ca
     weights = load_tensors(there / "run/model.pt")
     weights["classifier.weight"].fill_(3e38)
     weights["features.norm_final.bias"].fill_(9)
-    (there / "run/model.pt").write_bytes(sealed(weights))
+    (there / "run/model.pt").write_bytes(serialize(weights))
     assert_refused(*COMMANDS[command], message=SAYS[command], folder=there, capture=capsys, code=1)
 
 

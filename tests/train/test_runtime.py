@@ -40,7 +40,7 @@ def test_what_several_gpus_and_none_cannot_do_is_refused(monkeypatch):
 
 
 class Among(ProcessGroup):
-    """A process that does not ask the others, but is told what the largest values are."""
+    """A process that does not ask the others, but knows their largest values."""
 
     others = (0, 0)
 
@@ -49,13 +49,13 @@ class Among(ProcessGroup):
 
 
 @pytest.mark.parametrize(
-    ("gpus", "local_rank", "others", "lacking"), [(2, 2, (2, 0), 1), (2, 0, (2, 3), 3), (0, 0, (1, 0), 1)]
+    ("gpus", "local_rank", "others", "missing"), [(2, 2, (2, 0), 1), (2, 0, (2, 3), 3), (0, 0, (1, 0), 1)]
 )
-def test_a_machine_with_too_few_gpus_stops_all_processes(gpus, local_rank, others, lacking, monkeypatch):
+def test_a_machine_with_too_few_gpus_stops_all_processes(gpus, local_rank, others, missing, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(Among, "others", others)
-    with pytest.raises(UserError, match=f"torchrun has started {lacking} too many processes on a machine"):
+    with pytest.raises(UserError, match=f"torchrun has started {missing} too many processes on a machine"):
         runtime.pick_device(Among(rank=5, world_size=6, local_rank=local_rank))
 
 
