@@ -63,7 +63,8 @@ def train(settings: TrainSettings) -> None:
     with training_folder(settings) as folder:
         from commands.train import steps  # torch takes seconds to import
 
-        settings = steps.choose(settings, folder)
+        settings = steps.choose(settings)
+        steps.add_writers(settings, folder)
         checkpoint = folder.load(n_epochs=settings.n_epochs)
         if checkpoint.is_finished(settings.n_epochs):
             folder.write_products(checkpoint)
@@ -95,7 +96,7 @@ def main(argv: list[str]) -> None:
     word, name = "train", NAME
     settings: Any = None
     try:
-        with signals.at_once(), connected():
+        with signals.immediate_stop(), connected():
             # One process reads the line: others that found it bad could end all before it has said why.
             on_main = current_group().on_main
             word, words = on_main(choose, COMMANDS, argv, name=NAME)

@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from commands.settings import TrainSettings
 from train.errors import RunError
 from train.out_of_memory import is_out_of_memory
-from train.run.names import CHECKPOINT
+from train.run.config import CHECKPOINT
 
 GB = 1e9
 

@@ -12,7 +12,7 @@ from commands.provenance import version_line
 from commands.settings import TrainSettings
 from train.errors import UserError
 from train.processes import current_group, is_launched, launcher
-from train.run.names import CONFIG
+from train.run.config import CONFIG
 from train.terminal import say_error
 
 NAME = "demo.py"

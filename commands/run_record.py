@@ -12,10 +12,8 @@ from typing import Any, TypeVar
 
 from commands.tables import plain
 from train.errors import UserError
-from train.run.config import read_config
-from train.run.files import read_small
+from train.run.config import CONFIG, RESULTS, read_config, read_small
 from train.run.history import Row, best_row, from_csv
-from train.run.names import CONFIG, RESULTS
 
 LARGEST_RESULTS = 50_000_000  # bytes, about 300,000 epochs
 ATTEMPTS = 20  # to read several files between two epochs of a run

@@ -14,9 +14,8 @@ from fire.core import FireError
 from commands.line.flags import Role
 from commands.settings import TrainSettings
 from train.errors import RunError, UserError
-from train.run.config import read_config
+from train.run.config import CONFIG, MODEL, read_config, require_classes, texts
 from train.run.files import load_tensors
-from train.run.names import CONFIG, MODEL
 
 if TYPE_CHECKING:
     from models import DenseNet
@@ -96,20 +95,6 @@ class SavedRun:
         return {"flags": flags, "versions": self.versions, "git_revision": self.git_revision}
 
 
-def require_classes(classes: Sequence[str], recorded: Sequence[str], *, folder: Path) -> None:
-    """Make sure that a data set has the classes that the run in a folder was trained on, in the same order.
-
-    Raises:
-        UserError: If it has others.
-    """
-    if tuple(classes) != tuple(recorded):
-        others = sorted({*classes} ^ {*recorded}) or ["their order"]
-        raise UserError(
-            f"the classes of the data are not those of the run in {folder}: {len(classes)} in place of "
-            f"{len(recorded)}, and what differs is {short_repr(others)}"
-        )
-
-
 def read_saved_run(folder: Path) -> SavedRun:
     """Read config.json of a run.
 
@@ -146,30 +131,6 @@ def _require_folder(folder: Path) -> None:
         raise UserError(f"--save {folder} does not exist")
     if not is_folder:
         raise UserError(f"--save is {str(folder)!r}, but must be a folder, not a file")
-
-
-def texts(config: dict[str, Any], name: str) -> tuple[str, ...]:
-    """A list of texts in config.json.
-
-    Raises:
-        ValueError: If it is something else.
-    """
-    value = config.get(name)
-    is_list = isinstance(value, list) and value and all(isinstance(text, str) for text in value)
-    _require(is_list, name, value, "a list of one or more texts")
-    return tuple(value)
-
-
-def counts(config: dict[str, Any], name: str) -> dict[str, int]:
-    """Whole numbers by name in config.json.
-
-    Raises:
-        ValueError: If it is something else.
-    """
-    value = config.get(name)
-    is_dict = isinstance(value, dict) and all(type(number) is int for number in value.values())
-    _require(is_dict, name, value, "whole numbers by name")
-    return value
 
 
 def _channels(config: dict[str, Any], name: str, *, least: float) -> tuple[float, float, float]:

@@ -153,7 +153,7 @@ def test_its_tables_of_flags_are_the_settings(name, heading):
 
 
 def test_what_it_says_lies_in_the_folder_is_what_lies_there():
-    from train.run.names import FILES
+    from train.run.config import FILES
 
     table = README.partition("### What a run leaves")[2].partition("\n###")[0]
     assert set(re.findall(r"^\| `([^`]+)` \|", table, re.MULTILINE)) == set(FILES)

@@ -1,9 +1,9 @@
-"""A machine that is too busy for the threads that compute: noticed, and said once.
+"""Notice that other programs keep the CPUs busy, and warn once.
 
-The threads of OpenMP wait for each other many times in a step, and use up CPU time while they do. Where one of them
+The threads of OpenMP wait for each other many times in a step, and spend CPU time while they wait. Where one of them
 shares its CPU with another program, all others wait for it, and a step takes ten to eighty times as long. CPU time does
-not show it, because a thread that waits in a loop seems to be hard at work. The kernel also counts how long each thread
-was ready to run and had no CPU, and that does.
+not show it, because a thread that waits in a loop seems to be working. The kernel also counts how long each thread was
+ready to run without getting a CPU, and that shows it.
 """
 
 import os
@@ -20,20 +20,20 @@ from train.terminal import warn
 
 TASKS = Path("/proc/self/task")  # of Linux; elsewhere nothing is said
 WINDOW_SECONDS = 10.0
-# Of a window, in which a thread waited for a CPU. On two CPUs it is 0.5 with one busy program beside two threads, 0.67
-# with two of them, and 0.01 to 0.02 undisturbed.
+# Fraction of a window in which a thread waited for a CPU. On two CPUs it is 0.5 with one busy program beside two
+# threads, 0.67 with two of them, and 0.01 to 0.02 undisturbed.
 TOO_MUCH = 0.25
 
 
 @dataclass(frozen=True)
 class Reading:
-    """Times that the scheduler has counted for this process so far, in seconds.
+    """Times in seconds that the scheduler has counted for this process so far.
 
     Attributes:
-        clock: When it was read.
-        process: CPU time of the whole process, threads that have ended included.
-        ran: CPU time of each thread that computes, by its number.
-        waited: How long each of them was ready to run and had no CPU.
+        clock: Time of the reading.
+        process: CPU time of the whole process, including threads that have ended.
+        ran: CPU time of each computing thread, by its number.
+        waited: Time in which each of them was ready to run and had no CPU.
     """
 
     clock: float
@@ -43,9 +43,12 @@ class Reading:
 
 
 def read_scheduler(tasks: Path = TASKS) -> Reading | None:
-    """Read the scheduler's figures, None where the system does not tell.
+    """Read the scheduler's figures; return None where the system does not tell.
 
-    Threads that Python has started do not compute: they read files, or show how far things are.
+    Threads that Python has started are left out. They do not compute, but read files or draw progress bars.
+
+    Args:
+        tasks: The folder in which the system describes the threads of this process.
     """
     helpers = {thread.native_id for thread in threading.enumerate() if thread is not threading.main_thread()}
     ran, waited = {}, {}
@@ -60,10 +63,9 @@ def read_scheduler(tasks: Path = TASKS) -> Reading | None:
 
 
 def share_of_waiting(before: Reading, after: Reading) -> float:
-    """Share of a time, 0 to 1, in which the thread that waited the most had no CPU because of other programs.
+    """Return the fraction of time in which the thread that waited most had no CPU because of other programs.
 
-    What the process's other threads ran, such as those that decode images, is not counted: it is no sign of a busy
-    machine.
+    Waiting for other threads of this process, such as those that decode images, is not counted.
     """
     ran = sum(total - before.ran.get(thread, 0.0) for thread, total in after.ran.items())
     waited = max((total - before.waited.get(thread, 0.0) for thread, total in after.waited.items()), default=0.0)
@@ -72,7 +74,7 @@ def share_of_waiting(before: Reading, after: Reading) -> float:
 
 
 def advice(share: float, *, threads: int, environment: Mapping[str, str]) -> str:
-    """Say that the machine is too busy for this many threads, and what to try."""
+    """Return a warning that the machine is too busy for this many threads, with advice."""
     remedies = [f"fewer --threads (now {threads})"]
     if not any(name in environment for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")):
         remedies.append("OMP_WAIT_POLICY=passive in the environment")
@@ -84,8 +86,11 @@ def advice(share: float, *, threads: int, environment: Mapping[str, str]) -> str
 
 
 @contextmanager
-def watched(device: torch.device) -> Iterator[None]:
-    """Warn once if the threads that compute have to wait for a CPU. A single thread just gets its share of one."""
+def warn_if_busy(device: torch.device) -> Iterator[None]:
+    """Warn once if the computing threads have to wait for a CPU because of other programs.
+
+    There is no warning for a single thread, which nobody waits for, and on other devices.
+    """
     threads = torch.get_num_threads()
     if device.type != "cpu" or threads == 1 or read_scheduler() is None:
         yield

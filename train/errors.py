@@ -2,7 +2,7 @@
 
 
 class UserError(Exception):
-    """Something that the user passed cannot be used. Where there are several processes, all of them raise it."""
+    """Something that the user passed cannot be used. Every process of the run raises it."""
 
     exit_code = 2
 
@@ -12,11 +12,11 @@ class DamagedFile(UserError):
 
 
 class RunError(Exception):
-    """The run cannot go on: the disk, the machine or the numbers failed.
+    """The run cannot go on, because of the disk, the machine or a numerical failure.
 
     Args:
-        message: The line.
-        in_all_processes: Whether each process of the run raises this error, so that one of them may speak for all.
+        message: The line for the user.
+        in_all_processes: Whether each process of the run raises this error, so that one of them may report it for all.
     """
 
     exit_code = 1
@@ -31,4 +31,4 @@ class LostProcess(RunError):
 
 
 class EndedElsewhere(SystemExit):
-    """The first process of the run has ended and said why; its exit code is everyone's."""
+    """The main process of the run has ended and said why. The other processes end with its exit code."""

@@ -11,15 +11,15 @@ from torch import Tensor
 
 from train.errors import LostProcess
 
-PATIENCE = timedelta(hours=2)  # with a first process that downloads; torchrun ends them all when one ends
+PATIENCE = timedelta(hours=2)  # with a main process that downloads; torchrun ends them all when one ends
 
 
 @contextmanager
 def connected(*, local_rank: int) -> Iterator[None]:
-    """Connect with the other processes: gloo for tensors of the CPU, nccl for those of GPUs.
+    """Connect to the other processes, by gloo for tensors on the CPU and by nccl for tensors on GPUs.
 
-    After an error the connections stay, until the process ends: to close those of nccl, all processes have to take
-    part, and the others may be waiting for something else.
+    After an error the connections stay open until the process ends: all processes have to take part in closing those
+    of nccl, and the others may be waiting for something else.
     """
     backends = "cpu:gloo"
     if torch.cuda.is_available():
@@ -31,13 +31,13 @@ def connected(*, local_rank: int) -> Iterator[None]:
 
 
 def is_loss_of_process(error: BaseException) -> bool:
-    """Whether an error of PyTorch says that another process does not answer."""
+    """Return whether an error of PyTorch means that another process does not answer."""
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 @contextmanager
-def others_may_be_lost() -> Iterator[None]:
-    """Turn what PyTorch raises where another process does not answer into `LostProcess`."""
+def detect_lost_process() -> Iterator[None]:
+    """Raise `LostProcess` in place of the error with which PyTorch says that another process does not answer."""
     try:
         yield
     except RuntimeError as error:
@@ -47,33 +47,33 @@ def others_may_be_lost() -> Iterator[None]:
 
 
 def broadcast(content: list[Any]) -> list[Any]:
-    """Return the first process's list, which is as long as everyone's."""
-    with others_may_be_lost():
+    """Return the list of the main process. The lists of all processes have the same length."""
+    with detect_lost_process():
         dist.broadcast_object_list(content, src=0)
     return content
 
 
-def reduce(tensor: Tensor, operation: dist.ReduceOp) -> None:
-    """Replace a tensor by what an operation makes of those of all processes, on its device."""
-    with others_may_be_lost():
+def reduce(tensor: Tensor, operation: dist.ReduceOp.RedOpType) -> None:
+    """Replace a tensor by its reduction over all processes, on its device."""
+    with detect_lost_process():
         dist.all_reduce(tensor, op=operation)
 
 
 def all_reduce_max(values: tuple[int, ...]) -> tuple[int, ...]:
-    """The largest of all processes' values, one by one. GPUs are not waited for."""
+    """Return the largest value over all processes, for each of some numbers. GPUs are not waited for."""
     numbers = torch.tensor(values)
     reduce(numbers, dist.ReduceOp.MAX)
     return tuple(numbers.tolist())
 
 
 def broadcast_tensors(tensors: Iterable[Tensor]) -> None:
-    """Overwrite tensors of one device by those of the first process, with one message for each type."""
+    """Overwrite tensors of one device by those of the main process, with one message for each dtype."""
     by_dtype: dict[torch.dtype, list[Tensor]] = {}
     for tensor in tensors:
         by_dtype.setdefault(tensor.dtype, []).append(tensor)
     for group in by_dtype.values():
         message = torch.cat([tensor.flatten() for tensor in group])
-        with others_may_be_lost():
+        with detect_lost_process():
             dist.broadcast(message, src=0)
         for tensor, part in zip(group, message.split([tensor.numel() for tensor in group]), strict=True):
             tensor.copy_(part.view_as(tensor))

@@ -1,16 +1,33 @@
-"""Loss and error of many batches, summed on the device without waiting for it."""
+"""Loss and error over many batches, summed on the device without waiting for it."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from train.processes import ProcessGroup
-from train.run.history import Metrics
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Averages over some images.
+
+    Attributes:
+        loss: Cross entropy with the natural logarithm.
+        error: Fraction of images that are classified wrongly.
+    """
+
+    loss: float
+    error: float
 
 
 class NonFiniteLoss(Exception):
-    """The loss of a batch, counted from 1, was NaN or infinite."""
+    """The loss of a batch was NaN or infinite.
+
+    Args:
+        batch: The first such batch, counted from 1.
+    """
 
     def __init__(self, batch: int):
         super().__init__(f"batch {batch}")
@@ -18,44 +35,48 @@ class NonFiniteLoss(Exception):
 
 
 class RunningMetrics:
-    """Loss and error of the batches so far.
-
-    It also remembers the first batch whose loss was NaN or infinite. From then on `failed` is 1.
+    """Loss and error of the batches so far, and the first numerical failure: a loss that is NaN or infinite.
 
     Args:
-        device: Where the batches are.
+        device: The device of the batches.
     """
 
     def __init__(self, device: torch.device):
         self.batches = 0
         self.sums = torch.zeros(3, dtype=torch.float64, device=device)  # of losses, of wrong answers, of images
-        self.first_failure = torch.full((), math.inf, device=device)  # the batch
+        self.first_failure = torch.full((), math.inf, device=device)  # the batch; infinite if there is none
 
     def begin_batch(self) -> None:
-        """Count a batch. What is added from now on belongs to it."""
+        """Count a batch, to which everything belongs that is added from now on."""
         self.batches += 1
 
     @torch.no_grad()
     def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Add images of the batch: the sum of their losses (), their logits (n, classes) and labels (n,)."""
+        """Add n images of the batch.
+
+        Args:
+            loss: Sum of their losses, ().
+            logits: Their logits, (n, classes).
+            labels: Their labels, (n,).
+        """
         wrong = (logits.argmax(1) != labels).sum()
         images = torch.full_like(wrong, len(labels))
         self.sums += torch.stack([loss.double(), wrong.double(), images.double()])
         here = torch.where(loss.isfinite(), math.inf, self.batches)
         self.first_failure = torch.minimum(self.first_failure, here)
 
-    def agree_on_failure(self, processes: ProcessGroup) -> None:
-        """Let all processes know of the first failure in any of them."""
+    def all_reduce_failure(self, processes: ProcessGroup) -> None:
+        """Tell all processes of the first numerical failure in any of them."""
         processes.all_reduce_min(self.first_failure)
 
-    def gather(self, processes: ProcessGroup) -> None:
-        """Let all processes have the sums of all."""
+    def all_reduce(self, processes: ProcessGroup) -> None:
+        """Replace the sums by those over all processes. Call it once, at the end."""
         processes.all_reduce_sum(self.sums)
-        processes.all_reduce_min(self.first_failure)
+        self.all_reduce_failure(processes)
 
     @property
     def failed(self) -> Tensor:
-        """float32 (): 1 if a loss was NaN or infinite, else 0."""
+        """Whether there was a numerical failure: 1.0 or 0.0, float32 ()."""
         return self.first_failure.isfinite().float()
 
     def read(self) -> Metrics:

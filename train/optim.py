@@ -8,14 +8,20 @@ from torch import nn
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], *, lr: float, momentum: float, wd: float) -> torch.optim.SGD:
-    """SGD with Nesterov momentum, no dampening, and weight decay on all parameters.
+    """Return SGD with Nesterov momentum, no dampening, and weight decay on all parameters.
 
-    The fused form obeys `optimizer.found_inf`, a number on the device: a step is skipped where it is 1, and nobody
-    has to wait for the device to know. With `momentum` 0 it is plain SGD.
+    The fused implementation obeys `optimizer.found_inf`, a number on the device: it skips a step where that is 1, and
+    nobody has to wait for the device.
 
-    Buffers of momentum are there from the beginning. With zeros in them, the first step is that of an optimizer that
-    has none yet. The fused form would make them itself in the first step, of memory that it leaves as it was where that
-    step is skipped, and in fp16 the first step often is.
+    Momentum buffers exist from the beginning. They hold zeros, with which the first step is that of an optimizer that
+    has none yet. The fused implementation would allocate them in the first step and leave them uninitialised if that
+    step is skipped, as it often is in fp16.
+
+    Args:
+        parameters: The parameters of the network.
+        lr: Learning rate.
+        momentum: From 0, which is plain SGD, to 1.
+        wd: Weight decay.
     """
     optimizer = torch.optim.SGD(
         parameters, lr=lr, momentum=momentum, nesterov=momentum > 0, weight_decay=wd, fused=True
@@ -28,20 +34,21 @@ def make_optimizer(parameters: Iterable[nn.Parameter], *, lr: float, momentum: f
 
 
 def learning_rate(epoch: int, *, n_epochs: int, lr: float, schedule: str = "step", warmup_epochs: int = 0) -> float:
-    """The learning rate of an epoch.
+    """Return the learning rate of an epoch.
 
-    It grows in equal steps over the warm-up epochs, the last of which is one step below what follows. Then
+    It grows in equal steps over the warm-up epochs; the first epoch after them is one step above the last of them. Then
+    it depends on the schedule:
 
     * "step": `lr`, a tenth of it after half of all epochs, a hundredth after three quarters, as in the paper. Whole
-      numbers are compared, so that no drop is lost where `n_epochs` is no multiple of 4: a drop comes with the first
-      epoch before which half, or three quarters, of all epochs are done. Drops in the warm-up count too.
-    * "cosine": from `lr` in the first epoch after the warm-up along half a cosine, which would reach 0 in the epoch
-      behind the last one.
+      numbers are compared, so that no drop is lost where `n_epochs` is not a multiple of 4: a drop comes with the first
+      epoch that has at least half, or three quarters, of all epochs before it. Drops during the warm-up count too.
+    * "cosine": `lr` in the first epoch after the warm-up, and then along half a cosine that would reach 0 one epoch
+      after the last.
 
     Args:
-        epoch: From 1 to n_epochs.
+        epoch: The epoch, from 1 to n_epochs.
         n_epochs: Epochs of the whole run.
-        lr: The initial learning rate.
+        lr: Initial learning rate.
         schedule: "step" or "cosine".
         warmup_epochs: From 0 to n_epochs - 1.
 

@@ -1,7 +1,7 @@
-"""The processes of a run: one, or those that torchrun has started.
+"""The processes of a run: a single one, or those that torchrun has started.
 
-All go through the same program with the same values. What only the first one may do (write, print, download) it does
-through `ProcessGroup.on_main`, so that the others learn how it went.
+All of them run the same program with the same values. Work for the main process only (write, print, download) is passed
+to `ProcessGroup.on_main`, so that the others learn how it went.
 """
 
 import os
@@ -26,9 +26,9 @@ class ProcessGroup:
     """The processes of a run.
 
     Attributes:
-        rank: Of this process, from 0.
+        rank: Number of this process, from 0, which is the main process.
         world_size: Number of all processes.
-        local_rank: Of this process among those on its machine.
+        local_rank: Number of this process among those on its machine, from 0.
     """
 
     rank: int = 0
@@ -37,15 +37,15 @@ class ProcessGroup:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process prints and writes."""
+        """Whether this is the main process, which prints and writes."""
         return self.rank == 0
 
     def on_main(self, work: Callable[..., Result], *arguments: Any, **keywords: Any) -> Result:
-        """Let the first process do something, and return to all what it returns, which can be pickled.
+        """Let the main process do some work, and return its result in all processes. The result must be picklable.
 
         Raises:
-            BaseException: In the first process, what the work raises.
-            EndedElsewhere: In the others, if it has raised something.
+            BaseException: In the main process, whatever the work raises.
+            EndedElsewhere: In the other processes, if the work has raised anything.
         """
         if self.world_size == 1:
             return work(*arguments, **keywords)
@@ -61,18 +61,18 @@ class ProcessGroup:
         return result
 
     def on_main_only(self, work: Callable[..., Result], *arguments: Any) -> Result | None:
-        """Let the first process do something and keep what it returns; the others get None."""
+        """Let the main process do some work and return its result there; return None in the others."""
         results: list[Result] = []
         self.on_main(lambda: results.append(work(*arguments)))
         return results[0] if results else None
 
     def main_first(self, work: Callable[[], Result]) -> Result:
-        """Let all processes do something, and return to each its own result.
+        """Let each process do some work, and return its own result.
 
-        The first one does it before all others, and on each further machine one does it before the rest, since they
-        may have a folder in common.
+        The main process goes first, then one process of each further machine, then the rest, since they may share a
+        folder.
         """
-        results = []
+        results: list[Result] = []
         self.on_main(lambda: results.append(work()))
         if not results and self.local_rank == 0:
             results.append(work())
@@ -80,35 +80,35 @@ class ProcessGroup:
         return results[0] if results else work()
 
     def all_reduce_max(self, *values: int) -> tuple[int, ...]:
-        """The largest of all processes' values, one by one. GPUs are not waited for."""
+        """Return the largest value over all processes, for each of some numbers. GPUs are not waited for."""
         return values if self.world_size == 1 else self._messages.all_reduce_max(values)
 
     def all_equal(self, value: int) -> bool:
-        """Whether a number of up to 62 bits is the same in all processes."""
+        """Return whether a number of up to 62 bits is the same in all processes."""
         most, negative_of_least = self.all_reduce_max(value, -value)
         return most == -negative_of_least
 
     def all_reduce_sum(self, tensor: "Tensor") -> None:
-        """Replace a tensor by the sum of all processes' tensors, on its device."""
+        """Replace a tensor by its sum over all processes, on its device."""
         if self.world_size > 1:
             self._messages.reduce(tensor, self._messages.dist.ReduceOp.SUM)
 
     def all_reduce_min(self, tensor: "Tensor") -> None:
-        """Replace a tensor by the smallest values of all processes' tensors, on its device."""
+        """Replace a tensor by its minimum over all processes, value by value, on its device."""
         if self.world_size > 1:
             self._messages.reduce(tensor, self._messages.dist.ReduceOp.MIN)
 
     def broadcast(self, tensors: Iterable["Tensor"]) -> None:
-        """Overwrite tensors of one device by those of the first process."""
+        """Overwrite tensors of one device by those of the main process."""
         if self.world_size > 1:
             self._messages.broadcast_tensors(tensors)
 
-    def watched(self) -> AbstractContextManager[None]:
-        """Let `LostProcess` be raised where another process has ended, in whatever PyTorch does meanwhile.
+    def detect_lost_process(self) -> AbstractContextManager[None]:
+        """Raise `LostProcess` in place of the error with which PyTorch says that another process has ended.
 
         A signal that came while PyTorch was waiting for that process is raised at the end of this context.
         """
-        return nullcontext() if self.world_size == 1 else self._messages.others_may_be_lost()
+        return nullcontext() if self.world_size == 1 else self._messages.detect_lost_process()
 
     @property
     def _messages(self) -> Any:
@@ -130,18 +130,18 @@ SINGLE_PROCESS = ProcessGroup()
 
 
 def is_launched() -> bool:
-    """Whether torchrun has started this process."""
+    """Return whether torchrun has started this process."""
     return LAUNCHED in os.environ
 
 
 def launcher_warning(environment: Mapping[str, str]) -> str | None:
-    """Say that this process trains alone although a launcher other than torchrun has been asked for several.
+    """Warn that this process trains alone although another launcher than torchrun was asked for several processes.
 
     Args:
-        environment: Of the process.
+        environment: The environment of the process.
 
     Returns:
-        The line, or None if there is nothing to say.
+        The line, or None if there is nothing to warn of.
     """
     if LAUNCHED in environment:
         return None
@@ -157,16 +157,16 @@ def launcher_warning(environment: Mapping[str, str]) -> str | None:
 
 
 def current_group() -> ProcessGroup:
-    """The processes that torchrun has started for this run, or a single process."""
+    """Return the processes that torchrun has started for this run, or a single process."""
     if not is_launched():
         return SINGLE_PROCESS
     return ProcessGroup(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
 
 
 def launcher() -> list[str]:
-    """What a user types before the program's name to start as many processes.
+    """Return the words in front of the program's name on a command line that starts as many processes.
 
-    Where the machines of a run find each other is not known here; "..." stands for it.
+    How the machines of a run find each other is not known here; "..." stands for those flags.
     """
     if not is_launched():
         return ["python"]
@@ -176,7 +176,7 @@ def launcher() -> list[str]:
 
 
 def connected() -> AbstractContextManager[None]:
-    """Connect the processes of a processes, which they need before they use it; one that is alone needs nothing."""
+    """Connect the processes of a run, so that they can exchange messages; a single process needs no connection."""
     if not is_launched():
         return nullcontext()
     from train import messages

@@ -1,8 +1,9 @@
-"""What a person sees while a run goes on: a bar during an epoch, and a line after it."""
+"""The progress of a run: a bar during an epoch, and a line after it."""
 
 import time
 
-from train.run.history import Metrics, Row
+from train.metrics import Metrics
+from train.run.history import Row
 from train.terminal import Bar
 
 REFRESH_SECONDS = 1.0
@@ -12,10 +13,10 @@ class EpochBar(Bar):
     """A bar of an epoch of training, with averages that are read from the device once a second.
 
     Args:
-        epoch: From 1.
-        n_epochs: Of the whole run.
-        num_images: In the epoch.
-        learning_rate: Shown behind the bar.
+        epoch: The epoch, counted from 1.
+        n_epochs: Epochs of the whole run.
+        num_images: Images of the epoch.
+        learning_rate: Learning rate of the epoch, shown after the bar.
     """
 
     def __init__(self, epoch: int, n_epochs: int, num_images: int, learning_rate: float):
@@ -25,7 +26,7 @@ class EpochBar(Bar):
         self.next_read = time.monotonic() + REFRESH_SECONDS
 
     def is_due(self) -> bool:
-        """Whether it is time to read the metrics from the device again, once a second."""
+        """Return whether a second has passed, so that the metrics are to be read from the device again."""
         return time.monotonic() >= self.next_read
 
     def show(self, metrics: Metrics) -> None:
@@ -35,7 +36,7 @@ class EpochBar(Bar):
 
 
 def epoch_line(row: Row, *, n_epochs: int, is_chosen: bool) -> str:
-    """One line about a finished epoch."""
+    """Return the line that is printed after an epoch, with a star if its weights are the best so far."""
     parts = [
         f"epoch {row.epoch:>{len(str(n_epochs))}}/{n_epochs}",
         f"train loss {row.train_loss:.4f} error {row.train_error:7.2%}",

@@ -1,4 +1,4 @@
-"""What is called in place of a network: in some precision, compiled, and on several devices."""
+"""Modules that are called in place of a network: in some precision, compiled, and on several devices."""
 
 from dataclasses import dataclass
 
@@ -13,13 +13,13 @@ PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class InPrecision(nn.Module):
-    """A network whose convolutions and products run in another type, with logits in that of its weights.
+    """A network whose convolutions and matrix products run in another dtype, with logits in the dtype of its weights.
 
-    Autocast begins here, inside of what is called, because threads of nn.DataParallel do not inherit it.
+    Autocast is entered in here, because threads of nn.DataParallel do not inherit it.
 
     Args:
-        network: Its weights stay as they are.
-        dtype: For autocast; None for no autocast.
+        network: The network; its weights keep their dtype.
+        dtype: The dtype of autocast; None for no autocast.
     """
 
     def __init__(self, network: nn.Module, dtype: torch.dtype | None):
@@ -28,7 +28,7 @@ class InPrecision(nn.Module):
         self.dtype = dtype
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map images (n, 3, H, W) to logits (n, classes). Without images there are none, with gradients of 0."""
+        """Map images (n, 3, H, W) to logits (n, classes). For n = 0 the gradient of every parameter is 0."""
         if not len(images):
             return self._no_logits()
         with torch.autocast(images.device.type, self.dtype, enabled=self.dtype is not None):
@@ -36,19 +36,21 @@ class InPrecision(nn.Module):
         return logits.float() if self.dtype else logits
 
     def _no_logits(self) -> Tensor:
-        """All parameters take part, because other processes wait for a gradient of each."""
-        nothing = sum(parameter.sum() * 0 for parameter in self.network.parameters())
-        return nothing.expand(0, self.network.classifier.out_features)
+        """Return logits (0, classes) that depend on all parameters: other processes wait for a gradient of each."""
+        classifier = self.network.get_submodule("classifier")
+        assert isinstance(classifier, nn.Linear)
+        nothing = torch.stack([parameter.sum() * 0 for parameter in self.network.parameters()]).sum()
+        return nothing.expand(0, classifier.out_features)
 
 
 @dataclass(frozen=True)
 class Replicas:
-    """A network and what to call in its place.
+    """A network and the modules that are called in its place. All of them share its weights.
 
     Attributes:
-        network: What is saved. All others share its weights.
-        training: Takes this process's part of a batch.
-        evaluation: Likewise; does not wait for other processes.
+        network: The network itself, which is saved.
+        training: Called with this process's part of a batch; exchanges gradients with the other processes.
+        evaluation: Called with this process's part of a batch; does not wait for other processes.
     """
 
     network: nn.Module
@@ -59,10 +61,16 @@ class Replicas:
 def require_devices(
     device: torch.device, *, compile: bool, sync_bn: bool, processes: ProcessGroup = SINGLE_PROCESS
 ) -> None:
-    """Make sure that `replicate` can do what is asked for.
+    """Make sure that the devices of the run can do what `replicate` is asked for.
+
+    Args:
+        device: The device of this process.
+        compile: As for `replicate`.
+        sync_bn: As for `replicate`.
+        processes: The processes of the run.
 
     Raises:
-        UserError: If the devices of the run cannot do it.
+        UserError: If they cannot.
     """
     if compile and _in_threads(device, processes):
         raise UserError(
@@ -86,23 +94,25 @@ def replicate(
     sync_bn: bool = False,
     processes: ProcessGroup = SINGLE_PROCESS,
 ) -> Replicas:
-    """Let a network run in some precision on all devices.
+    """Prepare a network to run in some precision on all devices.
 
-    Several processes of a processes use a device each. A single process uses all visible GPUs if its device is one.
+    Of several processes each uses one device. A single process uses all visible GPUs if its device is one of them.
 
     Args:
-        network: Lies on `device`.
-        device: Of this process.
+        network: A network on `device`.
+        device: The device of this process.
         precision: A key of PRECISIONS.
-        compile: Let torch.compile have the network; see `require_devices`.
-        sync_bn: Normalise with the statistics of all processes' images together.
+        compile: Compile the network by torch.compile; see `require_devices`.
+        sync_bn: Normalise with statistics over the images of all processes.
         processes: The processes of the run.
     """
     if sync_bn:
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     model: nn.Module = InPrecision(network, PRECISIONS[precision])
     if compile:
-        model = torch.compile(model)
+        compiled = torch.compile(model)
+        assert isinstance(compiled, nn.Module)
+        model = compiled
     if processes.world_size > 1:
         own = [device] if device.type == "cuda" else None
         return Replicas(network, DistributedDataParallel(model, device_ids=own, gradient_as_bucket_view=True), model)

@@ -1,6 +1,6 @@
-"""The machine: which devices, how reproducible, how much memory.
+"""The machine: its devices, how reproducible they are, and how much memory they use.
 
-No other file names a kind of device, but for those of the benchmark that measure on each kind in its own way.
+No other file names a kind of device, except files of the benchmark that measure each kind in its own way.
 """
 
 import os
@@ -20,34 +20,37 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 def pick_device(processes: ProcessGroup = SINGLE_PROCESS) -> torch.device:
-    """A CUDA device for each process of a machine, or the CPU if no process has one.
+    """Return the device of this process: a CUDA device of its own, or the CPU if no process has one.
 
     `CUDA_VISIBLE_DEVICES` decides what is visible. A warning says so if it names more devices than there are.
+
+    Args:
+        processes: The processes of the run.
 
     Raises:
         UserError: If a machine has fewer devices than processes. All processes raise it.
     """
     own = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if num_named(os.environ.get(VISIBLE, "")) > own:
-        warn(_lacking_devices(own))
-    most, lacking = processes.all_reduce_max(own, processes.local_rank + 1 - own)
+        warn(_missing_devices(own))
+    most, missing = processes.all_reduce_max(own, processes.local_rank + 1 - own)
     if not most:
         return torch.device("cpu")
-    if lacking > 0:
+    if missing > 0:
         raise UserError(
-            f"torchrun has started {lacking} too many processes on a machine: each needs a visible GPU of its own"
+            f"torchrun has started {missing} too many processes on a machine: each needs a visible GPU of its own"
         )
     return torch.device("cuda", processes.local_rank)
 
 
 def num_named(visible: str) -> int:
-    """How many devices a value of CUDA_VISIBLE_DEVICES names: those before the first that cannot be one, such as -1."""
+    """Return how many devices a value of CUDA_VISIBLE_DEVICES names, up to the first that cannot be one, such as -1."""
     names = [name.strip() for name in visible.split(",")]
     is_one = [bool(name) and not name.startswith("-") and name != "NoDevFiles" for name in names]
     return [*is_one, False].index(False)
 
 
-def _lacking_devices(found: int) -> str:
+def _missing_devices(found: int) -> str:
     line = f"{VISIBLE} is {os.environ[VISIBLE]!r}, but PyTorch finds "
     if found:
         return f"{line}{found} GPU{'s' if found > 1 else ''}"
@@ -79,46 +82,52 @@ def describe_processor(device: torch.device) -> str:
 
 
 def use_threads(threads: int | None) -> None:
-    """Work on the CPU with this many threads. None leaves it to torch: all cores, or OMP_NUM_THREADS if that is set."""
+    """Compute on the CPU with this many threads. None leaves it to torch: all cores, or OMP_NUM_THREADS if set."""
     if threads is not None:
         torch.set_num_threads(threads)
 
 
 def placed(network: nn.Module, device: torch.device) -> nn.Module:
-    """The network on a device, in the memory format that its convolutions are fastest in."""
-    return network.to(device, memory_format=torch.channels_last)
+    """Move a network to a device, in the memory format in which its convolutions are fastest, and return it."""
+    return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # a stub lacks this form
 
 
 def make_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:
-    """What scales the loss in "fp16", so that small gradients do not vanish; switched off in other precisions."""
+    """Return the scaler of the loss for "fp16", where small gradients would vanish; disabled in other precisions."""
     return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
 
 
 def be_deterministic() -> None:
     """Make equal runs give equal bits on one machine, wherever PyTorch can.
 
-    Call it before the first work on a GPU. An operation that has no deterministic form warns instead of failing.
+    Call it before anything runs on a GPU. An operation without a deterministic implementation warns and does not fail.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a pass over every new tensor, of use to find bugs
+    # Otherwise every new tensor is filled, which only helps to find bugs.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # made at run time
     torch.backends.cudnn.benchmark = False
 
 
 def draw_seed() -> int:
-    """A seed that nobody chose, short enough to be typed again."""
+    """Return a random seed that is short enough to be typed again."""
     return secrets.randbelow(2**31)
 
 
 def seed_weights(seed: int) -> None:
-    """Make the initial weights that are drawn next a function of the seed."""
+    """Make the initial weights of the network that is built next a function of the seed."""
     torch.manual_seed(random.Random(f"weights, seed {seed}").getrandbits(63))
 
 
 def seed_epoch(seed: int, epoch: int, processes: ProcessGroup = SINGLE_PROCESS) -> None:
-    """Make the dropout of an epoch a function of (seed, epoch): a resumed run needs no generator's state.
+    """Make the dropout of an epoch a function of (seed, epoch), so that a resumed run needs no generator's state.
 
-    Each GPU and each process gets a stream of its own, so that the parts of a batch do not share one mask.
+    Each GPU and each process gets a random stream of its own, so that the parts of a batch do not share one mask.
+
+    Args:
+        seed: The seed of the run.
+        epoch: The epoch, counted from 1.
+        processes: The processes of the run.
     """
     process = f", process {processes.rank}" if processes.rank else ""
     stream = random.Random(f"dropout, seed {seed}, epoch {epoch}{process}")
@@ -129,17 +138,17 @@ def seed_epoch(seed: int, epoch: int, processes: ProcessGroup = SINGLE_PROCESS) 
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Begin a new measurement of `peak_memory`, where the device can."""
+    """Begin a new measurement of `peak_memory`; on a CPU this does nothing."""
     if device.type == "cuda":
         for i in range(torch.cuda.device_count()):
             torch.cuda.reset_peak_memory_stats(i)
 
 
 def peak_memory(device: torch.device) -> float | None:
-    """Most memory in use at once, in MB of 10^6 bytes.
+    """Return the largest memory in use at once, in MB of 10^6 bytes.
 
-    On GPUs: of tensors since `reset_peak_memory`, on the GPU that used most. On a CPU: of the whole process since it
-    began, or None where the system does not tell.
+    On GPUs it is that of tensors since `reset_peak_memory`, on the GPU that used most. On a CPU it is that of the whole
+    process since its start, or None where the system does not tell.
     """
     if device.type == "cuda":
         return max(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count())) / 1e6
@@ -152,6 +161,8 @@ def peak_memory(device: torch.device) -> float | None:
 
 
 def copy_to_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A copy of a state_dict that further training does not touch, in the plain memory format."""
-    plain = {"device": "cpu", "memory_format": torch.contiguous_format, "copy": True}
-    return {name: value.detach().to(**plain) for name, value in state.items()}
+    """Return a copy of a state_dict on the CPU, in the contiguous memory format, that training does not change."""
+    return {
+        name: value.detach().to(device="cpu", memory_format=torch.contiguous_format, copy=True)
+        for name, value in state.items()
+    }

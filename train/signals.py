@@ -8,21 +8,23 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import FrameType
+from typing import Self
 
 from train.processes import SINGLE_PROCESS, ProcessGroup, is_launched
 from train.terminal import alert
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
-AGAIN_SECONDS = 0.01  # after which an object that is taken down is gone
+AGAIN_SECONDS = 0.01  # after which an object that is being destroyed is gone
 SAME_SIGNAL_SECONDS = 2  # torchrun passes on what a scheduler may have sent to its processes too
 
 
 def begin() -> None:
-    """Undo that Ctrl-C ends this process by the system's default, as it does during the imports of a program.
+    """Let Ctrl-C raise an exception again, after it has ended the process at once during the program's imports.
 
-    It does so again when Python is taken down, where an exception would be a page about code of others.
+    It ends the process at once again while Python shuts down, where an exception would be a long traceback through
+    other code.
     """
     if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -33,8 +35,8 @@ class Stopped(KeyboardInterrupt):
     """A signal stopped the program.
 
     Args:
-        number: Of the signal.
-        where: How far the work was, for the user; may be empty.
+        number: The number of the signal.
+        where: How far the work is, for the user; may be empty.
     """
 
     def __init__(self, number: int, where: str = ""):
@@ -43,22 +45,38 @@ class Stopped(KeyboardInterrupt):
         self.exit_code = 128 + number
 
 
-class Stop:
-    """Whether a signal has come to any process of a processes."""
+class GracefulStop:
+    """A context in which the first signal waits for a `check`, and a second one ends the process where it is.
+
+    Args:
+        processes: The processes of the run, which all stop where a signal has come to any of them.
+    """
 
     def __init__(self, processes: ProcessGroup = SINGLE_PROCESS) -> None:
         self._processes = processes
+        self._handlers = ExitStack()
         self._number = 0
         self._time = 0.0
+
+    def __enter__(self) -> Self:
+        self._handlers.enter_context(_handled(self._note))
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._handlers.close()
 
     def check(self, where: str = "", *, due: bool = False) -> bool:
         """Stop here if a signal has come. All processes call this at the same place of their work.
 
+        Args:
+            where: How far the work is, for the user.
+            due: Whether something else is due in this process.
+
         Returns:
-            Whether something is `due` in any of them.
+            Whether something else is due in any process.
 
         Raises:
-            Stopped: In all processes, if so; `where` says how far the work is.
+            Stopped: In all processes, if a signal has come to any of them.
         """
         number, is_due = self._processes.all_reduce_max(self._number, due)
         if number:
@@ -77,11 +95,12 @@ class Stop:
 
 
 @contextmanager
-def at_once() -> Iterator[None]:
+def immediate_stop() -> Iterator[None]:
     """Let a signal raise `Stopped` wherever the program is.
 
-    Python drops what is raised while it takes an object down. A signal that comes then is sent once more. Other code
-    may catch `Stopped` and raise an error of its own, as Python does while torch is imported. It is undone here.
+    Python drops an exception that is raised while it destroys an object. A signal that comes then is sent once more.
+    Other code may catch `Stopped` and raise an error of its own, as Python does while torch is imported; it is turned
+    back into `Stopped`.
     """
     times: list[float] = []
     others = sys.unraisablehook
@@ -116,16 +135,8 @@ def at_once() -> Iterator[None]:
 
 
 @contextmanager
-def after_the_step(processes: ProcessGroup = SINGLE_PROCESS) -> Iterator[Stop]:
-    """Let the first signal wait for a `check`. A second one ends the process where it is."""
-    stop = Stop(processes)
-    with _handled(stop._note):
-        yield stop
-
-
-@contextmanager
 def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Handle signals in this way; only the main thread can. A SIGHUP that is ignored stays so, as nohup wants it."""
+    """Handle signals in the main thread, which alone can. A SIGHUP that is ignored, as under nohup, stays ignored."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -139,7 +150,7 @@ def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]
 
 
 def _send_later(number: int) -> None:
-    """Send a signal to this process in a moment, from a thread that is not waited for."""
+    """Send a signal to this process after a moment, from a thread that nobody waits for."""
 
     def send() -> None:
         time.sleep(AGAIN_SECONDS)
@@ -149,7 +160,7 @@ def _send_later(number: int) -> None:
 
 
 def _is_inside(frame: FrameType | None, function: Callable[..., object]) -> bool:
-    """Whether a function is running at a place of the program."""
+    """Return whether a function is running in a frame of the program."""
     while frame and frame.f_code is not function.__code__:
         frame = frame.f_back
     return frame is not None
@@ -166,5 +177,5 @@ def _first_cause(error: BaseException) -> BaseException:
 
 
 def _is_passed_on(first: float) -> bool:
-    """Whether a signal that comes now is the one that came at some time, passed on by torchrun."""
+    """Return whether a signal that comes now is only the one that came at `first`, passed on by torchrun."""
     return is_launched() and time.monotonic() < first + SAME_SIGNAL_SECONDS

@@ -1,4 +1,4 @@
-"""One step of training: gradients of a batch, and what the optimizer does with them."""
+"""One step of training: the gradient of a batch, and what the optimizer does with it."""
 
 from contextlib import AbstractContextManager, nullcontext
 from reprlib import repr as short_repr
@@ -23,20 +23,25 @@ class EndlessOverflow(Exception):
 class Stepper:
     """Takes steps with the gradient of the average loss over a batch.
 
-    A batch may be computed in parts, one after the other, whose gradients are added up. The sum is that of the whole
-    batch in one piece, but for batch norm: each part is normalised with its own statistics, and running statistics
-    move once for each part.
+    A batch may be split into micro-batches whose gradients are accumulated. Their sum is the gradient of the whole
+    batch, except for batch norm: each micro-batch is normalised with its own statistics, and running statistics are
+    updated once for each.
 
     In fp16 the loss is scaled, so that small gradients do not vanish. A step whose gradients overflow is skipped, and
-    the scale is halved. Nobody waits for the device to know.
+    the scale is halved.
+
+    No step waits for the device to find out whether it must be skipped. A fused optimizer reads the attribute
+    `found_inf`, a number on the device, in its kernel, and changes nothing where it is 1. `GradScaler.step` sets it
+    from the gradients in fp16. A hook that runs right before each step of the optimizer adds the numerical failures
+    of the loss: from the first loss that is NaN or infinite on, `found_inf` is 1 and the parameters stay as they are.
 
     Args:
         model: Maps images (n, 3, H, W) to logits (n, classes). Under DistributedDataParallel it takes empty batches.
-        optimizer: A fused one, of the model's parameters.
-        scaler: Of the loss; switched off unless in fp16.
+        optimizer: A fused optimizer of the model's parameters.
+        scaler: Scales the loss; None or a disabled one in every precision except fp16.
         processes: The processes that share a batch.
-        accum_steps: Parts of a batch in each process, 1 or more.
-        label_smoothing: This share of each label, from 0 to 1, is spread evenly over all classes.
+        accum_steps: Micro-batches of a batch in each process, at least 1.
+        label_smoothing: Share of each label, from 0 to 1, that is spread evenly over all classes.
     """
 
     def __init__(
@@ -56,50 +61,52 @@ class Stepper:
         self.accum_steps = accum_steps
         self.label_smoothing = label_smoothing
         self.skipped: Tensor | float = 0.0  # steps whose gradients overflowed, since `begin_epoch`
-        self._failed: Tensor | float = 0.0
-        optimizer.register_step_pre_hook(self._say_whether_to_skip)
+        self._failed = torch.zeros(())  # whether a loss was NaN or infinite, on the device of the last batch
+        optimizer.register_step_pre_hook(self._set_found_inf)
 
     def begin_epoch(self) -> None:
-        """Put the model into training mode and count from 0 again."""
+        """Put the model into training mode, and count skipped steps from 0 again."""
         self.model.train()
         self.skipped = 0.0
 
     def take(self, images: Tensor, labels: Tensor, size: int, metrics: RunningMetrics) -> None:
-        """Take a step, and add what was seen to the metrics; from a loss that is NaN or infinite on, none is taken.
+        """Take a step, and add loss and error to the metrics. No step is taken after a loss that is NaN or infinite.
 
         Args:
-            images: (n, 3, H, W), this process's part of the batch; may be empty where there are several processes.
-            labels: (n,).
+            images: This process's part of the batch, (n, 3, H, W); may be empty where there are several processes.
+            labels: Its labels, (n,).
             size: Images of the batch in all processes.
-            metrics: Of the epoch so far.
+            metrics: The metrics of the epoch so far.
         """
         self.optimizer.zero_grad()
         metrics.begin_batch()
         parts = zip(images.tensor_split(self.accum_steps), labels.tensor_split(self.accum_steps), strict=True)
         for i, (part, its_labels) in enumerate(parts, start=1):
-            if len(part) or self.processes.world_size > 1:  # each process takes part in what all do together
-                with self._exchange(is_last=i == self.accum_steps):
+            # With several processes, each of them takes part in what all do together.
+            if len(part) or self.processes.world_size > 1:
+                with self._gradient_exchange(is_last=i == self.accum_steps):
                     self._add_gradient(part, its_labels, size, metrics)
-        metrics.agree_on_failure(self.processes)
+        metrics.all_reduce_failure(self.processes)
         self._failed = metrics.failed
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
     def _add_gradient(self, images: Tensor, labels: Tensor, size: int, metrics: RunningMetrics) -> None:
+        """Add the gradient of a micro-batch to that of the batch: forward pass, loss, backward pass."""
         logits = self.model(images)
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing, reduction="sum")
         metrics.add(loss.detach(), logits, labels)
-        # DistributedDataParallel takes the average over all processes, where the sum is wanted.
+        # DistributedDataParallel averages over all processes, where the sum is needed.
         self.scaler.scale(loss * (self.processes.world_size / size)).backward()
 
-    def _exchange(self, *, is_last: bool) -> AbstractContextManager:
-        """Gradients are exchanged between processes with the last part of a batch."""
+    def _gradient_exchange(self, *, is_last: bool) -> AbstractContextManager[None]:
+        """Let processes exchange gradients in the backward pass of the last micro-batch only."""
         if is_last or not isinstance(self.model, DistributedDataParallel):
             return nullcontext()
         return self.model.no_sync()
 
-    def _say_whether_to_skip(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        """Combine what the scaler has found in the gradients, 0 or 1, with what the metrics have found in losses."""
+    def _set_found_inf(self, optimizer: Any, *_: Any) -> None:
+        """Skip the step if the scaler has found infinite gradients or the metrics have found a numerical failure."""
         if self.scaler.is_enabled():
             self.skipped = self.skipped + optimizer.found_inf
             optimizer.found_inf = torch.maximum(optimizer.found_inf, self._failed)
@@ -107,21 +114,24 @@ class Stepper:
             optimizer.found_inf = self._failed
 
     def check_scale(self) -> None:
-        """Wait for the device, and see that the loss is still scaled by a useful number.
+        """Wait for the device, and make sure that the scale of the loss is still useful.
 
         Raises:
-            EndlessOverflow: If not.
+            EndlessOverflow: If it has become too small.
         """
         if self.scaler.is_enabled() and self.scaler.get_scale() < SMALLEST_SCALE:
             raise EndlessOverflow
 
     def restore_scale(self, state: dict[str, Any]) -> None:
-        """Go on with the scale of a checkpoint; of one without a scale if the scaler is switched off.
+        """Continue with the scale of a checkpoint; with a disabled scaler there is nothing to do.
 
-        How it grows and shrinks is this program's own.
+        How the scale grows and shrinks is this program's choice, not the checkpoint's.
+
+        Args:
+            state: state_dict of a scaler, which may hold anything.
 
         Raises:
-            ValueError: If the state is not that of a scaler.
+            ValueError: If it is not the state of a scaler.
         """
         if not self.scaler.is_enabled():
             return
@@ -134,5 +144,5 @@ class Stepper:
         self.scaler.load_state_dict(own | {"scale": scale, "_growth_tracker": steps})
 
     def num_skipped(self) -> int | None:
-        """Wait for the device, and return how many steps were skipped in the epoch; None where none can be."""
+        """Wait for the device, and return the number of skipped steps of the epoch; None except in fp16."""
         return int(self.skipped) if self.scaler.is_enabled() else None

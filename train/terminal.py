@@ -1,14 +1,14 @@
-"""The one way for text to reach a terminal: lines on stdout and stderr, and progress bars.
+"""The only way for text to reach a terminal: lines on stdout and stderr, and progress bars.
 
-Names of files, folders and classes, and values in files, may come from anybody. Printed as they are they could move the
-cursor, add a line, or change the title of the window. So a line is one argument here, and is escaped as a whole. The
-streams are those that the environment gives, which may be closed, missing, or not Python's own.
+Names of files, folders and classes, and values in files, may come from anybody. Printed unchanged they could move the
+cursor, add a line, or change the title of the window. Therefore each argument here is one line, and is escaped. The
+streams are given by the environment, and may be closed, missing, or not Python's own.
 """
 
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, Self, TypeVar
@@ -22,11 +22,11 @@ Item = TypeVar("Item")
 
 
 def printable(value: object) -> str:
-    r"""The text of a value on one line, with all that is not printable escaped as in Python's `repr`.
+    r"""Return the text of a value on one line, with everything unprintable escaped as in Python's `repr`.
 
-    This changes control characters such as newlines (`\n`) and escape (`\x1b`), characters that turn the direction of
-    the text (`\u202e`), and bytes of a file name that are no text (`\udce9`). A backslash stays one: the result is for
-    people to read, and not for programs.
+    This changes control characters such as newline (`\n`) and escape (`\x1b`), characters that reverse the direction of
+    the text (`\u202e`), and bytes of a file name that are no text (`\udce9`). A backslash stays as it is: the result is
+    meant for people, not for programs.
     """
     text = str(value)
     if text.isprintable():
@@ -35,7 +35,7 @@ def printable(value: object) -> str:
 
 
 def say(*lines: str) -> None:
-    """Print lines on stdout, in the first process of a run only.
+    """Print lines on stdout, in the main process of a run only.
 
     Raises:
         OSError: If stdout does not take them: the disk is full, or the reader of a pipe is gone.
@@ -45,26 +45,26 @@ def say(*lines: str) -> None:
 
 
 def say_error(*lines: str) -> None:
-    """Print lines on stderr, in this process, whichever it is. A stderr that fails is passed over in silence."""
+    """Print lines on stderr, in every process that calls this. A stderr that fails is ignored."""
     with suppress(OSError):
         _print(lines, sys.stderr)
 
 
 def warn(message: str) -> None:
-    """Print a line of warning on stderr, in the first process of a run only."""
+    """Print a warning on stderr, in the main process of a run only."""
     if current_group().is_main:
         say_error(f"warning: {message}")
 
 
 def alert(message: str) -> None:
-    """Print a line on stderr from a signal handler, without Python's buffers, which the signal may have interrupted."""
-    if current_group().is_main and sys.stderr is not None:  # else number 2 may be that of any file
+    """Print a line on stderr from a signal handler, past Python's buffers, which the signal may have interrupted."""
+    if current_group().is_main and sys.stderr is not None:  # otherwise descriptor 2 may be any file
         with suppress(OSError):  # as after a terminal has hung up
             os.write(2, f"\n{printable(message)}\n".encode())
 
 
 def is_terminal(stream: Any) -> bool:
-    """Whether a stream is there, is open, and says that it is a terminal."""
+    """Return whether a stream exists, is open, and is a terminal."""
     try:
         return bool(stream.isatty())
     except (AttributeError, ValueError, OSError):
@@ -72,40 +72,40 @@ def is_terminal(stream: Any) -> bool:
 
 
 def width() -> int:
-    """How many columns wide a text should be: as the terminal is or COLUMNS says, within limits."""
+    """Return how many columns wide a text should be: the width of the terminal, or COLUMNS, within limits."""
     return min(max(shutil.get_terminal_size((WIDEST, 24)).columns, NARROWEST), WIDEST)
 
 
 def open_streams() -> None:
-    """Give this process /dev/null in the place of each of stdin, stdout and stderr that was closed when it began.
+    """Open /dev/null in place of each of stdin, stdout and stderr that was closed when this process began.
 
-    Otherwise the next file that is opened gets the number 2, say, and what libraries write to stderr lands in it.
+    Otherwise a file that is opened later could get descriptor 2, and libraries would write their messages into it.
     """
     for descriptor in range(len(STREAMS)):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # gets the lowest number that is free
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # gets the lowest free descriptor
     for name, mode in STREAMS:
         if getattr(sys, name) is None:
-            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 it stays open to the end
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 it stays open until the process ends
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # for libraries that print a name which the encoding lacks
             stream.reconfigure(errors="backslashreplace")
 
 
 def leave(exit_code: int) -> NoReturn:
-    """End this process, without complaint if nobody reads any more what it has printed.
+    """End this process, silently even if nobody reads its output any more.
 
-    Where there are several, Python is not taken down in order: what is still alive may hold connections, and aborts
-    the process when these go after their threads.
+    Where there are several processes, Python does not shut down in order: objects that are still alive may hold
+    connections, and would abort the process if the threads of those ended first.
     """
     try:
         _flush(sys.stdout)
     except OSError as error:
-        with suppress(AttributeError, ValueError, OSError):  # it has no descriptor
+        with suppress(AttributeError, ValueError, OSError):  # the stream has no descriptor
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain once more
-        if not isinstance(error, BrokenPipeError) and not exit_code:  # or it has been said
+        if not isinstance(error, BrokenPipeError) and not exit_code:  # or the error was reported already
             say_error(f"error: cannot write the output: {error.strerror}")
             exit_code = 1
     if is_launched():
@@ -116,19 +116,19 @@ def leave(exit_code: int) -> NoReturn:
 
 
 class Bar:
-    """A progress bar on stderr, in the first process of a run and if that is a terminal; otherwise nothing is shown.
+    """A progress bar on stderr, in the main process of a run and if stderr is a terminal; otherwise nothing is shown.
 
     Args:
-        name: Stands before the bar.
+        name: Text in front of the bar.
         total: Number of items; None if it is not known.
-        unit: Stands after numbers of items.
+        unit: Text after numbers of items.
     """
 
-    _shown: ClassVar[list[Self]] = []
+    _shown: ClassVar[list["Bar"]] = []
 
     def __init__(self, name: str, total: int | None, *, unit: str = " images"):
         self.name = name
-        self._tqdm = None
+        self._tqdm: Any = None
         if current_group().is_main and is_terminal(sys.stderr):
             from tqdm import tqdm  # takes a tenth of a second, which lines without a bar do not spend
 
@@ -144,7 +144,7 @@ class Bar:
             self._shown.remove(self)
 
     def advance(self, num_items: int) -> None:
-        """Count items that are done."""
+        """Count finished items."""
         if self._tqdm is not None:
             self._tqdm.update(num_items)
 
@@ -155,13 +155,21 @@ class Bar:
 
     @classmethod
     def out_of_the_way(cls, stream: Any) -> AbstractContextManager[None]:
-        """Clear the bars while lines are written to a stream, and draw them again."""
+        """Clear the bars while lines are written to a stream, and draw them again afterwards."""
         return cls._shown[0]._tqdm.external_write_mode(stream) if cls._shown else nullcontext()
 
 
 def progress(items: Iterable[Item], name: str, *, total: int | None = None) -> Iterator[Item]:
-    """Go through items and show a `Bar`. `total` is needed where the items have no length."""
-    with Bar(name, len(items) if total is None else total, unit="it") as bar:
+    """Yield items and show a `Bar`.
+
+    Args:
+        items: The items.
+        name: Text in front of the bar.
+        total: Number of items, needed if they have no length.
+    """
+    if total is None and isinstance(items, Sized):
+        total = len(items)
+    with Bar(name, total, unit="it") as bar:
         for item in items:
             yield item
             bar.advance(1)

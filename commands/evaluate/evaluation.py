@@ -77,7 +77,7 @@ def _measure(
     source = load(settings.dataset, folder=data, download=download, image_size=settings.pixels, notify=say)
     run.require_classes(source.classes)
     batches = make_test_loader(source, DATASETS[settings.dataset], device, batch_size=batch_size)
-    with cpu_contention.watched(device):
+    with cpu_contention.warn_if_busy(device):
         counts = count_confusions(model, batches, num_classes=len(source.classes))
     return Report.from_counts(counts, source.classes)
 

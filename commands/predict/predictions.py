@@ -82,7 +82,7 @@ def predict_images(
             batch_size=batch_size,
             device=device,
         )
-        with cpu_contention.watched(device):
+        with cpu_contention.warn_if_busy(device):
             predictions, unreadable = predict_files(model, batches, classes=run.classes, top=top, paths=paths)
     if csv:
         write_new(csv, as_csv(predictions, top=top))

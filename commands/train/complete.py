@@ -10,8 +10,8 @@ from commands.networks import with_flags_of_network
 from commands.recipes import flags_of_recipe
 from commands.settings import TrainSettings
 from train.errors import UserError
-from train.run.acquire import recorded_flags, without_links
-from train.run.names import CONFIG
+from train.run.acquire import without_links
+from train.run.config import CONFIG, recorded_flags
 
 
 def complete(given: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The picture of a run: loss, error and learning rate of each epoch."""
+"""The plot of a run, curves.png: loss, error and learning rate of each epoch."""
 
 from collections.abc import Sequence
 from typing import BinaryIO
@@ -6,23 +6,52 @@ from typing import BinaryIO
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from commands.plots import NOTE_COLOUR, SMOOTHED, add_title, draw_rates, make_panels, png, scale_rates, top_of
+from commands.plots import NOTE_COLOUR, SMOOTHED, add_title, draw_rates, make_panels, scale_rates, top_of
+from commands.png import png
+from train.run.config import CURVES
 from train.run.history import Row, best_row
+from train.run.open_folder import OpenFolder
 
 TRAIN_COLOUR, VALID_COLOUR, TEST_COLOUR = "#4c78a8", "#e4572e", "#2a9d5c"
 
 
-def draw_curves(rows: Sequence[Row], file: BinaryIO, *, title: str, label_smoothing: float = 0) -> None:
-    """Draw loss, learning rate and error as a PNG of 1600 x 800 pixels.
-
-    The axes of loss and error begin at 0 and have no logarithm. Where a few early epochs dwarf all others, the lines
-    leave the panel at its top.
+class Curves:
+    """curves.png in the folder of a run.
 
     Args:
-        rows: One an epoch, at least one.
-        file: Open for writing.
+        directory: The folder of the run.
         title: A line above all panels.
-        label_smoothing: Of the training loss. That of validation is without, which a legend of the losses then says.
+        label_smoothing: The share of label smoothing in the training loss.
+    """
+
+    def __init__(self, directory: OpenFolder, *, title: str, label_smoothing: float = 0.0):
+        self.directory = directory
+        self.title = title
+        self.label_smoothing = label_smoothing
+
+    def write(self, rows: Sequence[Row]) -> None:
+        """Draw the rows of the run.
+
+        Raises:
+            RunError: If the system refuses, or the folder of the run is not ours any more.
+        """
+        self.directory.write(
+            CURVES, lambda file: draw_curves(rows, file, title=self.title, label_smoothing=self.label_smoothing)
+        )
+
+
+def draw_curves(rows: Sequence[Row], file: BinaryIO, *, title: str, label_smoothing: float = 0.0) -> None:
+    """Draw loss, learning rate and error as a PNG of 1600 x 800 pixels.
+
+    The axes of loss and error begin at 0 and are linear. Where a few early epochs are much higher than all others, the
+    lines leave the panel at its top.
+
+    Args:
+        rows: The epochs, at least one.
+        file: A file that is open for writing.
+        title: A line above all panels.
+        label_smoothing: The share of label smoothing in the training loss. The validation loss has none, which a legend
+            of the losses then says.
     """
     figure = Figure(figsize=(10, 5), dpi=160, layout="constrained")
     loss_panel, rate_panel, error_panel = make_panels(figure, last_epoch=len(rows))
@@ -45,7 +74,7 @@ def draw_curves(rows: Sequence[Row], file: BinaryIO, *, title: str, label_smooth
 
 
 def _draw_lines(panel: Axes, rows: Sequence[Row], quantity: str, *, scale: float, training: str = "training") -> None:
-    """Draw a quantity of the training images, by this name, and of the validation images if there are any."""
+    """Draw a quantity of the training images, labelled `training`, and of the validation images if there are any."""
     epochs = [row.epoch for row in rows]
     marker = "o" if len(rows) == 1 else None  # a line through one point is invisible
     drawn = []
@@ -60,21 +89,32 @@ def _draw_lines(panel: Axes, rows: Sequence[Row], quantity: str, *, scale: float
 
 
 def _mark_epoch(panel: Axes, rows: Sequence[Row]) -> None:
-    """A thin line through the chosen epoch, if it was chosen by its validation error."""
+    """Draw a thin line through the chosen epoch if it was chosen by its validation error."""
     chosen = best_row(rows)
-    if chosen.valid_error is not None and len(rows) > 1:
+    if chosen is not None and chosen.valid_error is not None and len(rows) > 1:
         panel.axvline(chosen.epoch, color=VALID_COLOUR, linewidth=0.8, alpha=0.5, zorder=1)
 
 
 def _mark_chosen(panel: Axes, rows: Sequence[Row]) -> None:
+    """Draw a point at the validation error of the chosen epoch."""
     chosen = best_row(rows)
-    if chosen.valid_error is not None:
+    if chosen is not None and chosen.valid_error is not None:
         label = f"chosen: epoch {chosen.epoch}, {chosen.valid_error:.2%}"
-        point = {"color": VALID_COLOUR, "markersize": 6, "zorder": 3, "clip_on": False}  # whole where the error is 0
-        panel.plot(chosen.epoch, chosen.valid_error * 100, "o", label=label, **point)
+        # Without clipping, so that the point is complete where the error is 0.
+        panel.plot(
+            chosen.epoch,
+            chosen.valid_error * 100,
+            "o",
+            label=label,
+            color=VALID_COLOUR,
+            markersize=6,
+            zorder=3,
+            clip_on=False,
+        )
 
 
 def _mark_test(panel: Axes, rows: Sequence[Row]) -> None:
+    """Draw a dashed line at the test error if it is known."""
     test_error = rows[-1].test_error
     if test_error is not None:
         label = f"test error of the chosen: {test_error:.2%}"

@@ -11,7 +11,7 @@ from data.verify import verify_held_out
 from train.engine import Loaders
 from train.errors import UserError
 from train.processes import ProcessGroup
-from train.run.acquire import require_recorded_data
+from train.run.config import require_recorded_data
 from train.terminal import Bar, say
 
 

@@ -9,7 +9,7 @@ import torch
 from commands.settings import TrainSettings
 from models import DenseNet, fitting_weights, load_weights, require_finite, weight_places
 from train.errors import UserError
-from train.run.legacy_weights import load_foreign
+from train.run.legacy_weights import load_legacy_weights
 
 
 def read_initial_weights(settings: TrainSettings) -> dict[str, Any] | None:
@@ -21,7 +21,7 @@ def read_initial_weights(settings: TrainSettings) -> dict[str, Any] | None:
     if settings.init_weights is None:
         return None
     try:
-        weights = load_foreign(settings.init_weights)
+        weights = load_legacy_weights(settings.init_weights)
         with torch.device("meta"):  # where a network of any size takes no memory
             network = settings.network_settings.build(num_classes=1)
         require_finite(fitting_weights(network, weights, replace_classifier=True)[0])

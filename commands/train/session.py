@@ -38,7 +38,7 @@ def training_folder(settings: TrainSettings) -> Iterator[RunFolder]:
     processes = current_group()
     with (
         acquire(settings.save, settings.identity(), processes, resume=settings.resume) as folder,
-        processes.watched(),
+        processes.detect_lost_process(),
         memory_explained(lambda: advice_for_training(settings)),
     ):
         yield folder

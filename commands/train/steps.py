@@ -8,6 +8,7 @@ import torch
 from commands.recipes import describe_altered
 from commands.settings import TrainSettings
 from commands.train.config import config_of
+from commands.train.curves import Curves
 from commands.train.dataset import read_dataset
 from commands.train.initial_weights import load_initial_weights, read_initial_weights
 from commands.train.tensorboard import Events
@@ -15,9 +16,8 @@ from data.datasets import DATASETS, validation_size
 from data.splits import Dataset
 from models import DenseNet
 from train import runtime
-from train.cpu_contention import watched
-from train.engine import Loaders, Schedule
-from train.engine import fit as fit_replicas
+from train.cpu_contention import warn_if_busy
+from train.engine import Loaders, Run, Schedule
 from train.optim import make_optimizer
 from train.processes import current_group
 from train.replicas import Replicas, replicate, require_devices
@@ -46,15 +46,24 @@ class Inputs:
     initial_weights: dict[str, Any] | None
 
 
-def choose(settings: TrainSettings, folder: RunFolder) -> TrainSettings:
-    """Choose the seed and the augmentation that the settings leave open, and tell the folder what to write."""
-    on_main = current_group().on_main
-    seed = on_main(runtime.draw_seed) if settings.seed is None else settings.seed
+def choose(settings: TrainSettings) -> TrainSettings:
+    """Choose the seed and the augmentation that the settings leave open."""
+    seed = current_group().on_main(runtime.draw_seed) if settings.seed is None else settings.seed
     augment = DATASETS[settings.dataset].augment if settings.augment is None else settings.augment
-    folder.title = f"{settings.title}, seed {seed}"
-    if settings.tensorboard:
-        on_main(lambda: folder.writers.append(Events(folder.held).write))
     return replace(settings, seed=seed, augment=augment)
+
+
+def add_writers(settings: TrainSettings, folder: RunFolder) -> None:
+    """Let the folder write curves.png, and events for TensorBoard if they are asked for, after each epoch."""
+    smoothing = settings.label_smoothing
+    folder.add_writer(lambda directory: Curves(directory, title=title_of(settings), label_smoothing=smoothing))
+    if settings.tensorboard:
+        folder.add_writer(Events)
+
+
+def title_of(settings: TrainSettings) -> str:
+    """The network, the data and the seed of a run in words."""
+    return f"{settings.title}, seed {settings.seed}"
 
 
 def read_inputs(settings: TrainSettings, *, is_new: bool) -> Inputs:
@@ -111,7 +120,7 @@ def fit(replicas: Replicas, inputs: Inputs, folder: RunFolder, checkpoint: Check
         RunError: If a loss is NaN or infinite, or the folder cannot be written.
         Stopped: If a signal has come.
     """
-    settings, loaders, processes = inputs.settings, inputs.loaders, current_group()
+    settings, processes = inputs.settings, current_group()
     assert settings.seed is not None, "chosen before"
     stepper = Stepper(
         replicas.training,
@@ -124,11 +133,12 @@ def fit(replicas: Replicas, inputs: Inputs, folder: RunFolder, checkpoint: Check
     device = runtime.describe_device(inputs.device, processes)
     config = config_of(settings, replicas.network, inputs.source, device=device)
     folder.write_config(config)
-    say(f"{folder.title}: {config['parameters']:,} parameters, {device}")
-    notes = [describe_altered(settings.plain()), *inputs.source.notes, loaders.describe(limit=settings.limit_batches)]
-    say(*filter(None, notes))
+    say(f"{title_of(settings)}: {config['parameters']:,} parameters, {device}")
+    sizes = inputs.loaders.describe(limit=settings.limit_batches)
+    say(*filter(None, [describe_altered(settings.plain()), *inputs.source.notes, sizes]))
     if checkpoint.epoch:
         say(f"Resuming after epoch {checkpoint.epoch}.")
     schedule = Schedule(settings.n_epochs, settings.lr, settings.lr_schedule, settings.warmup_epochs)
-    with watched(inputs.device):
-        return fit_replicas(replicas, stepper, loaders, folder, checkpoint, schedule=schedule, seed=settings.seed)
+    run = Run(replicas, stepper, inputs.loaders, folder, schedule=schedule, seed=settings.seed)
+    with warn_if_busy(inputs.device):
+        return run.fit(checkpoint)

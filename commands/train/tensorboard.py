@@ -1,23 +1,26 @@
-"""TensorBoard's events of a run, a copy of the rows of results.csv.
+"""Events of a run for TensorBoard: the rows of results.csv as scalars.
 
-The package tensorboard is needed to write them, and imported here only once it is. Its parts for a single event and
-a single record are used instead of a SummaryWriter: that one writes in a thread of its own, where a full disk is no
-error that the run could report.
+The package tensorboard is needed to write them. It is imported, which takes a second, when the first event is written.
 """
 
 import importlib.util
-import io
 import re
+import threading
 import time
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from train.errors import RunError, UserError
 from train.run.history import Row
 from train.run.open_folder import OpenFolder
 
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
 FOLDER = "tensorboard"
-OURS = re.compile(r"\.?events\.out\.tfevents\.[0-9]+\.densenet(\.([0-9a-f-]+\.)?tmp)?")  # the last are of killed runs
+SUFFIX = ".densenet"
+# Earlier versions put no machine and process into the name, and left .tmp files where they were killed.
+OURS = re.compile(r"\.?events\.out\.tfevents\.[0-9]+\.(.+\.)?densenet(\.([0-9a-f-]+\.)?tmp)?")
 TAGS = {
     "train_loss": "loss/train",
     "valid_loss": "loss/validation",
@@ -30,24 +33,24 @@ TAGS = {
 }
 
 
-def require_tensorboard(wanted: bool) -> None:
-    """Make sure that events can be written, if they are wanted.
+def require_tensorboard(is_enabled: bool) -> None:
+    """Make sure that events can be written if --tensorboard asks for them.
 
     Raises:
-        UserError: If not.
+        UserError: If the package tensorboard is missing.
     """
-    if wanted and importlib.util.find_spec("tensorboard") is None:
+    if is_enabled and importlib.util.find_spec("tensorboard") is None:
         raise UserError("--tensorboard is True, but the package tensorboard is missing: pip install tensorboard")
 
 
 class Scalar(NamedTuple):
-    """A number of an epoch.
+    """A value of an epoch.
 
     Attributes:
         tag: TensorBoard's name for its curve.
-        epoch: From 1.
-        value: Errors are fractions.
-        age: Seconds of training since then, so that TensorBoard's relative time is time of training.
+        epoch: The epoch, counted from 1.
+        value: The value; errors are fractions.
+        age: Seconds of training since the end of the epoch, so that TensorBoard's relative time is time of training.
     """
 
     tag: str
@@ -57,7 +60,7 @@ class Scalar(NamedTuple):
 
 
 def scalars(rows: Sequence[Row]) -> list[Scalar]:
-    """All numbers of some epochs. What a further row, or the test error at the end, adds stands behind them."""
+    """Return all values of some epochs. A further row, or the test error at the end, only adds values at the end."""
     ages = [0.0]
     for row in reversed(rows[1:]):
         ages.append(ages[-1] + row.seconds)
@@ -70,72 +73,84 @@ def scalars(rows: Sequence[Row]) -> list[Scalar]:
 
 
 class Events:
-    """The events of a run, in a file that is begun anew by each process and then grows with the rows.
+    """The events of a run, in one file that each process begins anew and that grows with the rows.
+
+    A new file, instead of more events in the old one, tells the same epochs as results.csv wherever the earlier process
+    was killed. Its first event, the purge step, makes TensorBoard drop the events of earlier files, should this process
+    be killed before it has removed them.
 
     Args:
-        run: The folder of the run. That of the events is made in it with the first file. Files of others in there are
-            left alone.
-        name: Of the folder of the events.
+        directory: The folder of the run. A folder for the events is created in it with the first file. Files of other
+            programs in there are left alone.
+        name: The folder of the events.
 
     Raises:
         UserError: If there is something else in its place.
     """
 
-    def __init__(self, run: OpenFolder, name: str = FOLDER):
-        self.run = run
+    def __init__(self, directory: OpenFolder, name: str = FOLDER):
+        self.directory = directory
         self.name = name
-        self.folder = run.path / name
+        self.folder = directory.path / name
         if self.folder.exists() and not self.folder.is_dir():
             raise UserError(f"--tensorboard is True, but {self.folder} is not a folder")
-        self.file = ""
-        self.written = 0  # scalars
+        self._writer: SummaryWriter | None = None
+        self._file = ""
+        self._num_written = 0  # scalars
+        if not isinstance(threading.excepthook, QuietHook):
+            threading.excepthook = QuietHook(threading.excepthook)
 
     def write(self, rows: Sequence[Row]) -> None:
-        """Bring the events up to some rows, which begin with those of the last call.
+        """Bring the events up to date with the rows of the run, which begin with those of the last call.
 
         Raises:
             RunError: If the system refuses, or the folder of the run is not ours any more.
         """
         known = scalars(rows)
         try:
-            with self.run.subfolder(self.name) as folder:
-                if self.file and (self.folder / self.file).exists():
-                    folder.append(self.file, _as_records(known[self.written :], with_header=False))
+            with self.directory.subfolder(self.name) as folder:
+                if self._writer is not None and (self.folder / self._file).exists():
+                    self._add(self._writer, known[self._num_written :])
                 else:
                     self._begin(folder, known)
         except OSError as error:
+            self._writer = None
             raise RunError(f"cannot write events into {self.folder}: {error.strerror or error}") from error
-        self.written = len(known)
+        self._num_written = len(known)
 
     def _begin(self, folder: OpenFolder, known: Sequence[Scalar]) -> None:
-        """Write a file with all of them, and then remove those of earlier processes."""
-        earlier = [path.name for path in self.folder.iterdir() if OURS.fullmatch(path.name) and path.is_file()]
-        # A name of its own, later than the others: a TensorBoard that is watching goes on to it.
-        self.file = f"events.out.tfevents.{time.time_ns()}.densenet"
-        folder.write(self.file, lambda file: file.write(_as_records(known, with_header=True)))
+        """Write all events into a new file, and then remove those of earlier processes."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        earlier = self._own_files()
+        self._writer = SummaryWriter(str(self.folder), purge_step=1, filename_suffix=SUFFIX)
+        self._file = next(iter(self._own_files() - earlier), "")
+        self._add(self._writer, known)
         for name in earlier:
             folder.discard(name)
 
+    def _own_files(self) -> set[str]:
+        return {path.name for path in self.folder.iterdir() if OURS.fullmatch(path.name) and path.is_file()}
 
-def _as_records(known: Sequence[Scalar], *, with_header: bool) -> bytes:
-    """Events as they stand in a file, each with its length and checksums."""
-    from tensorboard.summary.writer.record_writer import RecordWriter
-
-    buffer = io.BytesIO()
-    writer = RecordWriter(buffer)
-    for event in _events(known, with_header=with_header):
-        writer.write(event)
-    return buffer.getvalue()
+    def _add(self, writer: "SummaryWriter", added: Sequence[Scalar]) -> None:
+        """Write events, and wait until they are in the file."""
+        now = time.time()
+        for scalar in added:
+            writer.add_scalar(scalar.tag, scalar.value, scalar.epoch, walltime=now - scalar.age)
+        writer.flush()
 
 
-def _events(known: Sequence[Scalar], *, with_header: bool) -> Iterator[bytes]:
-    from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.compat.proto.summary_pb2 import Summary
+class QuietHook:
+    """A `threading.excepthook` that prints nothing for TensorBoard's threads, whose errors `flush` raises again.
 
-    now = time.time()
-    if with_header:
-        oldest = max((scalar.age for scalar in known), default=0.0)
-        yield Event(wall_time=now - oldest, file_version="brain.Event:2").SerializeToString()
-    for scalar in known:
-        summary = Summary(value=[Summary.Value(tag=scalar.tag, simple_value=scalar.value)])
-        yield Event(wall_time=now - scalar.age, step=scalar.epoch, summary=summary).SerializeToString()
+    Args:
+        others: The hook for all other threads.
+    """
+
+    def __init__(self, others: Callable[[threading.ExceptHookArgs], object]):
+        self.others = others
+
+    def __call__(self, arguments: threading.ExceptHookArgs) -> None:
+        """Handle an exception that has ended a thread."""
+        if not type(arguments.thread).__module__.startswith("tensorboard."):
+            self.others(arguments)

@@ -252,7 +252,7 @@ def test_a_folder_that_may_not_be_written_is_one_line(words, here, capsys):
 
 HOLDER = """
 import pathlib, sys
-from train.run.lock import locked
+from train.run.acquire import locked
 with locked(pathlib.Path(sys.argv[1])):
     print("locked", flush=True)
     sys.stdin.read()

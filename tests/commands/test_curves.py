@@ -1,4 +1,4 @@
-"""The picture of a run."""
+"""The plot of a run."""
 
 import io
 import math
@@ -21,7 +21,7 @@ def cosine(epoch):
     return 0.05 * (1 + math.cos(math.pi * (epoch - 1) / 300))
 
 
-PICTURES = [
+RUNS = [
     make_rows(1),
     make_rows(2, rate=drop),
     make_rows(40, test_error=0.1),
@@ -37,11 +37,11 @@ def drawn(rows, title="a run"):
     return file.getvalue()
 
 
-@pytest.mark.parametrize("rows", PICTURES, ids=range(len(PICTURES)))
+@pytest.mark.parametrize("rows", RUNS, ids=range(len(RUNS)))
 def test_it_is_a_png_of_the_documented_size_with_something_on_it(rows):
-    picture = read_png(drawn(rows))
-    assert picture.shape[:2] == (800, 1600)
-    assert num_shades(picture) > 50
+    plot = read_png(drawn(rows))
+    assert plot.shape[:2] == (800, 1600)
+    assert num_shades(plot) > 50
 
 
 def test_equal_rows_give_equal_bytes():
@@ -109,7 +109,7 @@ def test_stairs_are_drawn_by_their_factors_and_curves_as_they_are(rate, scale, m
     assert high > max(map(rate, range(1, 31)))
 
 
-def test_early_epochs_that_dwarf_the_rest_leave_the_picture():
+def test_early_epochs_that_dwarf_the_rest_leave_the_panel():
     falling = [1 / epoch for epoch in range(1, 301)]
     assert top_of([falling]) == pytest.approx(1.08 * 5 / 201)
     assert top_of([falling[:3]]) == pytest.approx(1.08)

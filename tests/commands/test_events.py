@@ -1,13 +1,20 @@
 """TensorBoard's events, read back by TensorBoard."""
 
+import errno
+import os
+import subprocess
+import sys
+import threading
+import time
+
 import pytest
 import torch
 
 from commands.train import tensorboard
 from commands.train.tensorboard import Events, require_tensorboard
-from tests.support.application import SMALL, read_results, run_here
+from tests.support.application import ROOT, SMALL, read_results, run_here
 from tests.support.synthetic_runs import make_rows
-from train.errors import RunError, UserError
+from train.errors import UserError
 from train.run.open_folder import OpenFolder
 from train.run.run_folder import RunFolder
 
@@ -44,6 +51,12 @@ def events_in(folder):
     return Events(OpenFolder(folder.parent), folder.name)
 
 
+def let_time_pass(monkeypatch):
+    """A few seconds pass, as between two processes of a run: the names of files are by the second."""
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + 5)
+
+
 def files(folder):
     return sorted(path.name for path in folder.iterdir())
 
@@ -67,7 +80,7 @@ def test_events_grow_with_the_rows_in_one_file(tmp_path):
     assert len(files(tmp_path)) == 1
 
 
-def test_another_process_begins_anew_and_removes_what_was_ours(tmp_path):
+def test_another_process_begins_anew_and_removes_what_was_ours(tmp_path, monkeypatch):
     foreign = ["events.out.tfevents.1.host.7.0", "notes.txt", "events.out.tfevents.1.densenet.mine"]
     for name in foreign:
         (tmp_path / name).write_bytes(b"")
@@ -78,11 +91,24 @@ def test_another_process_begins_anew_and_removes_what_was_ours(tmp_path):
     events_in(tmp_path).write(rows)
     (first,) = set(files(tmp_path)) - {*foreign, "events.out.tfevents.2.densenet"}
     rows = make_rows(3)  # the last checkpoint was damaged, or the run is made longer
+    let_time_pass(monkeypatch)
     events_in(tmp_path).write(rows)
     (second,) = set(files(tmp_path)) - {*foreign, "events.out.tfevents.2.densenet"}
     assert second > first  # a TensorBoard that watches goes on to later names
     (tmp_path / "events.out.tfevents.2.densenet").rmdir()
     assert read_back(tmp_path) == expected(rows)
+
+
+def test_files_that_a_kill_left_beside_each_other_tell_each_epoch_once(tmp_path, monkeypatch):
+    """The later one was whole, and the earlier one not removed yet."""
+    events_in(tmp_path).write(make_rows(5))
+    earlier = {name: (tmp_path / name).read_bytes() for name in files(tmp_path)}
+    let_time_pass(monkeypatch)
+    events_in(tmp_path).write(make_rows(6))
+    for name, content in earlier.items():
+        (tmp_path / name).write_bytes(content)
+    assert len(files(tmp_path)) == 2
+    assert read_back(tmp_path) == expected(make_rows(6))
 
 
 def test_a_file_that_somebody_removed_is_written_anew(tmp_path):
@@ -119,22 +145,48 @@ def test_something_else_in_place_of_the_folder_is_refused(tmp_path):
         events_in(tmp_path / "tensorboard")
 
 
-@pytest.mark.parametrize("when", [1, 2])
-def test_a_system_that_refuses_is_one_line(when, tmp_path, monkeypatch):
-    writer = events_in(tmp_path)
-    for epochs in range(1, when):
-        writer.write(make_rows(epochs))
+# From some epoch on no file may become larger than a few bytes, which is an error of the thread that writes.
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+from commands.train.tensorboard import Events
+from tests.support.synthetic_runs import make_rows
+from train.errors import RunError
+from train.run.open_folder import OpenFolder
 
-    def refuse(descriptor):
-        raise OSError(28, "No space left on device")
+writer = Events(OpenFolder(Path(sys.argv[1])))
+for epochs in range(1, int(sys.argv[2])):
+    writer.write(make_rows(epochs))
+resource.setrlimit(resource.RLIMIT_FSIZE, (16, resource.RLIM_INFINITY))
+try:
+    writer.write(make_rows(int(sys.argv[2])))
+except RunError as error:
+    print(error)
+"""
 
-    monkeypatch.setattr("os.fsync", refuse)
-    with pytest.raises(RunError, match=r"cannot write .*: No space left on device"):
-        writer.write(make_rows(when))
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_a_system_that_refuses_is_one_error_and_no_traceback(epoch, tmp_path):
+    program = [sys.executable, "-c", FULL_DISK, str(tmp_path), str(epoch)]
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(program, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.stdout == f"cannot write events into {tmp_path / 'tensorboard'}: {os.strerror(errno.EFBIG)}\n"
+    assert done.stderr == ""
+
+
+def test_errors_of_other_threads_are_still_printed(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(threading, "excepthook", lambda arguments: seen.append(arguments.exc_type))
+    for _ in range(2):
+        events_in(tmp_path)
+    thread = threading.Thread(target=lambda: 1 / 0)
+    thread.start()
+    thread.join()
+    assert seen == [ZeroDivisionError]
 
 
 class Killed(BaseException):
-    """What no handler of the application expects."""
+    """An exception that no handler of the application expects."""
 
 
 def as_expected(folder):

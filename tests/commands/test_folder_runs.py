@@ -19,7 +19,7 @@ from data.verify import verify_held_out
 from tests.support.application import command, everything_in, read_results, run_here
 from tests.support.synthetic_images import data_threads, encoded, make_folder, picture, write
 from train.errors import UserError
-from train.run.acquire import require_recorded_data
+from train.run.config import require_recorded_data
 from train.terminal import Bar
 
 SMALL = ["--dataset=folder", "--depth=10", "--growth_rate=2", "--batch_size=16", "--seed=3"]

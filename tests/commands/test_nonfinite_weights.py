@@ -9,7 +9,7 @@ from PIL import Image
 from models import densenet_bc, require_finite
 from tests.support.application import SMALL, assert_refused, everything_in, run_here
 from tests.support.synthetic_images import encoded, write
-from train.run.files import load_tensors, sealed
+from train.run.files import load_tensors, serialize
 
 COMMANDS = {
     "evaluate": ["evaluate", "--save=run", "--csv=new.csv"],
@@ -35,7 +35,7 @@ def put(folder, name, value):
     """Change the first number of a tensor in model.pt, which stays an intact file."""
     weights = load_tensors(folder / "run/model.pt")
     weights[name].view(-1)[0] = value
-    (folder / "run/model.pt").write_bytes(sealed(weights))
+    (folder / "run/model.pt").write_bytes(serialize(weights))
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -71,7 +71,7 @@ def test_finite_weights_with_logits_that_are_not_finite_are_one_line_too(command
     weights = load_tensors(with_image / "run/model.pt")
     weights["classifier.weight"].fill_(3e38)
     weights["features.norm_final.bias"].fill_(9)
-    (with_image / "run/model.pt").write_bytes(sealed(weights))
+    (with_image / "run/model.pt").write_bytes(serialize(weights))
     assert_refused(*COMMANDS[command], message=SAYS[command], folder=with_image, capture=capsys, code=1)
 
 

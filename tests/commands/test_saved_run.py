@@ -10,7 +10,7 @@ import torch
 from commands.saved_run import read_saved_run
 from tests.support.run_preparations import put
 from train.errors import UserError
-from train.run.files import DamagedFile, sealed
+from train.run.files import DamagedFile, serialize
 
 CONFIG = {
     "flags": {
@@ -144,5 +144,5 @@ def test_weights_are_read_only_when_they_are_asked_for(tmp_path):
     (tmp_path / "model.pt").write_bytes(b"mine")
     with pytest.raises(DamagedFile, match=r"model.pt is damaged"):
         run.weights()
-    (tmp_path / "model.pt").write_bytes(sealed({"weight": torch.ones(2)}))
+    (tmp_path / "model.pt").write_bytes(serialize({"weight": torch.ones(2)}))
     assert torch.equal(run.weights()["weight"], torch.ones(2))

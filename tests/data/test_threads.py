@@ -9,7 +9,7 @@ import pytest
 
 from data.threads import AHEAD, CHUNK_SIZE, Budget, count_threads, in_order
 from tests.support.synthetic_images import data_threads
-from train.signals import Stopped, at_once
+from train.signals import Stopped, immediate_stop
 
 GROUPS = [[*range(20)], [], [20], [*range(21, 50)], []]
 
@@ -115,7 +115,7 @@ def test_a_signal_ends_the_threads_at_once(number, delay):
     sender = threading.Thread(target=send)
     sender.start()
     start = time.perf_counter()
-    with pytest.raises(Stopped), at_once():
+    with pytest.raises(Stopped), immediate_stop():
         list(in_order(work, [range(2000)] * 5, threads=2))
     # All items would take 100 s. A thread that was just being started at the signal ends too, but without a join.
     while data_threads() and time.perf_counter() - start < 5:

@@ -3,7 +3,7 @@
 python -m tests.faults --rounds 150
 
 A round starts the run, or goes on with it, until a fault ends its process: SIGKILL at any moment or at a rename,
-SIGTERM or SIGINT, once or twice, or a write that fails. Of 25 rounds 17 end by SIGKILL and 4 by one SIGTERM.
+SIGTERM or SIGINT, once or twice, or a write that fails. Out of 25 rounds, 17 end by SIGKILL and 4 by one SIGTERM.
 """
 
 import argparse
@@ -28,9 +28,9 @@ import matplotlib.image
 from tests.faults.failing_system import ERRORS, KILLS
 from tests.support.application import ROOT, assert_same_run, command
 from train.run.checkpoint import Checkpoint, read_checkpoint
+from train.run.config import CHECKPOINT, CONFIG, CURVES, FILES, MODEL, PREVIOUS, RESULTS
 from train.run.files import load_tensors
 from train.run.history import to_csv
-from train.run.names import CHECKPOINT, CONFIG, CURVES, FILES, MODEL, PREVIOUS, RESULTS
 
 WORDS = ["--dataset=digits", "--depth=10", "--growth_rate=2", "--batch_size=128", "--seed=5", "--drop_rate=0.2"]
 EPOCHS_A_ROUND = 3  # no round finishes more
@@ -43,7 +43,7 @@ LAST = {"full": 350_000, "quota": 350_000, "fsync": 20, "open": 10, **dict.fromk
 
 
 class Violation(AssertionError):
-    """Something that no fault may do."""
+    """Something that no fault may cause."""
 
 
 def require(condition: object, message: str) -> None:
@@ -56,8 +56,8 @@ class Run:
 
     Args:
         folder: Where --save, stdout and stderr are.
-        name: Of the save directory.
-        n_epochs: Of the whole run.
+        name: The name of the save directory.
+        n_epochs: Epochs of the whole run.
     """
 
     def __init__(self, folder: Path, name: str, n_epochs: int):

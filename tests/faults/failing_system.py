@@ -15,7 +15,7 @@ from unittest import mock
 import demo
 from train.run import open_folder
 
-# What fails, with which error: writing after so many bytes, or the n-th call of a function.
+# The call that fails, and its error: a write after some number of bytes, or the n-th call of a function.
 ERRORS = {"full": errno.ENOSPC, "quota": errno.EDQUOT, "fsync": errno.EIO, "open": errno.EACCES}
 KILLS = ("kill-before-rename", "kill-after-rename")
 
@@ -53,10 +53,10 @@ class LimitedFile(io.FileIO):
 
 
 class FailingSystem:
-    """What `train.run.open_folder` calls as `open` and `os`, with one fault.
+    """Stands in for `open` and `os` in `train.run.open_folder`, with one fault.
 
     Args:
-        spec: What fails, a colon, and when: after how many bytes, or at which call, counted from 1.
+        spec: The fault, a colon, and its moment: a number of bytes, or the number of a call, counted from 1.
     """
 
     def __init__(self, spec: str):

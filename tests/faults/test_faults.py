@@ -9,7 +9,7 @@ import pytest
 from tests.faults import __main__ as faults
 from tests.faults.failing_system import ERRORS, failing
 from tests.support.application import run_here
-from train.run.names import FILES
+from train.run.config import FILES
 
 EPOCHS = 2
 # Bytes or calls, in each file of the first epoch and in the second one.

@@ -1,6 +1,6 @@
-"""What each process of tests/test_team.py does: parts of a run, checked against a process that is alone.
+"""The program that tests/train/test_processes.py starts by torchrun: each process does parts of a run.
 
-Started by torchrun. Writes to the folder that it is given, one file for each process.
+Each process writes one file into the folder that it is given. The results are compared with those of a single process.
 """
 
 import signal
@@ -19,7 +19,7 @@ from train.metrics import NonFiniteLoss
 from train.optim import make_optimizer
 from train.processes import ProcessGroup, connected, current_group
 from train.replicas import replicate
-from train.signals import Stop, Stopped, after_the_step
+from train.signals import GracefulStop, Stopped
 from train.step import Stepper
 from train.terminal import leave
 
@@ -38,7 +38,7 @@ class Bar:
         """Count nothing."""
 
     def is_due(self):
-        """Only the first process has a clock here."""
+        """Only the main process has a clock here."""
         return current_group().is_main
 
     def show(self, metrics):
@@ -80,9 +80,9 @@ def train(processes, *, epochs=3, accum_steps=1, is_frozen=True):
     stepper = Stepper(replicas.training, optimizer, processes=processes, accum_steps=accum_steps)
     seen = []
     for epoch in range(1, epochs + 1):
-        seen.append(train_one_epoch(stepper, Doubled(loader).epoch(epoch), Bar(), Stop(processes)))
+        seen.append(train_one_epoch(stepper, Doubled(loader).epoch(epoch), Bar(), GracefulStop(processes)))
         processes.broadcast(network.buffers())
-        seen.append(evaluate(replicas.evaluation, Doubled(loader), Bar(), Stop(processes), processes))
+        seen.append(evaluate(replicas.evaluation, Doubled(loader), Bar(), GracefulStop(processes), processes))
     return [number for metrics in seen for number in (metrics.loss, metrics.error)], network.state_dict()
 
 
@@ -104,7 +104,7 @@ def fail(processes):
             yield batch
 
     try:
-        train_one_epoch(stepper, batches(), Bar(), Stop(processes))
+        train_one_epoch(stepper, batches(), Bar(), GracefulStop(processes))
     except NonFiniteLoss as failure:
         return failure.batch, taken, network.state_dict()
     return None
@@ -123,7 +123,7 @@ def stop(processes):
             yield torch.ones(1, 1, 2, 2), torch.zeros(1, dtype=torch.long), processes.world_size
 
     try:
-        with after_the_step(processes) as stop:
+        with GracefulStop(processes) as stop:
             evaluate(network, batches(), Bar(), stop, processes)
     except Stopped as stopped:
         return str(stopped), stopped.exit_code, taken
@@ -131,7 +131,7 @@ def stop(processes):
 
 
 def hear(processes):
-    """What the first process does, the others learn."""
+    """Return what this process learns of the work of the main process."""
     heard = processes.on_main(lambda: {"rank": processes.rank, "tensor": torch.arange(3)})
     try:
         processes.on_main(int, "no number")
@@ -148,7 +148,7 @@ def hear(processes):
 
 
 def see(processes, folder):
-    """Who has done the work before this process did, where the last process is the second one of its machine."""
+    """Return which processes did the work before this one, where the last process is the second one of its machine."""
     on_machines = ProcessGroup(processes.rank, processes.world_size, local_rank=int(processes.rank == 2))
 
     def work():

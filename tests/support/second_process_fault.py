@@ -1,6 +1,6 @@
-"""The application, where something is wrong in the second process only.
+"""The application with a fault in the second process only.
 
-Started by torchrun with what is wrong in front of the command line.
+torchrun starts it with the name of the fault in front of the command line.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from train.processes import current_group
 
 
 def raising(error):
-    """A function that can only fail."""
+    """Return a function that raises an error whatever it is given."""
 
     def fail(*_, **__):
         raise error
@@ -22,7 +22,7 @@ def raising(error):
 
 
 def with_other_classes(*words, read=data.datasets.load, **flags):
-    """The data set, where two classes have each other's name."""
+    """Read the data set, and reverse the names of its classes."""
     source = read(*words, **flags)
     return dataclasses.replace(source, classes=source.classes[::-1])
 

@@ -1,4 +1,4 @@
-"""Several processes of the application on this machine."""
+"""Start the application in several processes on this machine, by torchrun."""
 
 import os
 import signal
@@ -11,10 +11,10 @@ from tests.support.application import ROOT
 LAUNCH = [sys.executable, "-m", "torch.distributed.run"]
 
 
-def start_team(count: int, *words: str, folder: Path, program: Path = ROOT / "demo.py") -> subprocess.Popen:
-    """Start a program, or the application with a command line, in some processes that stand in `folder`."""
+def start_processes(count: int, *words: str, folder: Path, program: Path = ROOT / "demo.py") -> subprocess.Popen:
+    """Start a program, or the application with a command line, in some processes that work in `folder`."""
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    environment["TMPDIR"] = str(folder.parent)  # the launcher leaves a folder of logs behind
+    environment["TMPDIR"] = str(folder.parent)  # where the launcher leaves a folder of logs
     return subprocess.Popen(
         [*LAUNCH, "--standalone", f"--nproc_per_node={count}", str(program), *words],
         cwd=folder,
@@ -26,9 +26,11 @@ def start_team(count: int, *words: str, folder: Path, program: Path = ROOT / "de
     )
 
 
-def run_team(count: int, *words: str, folder: Path, program: Path = ROOT / "demo.py") -> subprocess.CompletedProcess:
-    """Likewise, and wait for the end."""
-    process = start_team(count, *words, folder=folder, program=program)
+def run_processes(
+    count: int, *words: str, folder: Path, program: Path = ROOT / "demo.py"
+) -> subprocess.CompletedProcess:
+    """Start a program, or the application with a command line, in some processes, and wait until they have ended."""
+    process = start_processes(count, *words, folder=folder, program=program)
     try:
         out, err = process.communicate(timeout=120)
     except subprocess.TimeoutExpired:
@@ -38,5 +40,5 @@ def run_team(count: int, *words: str, folder: Path, program: Path = ROOT / "demo
 
 
 def lines_of_the_application(text: str) -> list[str]:
-    """What the application itself has written to stderr, without the launcher's report."""
+    """Return the lines on stderr that the application itself has written, without the launcher's report."""
     return [line for line in text.splitlines() if line.startswith(("demo.py", "SIG", "warning"))]

@@ -1,4 +1,4 @@
-"""A run that trains nothing: all that it does to its folder, with a place for a test at each step.
+"""A run that trains nothing, but does to its folder everything that a run does, and lets a test interfere at each step.
 
 Weights are a function of seed and epoch, so that a file says which run has written it.
 """
@@ -13,8 +13,11 @@ import torch
 from commands.train.tensorboard import Events
 from tests.support.synthetic_runs import make_rows
 from train.run import files
-from train.run.acquire import claim
+from train.run.acquire import acquire
 from train.run.checkpoint import Checkpoint
+from train.run.config import CURVES
+from train.run.identity import RunIdentity
+from train.run.open_folder import OpenFolder
 from train.run.run_folder import RunFolder
 
 EPOCHS = 2
@@ -39,7 +42,7 @@ def weights(seed: int, epoch: int) -> dict[str, torch.Tensor]:
 
 
 def seed_of(content: dict[str, torch.Tensor]) -> int:
-    """The seed of the run whose weights these are."""
+    """Return the seed of the run that has written these weights."""
     return int(content["weight"][0, 0]) // 100
 
 
@@ -51,25 +54,28 @@ def run_quickly(
     events: bool = False,
     at: Callable[[str, int], object] = lambda moment, epoch: None,
 ) -> None:
-    """Do to a folder what a run does.
+    """Do to a folder everything that a run does.
 
     Args:
         save: The folder.
-        seed: Of the run.
-        resume: Whether it may go on with what is there.
-        events: Whether it writes them for TensorBoard.
-        at: Called at each of `MOMENTS` with the epoch.
+        seed: The seed of the run.
+        resume: Whether the run may continue one that is in the folder.
+        events: Whether it writes events for TensorBoard.
+        at: Called at each of `MOMENTS` with its name and the epoch.
     """
     flags = {"seed": seed, "lr": 0.1, "n_epochs": EPOCHS, "resume": resume, "save": str(save)}
+    identity = RunIdentity(flags, free=frozenset({"resume", "save"}))
     epoch = 0
 
     def now(moment: str) -> None:
         at(moment, epoch)
 
-    with claim(save, flags, defaults={}) as folder, watched(folder, now):
-        folder.writers.append(lambda rows: now("before the events"))
+    with acquire(save, identity, resume=resume) as folder, calling(now, folder):
+        folder.add_writer(lambda directory: Moment(now, "before the curves"))
+        folder.add_writer(PlainCurves)
+        folder.add_writer(lambda directory: Moment(now, "before the events"))
         if events:
-            folder.writers.append(Events(folder.held).write)
+            folder.add_writer(Events)
         now("before load")
         checkpoint = folder.load(n_epochs=EPOCHS)
         now("before config")
@@ -89,15 +95,32 @@ def train(checkpoint: Checkpoint, seed: int, epoch: int) -> None:
     checkpoint.network = checkpoint.chosen = weights(seed, epoch)
 
 
+class Moment:
+    """A writer that only calls `now`, with the name of a moment."""
+
+    def __init__(self, now: Callable[[str], None], name: str):
+        self.now = now
+        self.name = name
+
+    def write(self, rows: object) -> None:
+        self.now(self.name)
+
+
+class PlainCurves:
+    """Curves that take no time to draw."""
+
+    def __init__(self, directory: OpenFolder):
+        self.directory = directory
+
+    def write(self, rows: object) -> None:
+        self.directory.write(CURVES, lambda file: file.write(b"curves"))
+
+
 @contextmanager
-def watched(folder: RunFolder, now: Callable[[str], None]) -> Iterator[None]:
-    """Call `now` inside what the folder does, and draw no curves."""
-    held, prepared, rename, write_products = (
-        folder.held,
-        folder.held._prepared,
-        folder.held._rename,
-        folder._write_products,
-    )
+def calling(now: Callable[[str], None], folder: RunFolder) -> Iterator[None]:
+    """Call `now` at the moments inside what the folder does."""
+    directory = folder.directory
+    prepared, rename, write_products = directory._prepared, directory._rename, folder._write_products
 
     @contextmanager
     def prepare(name, write):
@@ -115,21 +138,16 @@ def watched(folder: RunFolder, now: Callable[[str], None]) -> Iterator[None]:
         now("between checkpoint and products")
         write_products(checkpoint)
 
-    def draw(rows, file, **words):
-        now("before the curves")
-        file.write(b"curves")
-
     with (
-        mock.patch.object(held, "_prepared", prepare),
-        mock.patch.object(held, "_rename", rename_late),
+        mock.patch.object(directory, "_prepared", prepare),
+        mock.patch.object(directory, "_rename", rename_late),
         mock.patch.object(folder, "_write_products", write_products_late),
-        mock.patch("commands.train.curves.draw_curves", draw),
     ):
         yield
 
 
 def seeds_in(folder: Path) -> set[int]:
-    """The seeds of all runs that have written into a folder."""
+    """Return the seeds of all runs that have written into a folder."""
     found = set()
     for path in folder.glob("*.pt"):
         content = files.load_tensors(path)

@@ -107,7 +107,7 @@ def test_a_busy_machine_is_said_once(waited, number, monkeypatch):
     monkeypatch.setattr(cpu_contention, "WINDOW_SECONDS", 0.001)
     monkeypatch.setattr(cpu_contention, "warn", lambda line: (warnings.append(line), enough.set()))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    with cpu_contention.watched(CPU):
+    with cpu_contention.warn_if_busy(CPU):
         assert enough.wait(60)
     assert len(warnings) == number
     assert "busy" not in [thread.name for thread in threading.enumerate()]
@@ -117,7 +117,7 @@ def test_a_busy_machine_is_said_once(waited, number, monkeypatch):
 def test_nothing_is_watched_where_threads_do_not_wait_for_each_other(device, threads, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     monkeypatch.setattr(threading, "Thread", lambda *_, **__: pytest.fail("a thread was started"))
-    with cpu_contention.watched(torch.device(device)):
+    with cpu_contention.warn_if_busy(torch.device(device)):
         pass
 
 
@@ -137,7 +137,7 @@ def test_all_commands_that_compute_take_threads_and_watch_the_machine(here, aske
         watched.append(device.type)
         yield
 
-    monkeypatch.setattr("train.cpu_contention.watched", watch)
+    monkeypatch.setattr("train.cpu_contention.warn_if_busy", watch)
     write(here / "picture.png", encoded(picture(40, 32), "PNG"))
     assert run_here(*SMALL, "--n_epochs=1", "--limit_batches=1", "--save=new", "--threads=3") == 0
     assert run_here("evaluate", "--save=run", "--threads=4") == 0

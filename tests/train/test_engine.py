@@ -15,7 +15,7 @@ from train.engine import evaluate, train_one_epoch
 from train.metrics import NonFiniteLoss, RunningMetrics
 from train.optim import make_optimizer
 from train.progress import EpochBar
-from train.signals import Stop, Stopped, after_the_step
+from train.signals import GracefulStop, Stopped
 from train.step import Stepper
 from train.terminal import Bar
 
@@ -67,7 +67,7 @@ def test_averages_are_over_images_not_batches():
     with torch.no_grad():
         logits = network(torch.cat([images for images, *_ in batches])).double()
     labels = torch.cat([labels for _, labels, _ in batches])
-    metrics = evaluate(network, batches, Bar("test", 16), Stop())
+    metrics = evaluate(network, batches, Bar("test", 16), GracefulStop())
     assert metrics.loss == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-6)
     assert metrics.error == pytest.approx((logits.argmax(1) != labels).sum().item() / 16, rel=1e-12)
 
@@ -75,8 +75,8 @@ def test_averages_are_over_images_not_batches():
 def test_evaluation_changes_nothing_and_uses_running_statistics():
     network = make_network()
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    alone = evaluate(network, make_batches([1] * 16), Bar("test", 16), Stop())
-    together = evaluate(network, make_batches([1] * 16), Bar("test", 16), Stop())
+    alone = evaluate(network, make_batches([1] * 16), Bar("test", 16), GracefulStop())
+    together = evaluate(network, make_batches([1] * 16), Bar("test", 16), GracefulStop())
     assert alone == together
     assert not network.training
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
@@ -86,7 +86,7 @@ def test_an_epoch_takes_the_steps_of_a_plain_loop():
     batches = make_batches([8, 8, 3])
     ours, plain = make_network(), make_network()
     optimizer = make_optimizer(ours.parameters(), lr=0.1, momentum=0.9, wd=1e-3)
-    train_one_epoch(Stepper(ours, optimizer), stream(batches), SilentBar(), Stop())
+    train_one_epoch(Stepper(ours, optimizer), stream(batches), SilentBar(), GracefulStop())
     optimizer = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3, nesterov=True)
     for images, labels, _ in batches:
         optimizer.zero_grad()
@@ -104,10 +104,10 @@ def test_no_step_is_taken_from_the_first_loss_that_is_no_number(value, momentum)
     ours, stopped_before = make_linear(), make_linear()
     optimizer = make_optimizer(ours.parameters(), lr=0.1, momentum=momentum, wd=0)
     with pytest.raises(NonFiniteLoss) as failure:
-        train_one_epoch(Stepper(ours, optimizer), stream([*good, bad, *good]), SilentBar(), Stop())
+        train_one_epoch(Stepper(ours, optimizer), stream([*good, bad, *good]), SilentBar(), GracefulStop())
     assert failure.value.batch == 3
     optimizer = make_optimizer(stopped_before.parameters(), lr=0.1, momentum=momentum, wd=0)
-    train_one_epoch(Stepper(stopped_before, optimizer), stream(good), SilentBar(), Stop())
+    train_one_epoch(Stepper(stopped_before, optimizer), stream(good), SilentBar(), GracefulStop())
     for mine, expected in zip(ours.parameters(), stopped_before.parameters(), strict=True):
         assert torch.equal(mine, expected)
 
@@ -130,7 +130,7 @@ def test_a_bar_that_is_due_reports_a_bad_loss_at_once():
 
     optimizer = make_optimizer(network.parameters(), lr=1, momentum=0, wd=0)
     with pytest.raises(NonFiniteLoss):
-        train_one_epoch(Stepper(network, optimizer), batches(), DueBar(), Stop())
+        train_one_epoch(Stepper(network, optimizer), batches(), DueBar(), GracefulStop())
     assert consumed == [0]
 
 
@@ -154,7 +154,7 @@ def test_steps_use_no_operation_that_waits_for_the_device(monkeypatch):
     network = make_network()
     optimizer = make_optimizer(network.parameters(), lr=0.1, momentum=0.9, wd=0)
     with Recorder() as recorder:
-        train_one_epoch(Stepper(network, optimizer), stream(make_batches([4, 4])), SilentBar(), Stop())
+        train_one_epoch(Stepper(network, optimizer), stream(make_batches([4, 4])), SilentBar(), GracefulStop())
     assert any(name.startswith("aten::convolution_backward") for name in recorder.names)
     assert [name for name in recorder.names if name.startswith(WAITING)] == []
 
@@ -164,7 +164,7 @@ def test_evaluation_uses_no_operation_that_waits_for_the_device(monkeypatch, cap
     monkeypatch.setattr(RunningMetrics, "read", lambda self: None)
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     with Recorder() as recorder, Bar("validation 2/30", 8) as bar:
-        evaluate(make_network(), make_batches([4, 4]), bar, Stop())
+        evaluate(make_network(), make_batches([4, 4]), bar, GracefulStop())
         bar._tqdm.refresh()
     assert "aten::convolution" in recorder.names
     assert [name for name in recorder.names if name.startswith(WAITING)] == []
@@ -185,7 +185,7 @@ def test_a_signal_ends_an_evaluation_after_the_batch_in_hand_and_closes_the_batc
             finally:
                 taken.append("closed")
 
-    with pytest.raises(Stopped) as stopped, after_the_step() as stop:
+    with pytest.raises(Stopped) as stopped, GracefulStop() as stop:
         evaluate(make_network(), Signalled(make_batches([4] * 4)), Bar("validation 2/30", 16), stop)
     assert taken == [0, 1, "closed"]  # though the exception still holds the frame with the iterator
     assert str(stopped.value) == "stopped by SIGTERM in validation 2/30, batch 2"
@@ -198,7 +198,7 @@ def test_a_gpu_is_not_waited_for():
     optimizer = make_optimizer(network.parameters(), lr=0.1, momentum=0.9, wd=1e-4)
     batches = [(images.to(device), labels.to(device), size) for images, labels, size in make_batches([8] * 4)]
     train_one_epoch(
-        Stepper(network, optimizer), stream(batches), SilentBar(), Stop()
+        Stepper(network, optimizer), stream(batches), SilentBar(), GracefulStop()
     )  # the first steps may allocate and wait
 
     class Watched(Batches):
@@ -208,7 +208,7 @@ def test_a_gpu_is_not_waited_for():
             torch.cuda.set_sync_debug_mode("default")
 
     try:
-        train_one_epoch(Stepper(network, optimizer), stream(Watched(batches)), SilentBar(), Stop())
+        train_one_epoch(Stepper(network, optimizer), stream(Watched(batches)), SilentBar(), GracefulStop())
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -219,7 +219,7 @@ def test_bar_on_a_terminal_shows_loss_error_speed_and_rate(monkeypatch, capsys):
     optimizer = make_optimizer(network.parameters(), lr=0.1, momentum=0, wd=0)
     with EpochBar(2, 30, 32, 0.05) as bar:
         bar.next_read = 0.0
-        train_one_epoch(Stepper(network, optimizer), stream(make_batches([16, 16])), bar, Stop())
+        train_one_epoch(Stepper(network, optimizer), stream(make_batches([16, 16])), bar, GracefulStop())
         bar._tqdm.refresh()
     shown = capsys.readouterr().err
     for part in ("epoch 2/30", "loss ", "error ", "lr 0.05", " images/s"):

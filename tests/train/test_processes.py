@@ -5,7 +5,7 @@ import torch
 
 from tests.support import process_group_program
 from tests.support.application import ROOT
-from tests.support.torchrun import run_team
+from tests.support.torchrun import run_processes
 from train.errors import LostProcess
 from train.messages import connected
 from train.processes import SINGLE_PROCESS, ProcessGroup
@@ -16,11 +16,11 @@ PROGRAM = ROOT / "tests" / "support" / "process_group_program.py"
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """What each process of teams of 2 and 3 has found, by size of the processes."""
+    """Results of each process, for groups of 2 and of 3 processes, by the size of the group."""
     found = {}
     for count in COUNTS:
         folder = tmp_path_factory.mktemp("processes")
-        done = run_team(count, str(folder), folder=folder, program=PROGRAM)
+        done = run_processes(count, str(folder), folder=folder, program=PROGRAM)
         assert done.returncode == 0, done.stderr
         paths = [folder / f"{count}-{rank}.pt" for rank in range(count)]
         found[count] = [torch.load(path, weights_only=True) for path in paths]

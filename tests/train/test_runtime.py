@@ -40,23 +40,23 @@ def test_what_several_gpus_and_none_cannot_do_is_refused(monkeypatch):
 
 
 class Among(ProcessGroup):
-    """A process that does not ask the others, but is told what the largest values are."""
+    """A process that does not ask the others, but knows their largest values."""
 
     others = (0, 0)
 
-    def largest(self, *values):
+    def all_reduce_max(self, *values):
         return tuple(max(pair) for pair in zip(values, self.others, strict=True))
 
 
 @pytest.mark.parametrize(
-    ("gpus", "local_rank", "others", "lacking"), [(2, 2, (2, 0), 1), (2, 0, (2, 3), 3), (0, 0, (1, 0), 1)]
+    ("gpus", "local_rank", "others", "missing"), [(2, 2, (2, 0), 1), (2, 0, (2, 3), 3), (0, 0, (1, 0), 1)]
 )
-def test_a_machine_with_too_few_gpus_stops_all_processes(gpus, local_rank, others, lacking, monkeypatch):
+def test_a_machine_with_too_few_gpus_stops_all_processes(gpus, local_rank, others, missing, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(Among, "others", others)
-    with pytest.raises(UserError, match=f"torchrun has started {lacking} too many processes on a machine"):
-        runtime.pick_device(Among(rank=5, count=6, local_rank=local_rank))
+    with pytest.raises(UserError, match=f"torchrun has started {missing} too many processes on a machine"):
+        runtime.pick_device(Among(rank=5, world_size=6, local_rank=local_rank))
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(Among, "others", (2, 0))
     assert runtime.pick_device() == torch.device("cuda", 0)
-    assert runtime.pick_device(Among(rank=5, count=6, local_rank=1)) == torch.device("cuda", 1)
+    assert runtime.pick_device(Among(rank=5, world_size=6, local_rank=1)) == torch.device("cuda", 1)
 
 
 def test_each_process_drops_other_values(monkeypatch):

@@ -10,13 +10,13 @@ import pytest
 
 from tests.support.application import ROOT
 from train import signals
-from train.signals import SIGNALS, Stopped, after_the_step, at_once
+from train.signals import SIGNALS, GracefulStop, Stopped, immediate_stop
 
 # Waits for signals in short steps, and says when it is ready for the first one and the second one.
 WAITER = """
 import time
-from train.signals import after_the_step
-with after_the_step() as stop:
+from train.signals import GracefulStop
+with GracefulStop() as stop:
     print("ready", flush=True)
     while stop._number == 0:
         time.sleep(0.001)
@@ -27,7 +27,7 @@ with after_the_step() as stop:
 
 @pytest.fixture(autouse=True)
 def handlers():
-    """Whatever a test leaves behind, the next one starts with the handlers of before; returns those."""
+    """Restore the handlers after each test, and yield those that it started with."""
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # it is ignored where nohup has started the tests
     before = {number: signal.getsignal(number) for number in SIGNALS}
     yield before
@@ -40,7 +40,7 @@ def test_the_first_signal_waits_for_the_check(number, capfd):
     done = []
 
     def work():
-        with after_the_step() as stop:
+        with GracefulStop() as stop:
             stop.check("before")
             signal.raise_signal(number)
             done.append("the step")
@@ -58,7 +58,7 @@ def test_the_first_signal_waits_for_the_check(number, capfd):
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_signals_at_once_stop_where_the_program_is(number, capfd):
-    with pytest.raises(Stopped) as stopped, at_once():
+    with pytest.raises(Stopped) as stopped, immediate_stop():
         signal.raise_signal(number)
     assert str(stopped.value) == f"stopped by {number.name}"
     assert stopped.value.exit_code == 128 + number
@@ -81,7 +81,7 @@ def test_a_signal_that_comes_while_an_object_is_taken_down_is_not_lost(number, l
     monkeypatch.setattr(signals, "is_launched", lambda: launched)
 
     def work():
-        with at_once():
+        with immediate_stop():
             TakenDown(number)
             time.sleep(10)
 
@@ -104,7 +104,7 @@ def test_a_signal_that_comes_again_while_one_is_sent_again_is_not_lost(monkeypat
     monkeypatch.setattr(signals, "_send_later", send_later)
 
     def work():
-        with at_once():
+        with immediate_stop():
             TakenDown(signal.SIGINT)
             time.sleep(10)
 
@@ -122,7 +122,7 @@ def test_other_exceptions_that_are_dropped_are_shown_as_before(monkeypatch):
     shown = []
     monkeypatch.setattr(sys, "unraisablehook", lambda dropped: shown.append(dropped.exc_type))
     before = sys.unraisablehook
-    with at_once():
+    with immediate_stop():
         Broken()
     assert shown == [ZeroDivisionError]
     assert sys.unraisablehook is before
@@ -130,7 +130,7 @@ def test_other_exceptions_that_are_dropped_are_shown_as_before(monkeypatch):
 
 def test_a_signal_that_torchrun_passes_on_as_well_is_one_signal(monkeypatch):
     monkeypatch.setattr(signals, "is_launched", lambda: True)
-    with at_once():
+    with immediate_stop():
         with pytest.raises(Stopped):
             signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
@@ -140,7 +140,7 @@ def test_a_signal_that_torchrun_passes_on_as_well_is_one_signal(monkeypatch):
 
 
 def test_no_signal_stops_nothing(capfd):
-    with at_once(), after_the_step() as stop:
+    with immediate_stop(), GracefulStop() as stop:
         stop.check("in epoch 1")
     assert capfd.readouterr() == ("", "")
 
@@ -161,7 +161,7 @@ def test_the_second_signal_ends_the_process_at_once(first, second):
     assert error.endswith(f"{second.name} again: stopped at once\n")
 
 
-@pytest.mark.parametrize("manner", [at_once, after_the_step])
+@pytest.mark.parametrize("manner", [immediate_stop, GracefulStop])
 def test_handlers_are_put_back(manner, handlers):
     def current():
         return {number: signal.getsignal(number) for number in SIGNALS}
@@ -179,8 +179,8 @@ def test_a_wait_for_the_step_inside_of_at_once_ends_with_it():
     done = []
 
     def work():
-        with at_once():
-            with after_the_step():
+        with immediate_stop():
+            with GracefulStop():
                 signal.raise_signal(signal.SIGTERM)
             done.append("the step")
             signal.raise_signal(signal.SIGTERM)
@@ -191,7 +191,7 @@ def test_a_wait_for_the_step_inside_of_at_once_ends_with_it():
     assert done == ["the step"]
 
 
-@pytest.mark.parametrize("manner", [at_once, after_the_step])
+@pytest.mark.parametrize("manner", [immediate_stop, GracefulStop])
 def test_a_signal_that_nohup_ignores_stays_ignored(manner, capfd):
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
@@ -214,10 +214,10 @@ def test_an_error_that_other_code_makes_of_a_signal_is_the_signal():
         except BaseException as error:
             raise RuntimeError("Error calling __set_name__") from error
 
-    with pytest.raises(Stopped, match="stopped by SIGINT") as stopped, at_once():
+    with pytest.raises(Stopped, match="stopped by SIGINT") as stopped, immediate_stop():
         other_code()
     assert stopped.value.exit_code == 130
-    with pytest.raises(RuntimeError, match="another error"), at_once():
+    with pytest.raises(RuntimeError, match="another error"), immediate_stop():
         raise RuntimeError("another error")
 
 
@@ -225,7 +225,7 @@ def test_the_signal_of_a_closed_terminal_is_among_them():
     assert {number.name for number in SIGNALS} == {"SIGTERM", "SIGINT", "SIGHUP"}
 
 
-@pytest.mark.parametrize("manner", [at_once, after_the_step])
+@pytest.mark.parametrize("manner", [immediate_stop, GracefulStop])
 def test_other_threads_leave_signals_alone(manner, handlers):
     seen = []
 

@@ -138,7 +138,7 @@ def test_a_step_that_overflows_is_skipped_and_is_no_failure():
 
 
 def test_a_first_step_that_overflows_leaves_no_trace_in_the_momentum(monkeypatch):
-    # What is not initialised holds NaN then.
+    # Memory that is not initialised holds NaN then.
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
     torch.use_deterministic_algorithms(True)
     ours, plain = Scaled(), Scaled()

@@ -13,10 +13,10 @@ from data.loader import make_loaders
 from models import densenet_bc
 from tests.support.application import ROOT, SMALL, assert_same_run, read_results, run_apart
 from tests.support.synthetic_images import make_folder
-from tests.support.torchrun import lines_of_the_application, run_team, start_team
+from tests.support.torchrun import lines_of_the_application, run_processes, start_processes
 from train import engine
 from train.run.checkpoint import read_checkpoint
-from train.signals import Stop
+from train.signals import GracefulStop
 from train.terminal import Bar
 
 EPOCHS = 3
@@ -25,14 +25,14 @@ FAULTY = ROOT / "tests" / "support" / "second_process_fault.py"
 
 
 @pytest.fixture(scope="module")
-def team_run(tmp_path_factory):
+def run_of_two_processes(tmp_path_factory):
     """The end of a run in two processes, and its folder."""
     folder = tmp_path_factory.mktemp("processes")
-    return run_team(2, *WORDS, "--save=run", folder=folder), folder / "run"
+    return run_processes(2, *WORDS, "--save=run", folder=folder), folder / "run"
 
 
-def test_two_processes_train_one_network_and_speak_with_one_voice(team_run):
-    done, folder = team_run
+def test_two_processes_train_one_network_and_speak_with_one_voice(run_of_two_processes):
+    done, folder = run_of_two_processes
     assert done.returncode == 0, done.stderr
     first, images, *epochs, last = done.stdout.splitlines()
     assert first.endswith("parameters, 2 processes, each CPU, 1 thread")
@@ -43,23 +43,23 @@ def test_two_processes_train_one_network_and_speak_with_one_voice(team_run):
     assert [row["epoch"] for row in read_results(folder)] == ["1", "2", "3"]
 
 
-def test_a_run_in_two_processes_can_be_read_and_made_longer_by_one(team_run, tmp_path):
-    copy = shutil.copytree(team_run[1], tmp_path / "copy")
+def test_a_run_in_two_processes_can_be_read_and_made_longer_by_one(run_of_two_processes, tmp_path):
+    copy = shutil.copytree(run_of_two_processes[1], tmp_path / "copy")
     longer = run_apart(f"--save={copy}", "--resume", "--n_epochs=4", folder=tmp_path)
     assert longer.returncode == 0, longer.stderr
     assert [row["epoch"] for row in read_results(copy)] == ["1", "2", "3", "4"]
-    assert read_results(copy, timing=False)[0] == read_results(team_run[1], timing=False)[0]
+    assert read_results(copy, timing=False)[0] == read_results(run_of_two_processes[1], timing=False)[0]
 
 
-def test_both_validate_with_the_statistics_that_are_saved(team_run):
+def test_both_validate_with_the_statistics_that_are_saved(run_of_two_processes):
     """One process, with the weights of the last epoch, finds the loss that two have found together."""
-    checkpoint, spec = read_checkpoint(team_run[1] / "checkpoint.pt"), DATASETS["digits"]
+    checkpoint, spec = read_checkpoint(run_of_two_processes[1] / "checkpoint.pt"), DATASETS["digits"]
     network = densenet_bc(10, 2)
     network.load_state_dict(checkpoint.network)
     source = load("digits", folder=None, download=False)
     split = {"batch_size": 128, "valid_size": None, "augment": True, "seed": 3}
     _, valid, _ = make_loaders(source, spec, torch.device("cpu"), **split)
-    alone = engine.evaluate(network, valid, Bar("validation", valid.num_images), Stop())
+    alone = engine.evaluate(network, valid, Bar("validation", valid.num_images), GracefulStop())
     together = checkpoint.rows[-1]
     assert together.valid_loss == pytest.approx(alone.loss, rel=1e-5)
     assert together.valid_error == alone.error
@@ -79,7 +79,7 @@ def test_both_validate_with_the_statistics_that_are_saved(team_run):
     ],
 )
 def test_a_bad_line_is_refused_once_and_nothing_is_made(words, message, tmp_path):
-    done = run_team(2, *words, folder=tmp_path)
+    done = run_processes(2, *words, folder=tmp_path)
     assert done.returncode == 1  # the launcher's; the processes' is in its report
     assert lines_of_the_application(done.stderr) == [message]
     assert done.stdout == ""
@@ -89,14 +89,14 @@ def test_a_bad_line_is_refused_once_and_nothing_is_made(words, message, tmp_path
 def test_what_all_processes_find_in_the_data_is_said_once(tmp_path):
     make_folder(tmp_path / "images", {"train": 3, "val": 1, "test": 1})
     words = ["--dataset=folder", "--data=images", "--depth=10", "--valid_size=2", "--save=run"]
-    done = run_team(3, *words, folder=tmp_path)
+    done = run_processes(3, *words, folder=tmp_path)
     (line,) = lines_of_the_application(done.stderr)
     assert line.startswith("demo.py: error: --valid_size is 2, but the data set has 3 validation images of its own")
     assert not (tmp_path / "run").exists()
 
 
 def test_processes_with_other_data_do_not_train_together(tmp_path):
-    done = run_team(
+    done = run_processes(
         2,
         "other data",
         *WORDS,
@@ -115,7 +115,7 @@ def test_processes_with_other_data_do_not_train_together(tmp_path):
     [("data", "demo.py: error: there is no data on this machine"), ("bug", "ZeroDivisionError: a mistake")],
 )
 def test_what_only_one_process_finds_is_said_by_that_one(fault, said, tmp_path):
-    done = run_team(2, fault, *WORDS, "--save=run", folder=tmp_path, program=FAULTY)
+    done = run_processes(2, fault, *WORDS, "--save=run", folder=tmp_path, program=FAULTY)
     assert done.returncode == 1
     assert said in done.stderr.splitlines()
     assert "gloo" not in done.stderr  # nor a traceback of the process that was waiting
@@ -125,7 +125,7 @@ def test_what_only_one_process_finds_is_said_by_that_one(fault, said, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_all_after_the_same_step_and_another_number_goes_on(number, tmp_path):
     words = [*SMALL, "--n_epochs=500", "--save=run"]
-    process = start_team(2, *words, folder=tmp_path)
+    process = start_processes(2, *words, folder=tmp_path)
     lines = [process.stdout.readline() for _ in range(3)]  # the first epoch is done
     assert lines[2].startswith("epoch   1/500"), process.communicate()
     process.send_signal(number)
@@ -139,15 +139,15 @@ def test_a_signal_stops_all_after_the_same_step_and_another_number_goes_on(numbe
     assert len(read_results(tmp_path / "run")) >= 1
 
 
-def test_processes_of_another_number_go_on_with_a_run(team_run, tmp_path):
-    copy = shutil.copytree(team_run[1], tmp_path / "copy")
-    longer = run_team(3, f"--save={copy}", "--resume", "--n_epochs=4", folder=tmp_path)
+def test_processes_of_another_number_go_on_with_a_run(run_of_two_processes, tmp_path):
+    copy = shutil.copytree(run_of_two_processes[1], tmp_path / "copy")
+    longer = run_processes(3, f"--save={copy}", "--resume", "--n_epochs=4", folder=tmp_path)
     assert longer.returncode == 0, longer.stderr
     assert [row["epoch"] for row in read_results(copy)] == ["1", "2", "3", "4"]
 
 
-def test_a_process_that_dies_ends_the_others_with_a_line_and_nothing_is_lost(team_run, tmp_path):
-    process = start_team(2, *WORDS, "--save=run", folder=tmp_path)
+def test_a_process_that_dies_ends_the_others_with_a_line_and_nothing_is_lost(run_of_two_processes, tmp_path):
+    process = start_processes(2, *WORDS, "--save=run", folder=tmp_path)
     for _ in range(3):
         process.stdout.readline()
     *_, last = map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())
@@ -157,5 +157,5 @@ def test_a_process_that_dies_ends_the_others_with_a_line_and_nothing_is_lost(tea
     lines = lines_of_the_application(err)
     assert "demo.py: error: another process of the run has ended or does not answer" in lines
     assert "[rank" not in err  # how PyTorch prints a traceback of a process
-    assert run_team(2, "--save=run", "--resume", folder=tmp_path).returncode == 0
-    assert_same_run(tmp_path / "run", team_run[1])
+    assert run_processes(2, "--save=run", "--resume", folder=tmp_path).returncode == 0
+    assert_same_run(tmp_path / "run", run_of_two_processes[1])

@@ -1,25 +1,36 @@
-"""Who may write into a folder: a new run, or the run that is in it with the same flags."""
+"""Acquire the folder of a run: one run at a time may write into it, and only a new run or the one that is in it.
 
+The lock belongs to an open file, `.lock` in the folder, and ends with the process that holds it, however that ends. The
+package filelock locks it, on Windows too. That the file is looked up in the open folder, is no link, and names its
+owner is our part.
+"""
+
+import errno
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import platform
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
-from commands.saved_run import counts, require_classes, texts
+from filelock import lock_descriptor
+
 from train.errors import UserError
 from train.processes import SINGLE_PROCESS, ProcessGroup
-from train.run.config import read_config
+from train.run.config import CHECKPOINT, CONFIG, FILES, PREVIOUS, recorded_flags
 from train.run.identity import RunIdentity
-from train.run.lock import locked
-from train.run.names import CHECKPOINT, CONFIG, FILES, PREVIOUS
+from train.run.open_folder import OpenFolder
 from train.run.run_folder import RunFolder
+from train.run.safeguards import if_supported
+
+LOCK = ".lock"
+TRIES = 100  # to open and lock the file of that name before its owner removes it
 
 
 def without_links(folder: Path) -> Path:
-    """The folder that a path leads to now, whichever way links on it are turned later; the path itself without links.
+    """Resolve the links of a path once, so that the run stays in one folder even if a link is changed later.
 
-    A link that leads nowhere is kept, so that nothing is made where a disk is not mounted.
+    A path with a link that leads nowhere is returned as it is, so that no folder is created where a disk is not
+    mounted.
 
     Raises:
         UserError: If the path is relative to a folder that does not exist any more.
@@ -33,103 +44,69 @@ def without_links(folder: Path) -> Path:
         raise UserError(f"--save {folder} cannot be written: {error.strerror or error}") from error
 
 
-def recorded_flags(folder: Path) -> dict[str, Any]:
-    """The flags of the run in a folder, empty if there is none.
-
-    Raises:
-        UserError: If config.json cannot be read.
-    """
-    config = read_config(folder)
-    return {} if config is None else config["flags"]
-
-
-def require_recorded_data(folder: Path, *, classes: Sequence[str], sizes: Mapping[str, int]) -> None:
-    """Make sure that a run goes on with the data that its config.json speaks of, as far as that can be seen.
-
-    The test set may change: nothing that was done so far depends on it.
-
-    Args:
-        folder: Of the run.
-        classes: Their names, in the order of the logits.
-        sizes: How many images there are, by "train" and "valid". Those that are held out are training images here.
-
-    Raises:
-        UserError: If the data set has other classes now, or another number of images, or config.json cannot be used.
-    """
-    config = read_config(folder) or {}
-    try:
-        recorded = texts(config, "classes") if "classes" in config else tuple(classes)
-        recorded_sizes = _sizes_before_split(config)
-    except ValueError as error:
-        raise UserError(f"{folder / CONFIG} cannot be used: {error}") from error
-    require_classes(classes, recorded, folder=folder)
-    for use in ("train", "valid"):
-        before, now = recorded_sizes.get(use, sizes[use]), sizes[use]
-        if now != before:
-            raise UserError(
-                f"the run in {folder} began with {before:,} images for {use} and the data set has {now:,} now; make it "
-                "as it was, or begin another run"
-            )
-
-
-def _sizes_before_split(config: Mapping[str, Any]) -> dict[str, int]:
-    """The numbers of images in config.json, with those held out counted as training images, as older versions did."""
-    sizes = counts(config, "images") if "images" in config else {}
-    if "train" in sizes and config["flags"].get("valid_size"):
-        return {**sizes, "train": sizes["train"] + sizes.get("valid", 0), "valid": 0}
-    return sizes
-
-
 @contextmanager
 def acquire(
     folder: Path, identity: RunIdentity, processes: ProcessGroup = SINGLE_PROCESS, *, resume: bool
 ) -> Iterator[RunFolder]:
-    """Make sure that a run may write into a folder, and make the folder if it does not exist."""
+    """Acquire a folder for a run, and create it if it does not exist. No other run may write into it meanwhile.
+
+    Folders that were created here are removed again if the run ends before it has written anything.
+
+    Args:
+        folder: The save directory.
+        identity: The settings of the run.
+        processes: The processes of the run, of which the main process holds the lock for all.
+        resume: Whether the run may continue the one that is in the folder.
+
+    Raises:
+        UserError: If the folder cannot be written, is in use, or holds a run that this one may not continue.
+    """
     with ExitStack() as stack:
-        held = _held(folder, identity, processes, resume)
-        first = processes.on_main_only(stack.enter_context, held)
-        yield first or RunFolder(folder, processes=processes, identity=identity)
+        of_main_process = processes.on_main_only(stack.enter_context, _acquired(folder, identity, processes, resume))
+        yield of_main_process or RunFolder(folder, processes=processes, identity=identity)
 
 
 @contextmanager
-def _held(folder: Path, identity: RunIdentity, processes: ProcessGroup, resume: bool) -> Iterator[RunFolder]:
+def _acquired(folder: Path, identity: RunIdentity, processes: ProcessGroup, resume: bool) -> Iterator[RunFolder]:
     with ExitStack() as stack:
         try:
             if folder.exists() and not folder.is_dir():
                 raise UserError(f"--save is {str(folder)!r}, but must be a folder, not a file")
-            stack.enter_context(_made(folder))
-            held = stack.enter_context(locked(folder))
+            stack.enter_context(_created(folder))
+            directory = stack.enter_context(locked(folder))
         except OSError as error:
             raise UserError(f"--save {folder} cannot be written: {error.strerror or error}") from error
-        is_new = not _found_checkpoint(folder, resume=resume)
-        recorded = recorded_flags(folder)
-        if recorded:
-            _check_flags({**identity.defaults, **recorded}, identity, folder)
-        run = RunFolder(folder, held, processes, identity=identity, is_new=is_new)
+        is_new = not _find_checkpoint(folder, resume=resume)
+        _require_same_run(folder, identity)
+        run = RunFolder(folder, directory, processes, identity=identity, is_new=is_new)
         run.clear()
-        held.require_same()
+        directory.require_same()
         yield run
-        held.require_same()  # or nobody would learn that the files of the run are elsewhere
+        directory.require_same()  # or nobody would learn that the files of the run are elsewhere
 
 
 @contextmanager
-def _made(folder: Path) -> Iterator[None]:
-    """Make a folder and those that it lies in; remove those of them that are empty at the end."""
-    made: list[tuple[Path, os.stat_result]] = []
+def _created(folder: Path) -> Iterator[None]:
+    """Create a folder and its parents; remove those that were created and are empty at the end."""
+    created: list[tuple[Path, os.stat_result]] = []
     try:
         for path in reversed([path for path in (folder, *folder.parents) if not path.exists()]):
             path.mkdir(exist_ok=True)
-            made.append((path, path.stat()))
+            created.append((path, path.stat()))
         yield
     finally:
-        for path, status in reversed(made):
+        for path, status in reversed(created):
             with suppress(OSError):  # not empty
                 if os.path.samestat(path.stat(), status):
                     path.rmdir()
 
 
-def _found_checkpoint(folder: Path, *, resume: bool) -> bool:
-    """Whether there is a checkpoint to go on from, in a folder that is unused or holds all that is needed for it."""
+def _find_checkpoint(folder: Path, *, resume: bool) -> bool:
+    """Return whether there is a checkpoint to continue from.
+
+    Raises:
+        UserError: If the folder holds files of a run, but may not or cannot be resumed.
+    """
     found = [name for name in FILES if (folder / name).exists()]
     if found and not resume:
         raise UserError(
@@ -139,23 +116,134 @@ def _found_checkpoint(folder: Path, *, resume: bool) -> bool:
     has_checkpoint = CHECKPOINT in found or PREVIOUS in found
     if has_checkpoint and CONFIG in found and recorded_flags(folder).get("seed") is None:
         raise UserError(f"{folder / CONFIG} names no seed, without which the run cannot be continued")
-    lacking = CONFIG if CONFIG not in found else CHECKPOINT
+    missing = CONFIG if CONFIG not in found else CHECKPOINT
     if found and found != [CONFIG] and not (CONFIG in found and has_checkpoint):
         raise UserError(
-            f"--save {folder} holds {', '.join(found)} but no {lacking}, so it cannot be continued; "
+            f"--save {folder} holds {', '.join(found)} but no {missing}, so it cannot be continued; "
             "choose another folder"
         )
     return has_checkpoint
 
 
-def _check_flags(recorded: Mapping[str, Any], identity: RunIdentity, folder: Path) -> None:
-    flag = identity.first_difference(recorded)
-    if flag is None:
+def _require_same_run(folder: Path, identity: RunIdentity) -> None:
+    """Make sure that the run in a folder, if there is one, is this run.
+
+    Raises:
+        UserError: If a setting that decides its results differs, or config.json cannot be read.
+    """
+    recorded = recorded_flags(folder)
+    difference = identity.first_difference(recorded) if recorded else None
+    if difference is None:
         return
-    value = identity.settings[flag]
+    flag, its_value, value = difference
     if flag in identity.growing:
-        raise UserError(f"--{flag} is {value}, but the run in {folder} has {recorded[flag]}; it may only grow")
+        raise UserError(f"--{flag} is {value}, but the run in {folder} has {its_value}; it may only grow")
     raise UserError(
-        f"--{flag} is {value!r}, but the run in {folder} has {recorded[flag]!r}; "
+        f"--{flag} is {value!r}, but the run in {folder} has {its_value!r}; "
         "continue it as it is, or choose another folder"
     )
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[OpenFolder]:
+    """Hold a folder open and locked, so that other processes are kept out.
+
+    Where the file system offers no locks, a warning says so. A run that begins there replaces the lock file that it
+    finds by one of its own, so that an earlier run that is still alive notices that it has lost the folder.
+
+    Raises:
+        UserError: If another process holds the lock.
+        OSError: If the folder cannot be written.
+    """
+    with OpenFolder(path) as folder:
+        descriptor = _open_and_lock(folder)
+        if descriptor is None:
+            yield folder
+            return
+        try:
+            _write_owner(descriptor)
+            with if_supported(None):
+                if folder.is_at(LOCK, descriptor):
+                    folder.marks[LOCK] = descriptor
+            yield folder
+        finally:
+            folder.marks.clear()
+            try:
+                with suppress(OSError):  # while it is locked, so that nobody else locks a file without a name
+                    if folder.is_at(LOCK, descriptor):
+                        folder.discard(LOCK)
+            finally:
+                os.close(descriptor)
+
+
+def _open_and_lock(folder: OpenFolder) -> int | None:
+    """Return a descriptor of the lock file; None where there can be no such file."""
+    for tries_left in reversed(range(TRIES)):
+        descriptor = _open(folder)
+        if descriptor is None:
+            return None
+        try:
+            is_locked = _lock(descriptor, folder.path)
+            is_there = True
+            with if_supported(None):  # `OpenFolder` has given the warning
+                is_there = folder.is_at(LOCK, descriptor)
+            # A file that is another one each time is on a system where files have no lasting numbers.
+            if is_locked and (is_there or not tries_left):
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+        if not is_locked:
+            folder.discard(LOCK)
+            return _open(folder)
+    return None
+
+
+def _open(folder: OpenFolder) -> int | None:
+    """Open the lock file and create it if it is missing; return None where the system has no such files."""
+    no_link = getattr(os, "O_NOFOLLOW", 0)  # or a file elsewhere would be emptied
+    with if_supported(_unlocked(folder.path)):
+        try:
+            return folder.open_file(LOCK, os.O_RDWR | os.O_CREAT | no_link)
+        except PermissionError as error:
+            try:  # a file that another user's run has left may be read-only, which is enough to lock it
+                return folder.open_file(LOCK, os.O_RDONLY | no_link)
+            except FileNotFoundError:
+                raise error from None
+    return None
+
+
+def _lock(descriptor: int, path: Path) -> bool:
+    """Lock a file; return False where the system does not offer that.
+
+    Raises:
+        UserError: If another process holds the lock.
+        OSError: If the system fails.
+    """
+    # ENOLCK: no server for locks. EBADF: on NFS, a file that is open for reading only.
+    with if_supported(_unlocked(path), errno.ENOLCK, errno.EBADF):
+        if not lock_descriptor(descriptor, blocking=False):
+            owner = _read_owner(descriptor) or "another process"
+            raise UserError(f"--save {path} is in use by {owner}; wait for it, or choose another folder")
+        return True
+    return False
+
+
+def _read_owner(descriptor: int) -> str:
+    """Return the first line of a lock file, which names its owner; an empty text if it cannot be read."""
+    with suppress(OSError):  # Windows lets nobody else read what is locked
+        lines = os.read(descriptor, 200).decode(errors="replace").splitlines()
+        return lines[0].strip() if lines else ""
+    return ""
+
+
+def _write_owner(descriptor: int) -> None:
+    """Name this process in the first line of the lock file, for those who find it in use."""
+    with if_supported(None, errno.EBADF):  # where a file cannot be truncated, older text stays below that line
+        os.write(descriptor, f"process {os.getpid()} on {platform.node()}\n".encode())
+        os.ftruncate(descriptor, os.lseek(descriptor, 0, os.SEEK_CUR))
+
+
+def _unlocked(path: Path) -> str:
+    return f"{path} cannot be locked: a second run in this folder would not be noticed"

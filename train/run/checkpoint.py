@@ -1,4 +1,4 @@
-"""checkpoint.pt: all that a run needs to go on, and the flags of that run, read without trust."""
+"""checkpoint.pt: everything from which a run is resumed, and the settings of that run, read without trust."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -6,8 +6,8 @@ from pathlib import Path
 from reprlib import repr as short_repr
 from typing import Any
 
-from train.errors import UserError
-from train.run.files import DamagedFile, load_tensors
+from train.errors import DamagedFile, UserError
+from train.run.files import load_tensors
 from train.run.history import Row, why_no_run
 
 FORMAT = 3  # of the file; format 1 had no scaler, format 2 no flags
@@ -16,15 +16,16 @@ PARTS = ("network", "optimizer", "chosen", "scaler", "flags")
 
 @dataclass
 class Checkpoint:
-    """All that a run needs to go on after an epoch.
+    """The state of a run after an epoch.
 
     Attributes:
         rows: One for each finished epoch.
-        network: state_dict after the last of them.
-        optimizer: state_dict, likewise.
-        chosen: state_dict of the chosen epoch, on the CPU.
-        scaler: state_dict of what scales the loss in fp16; empty in other precisions.
-        flags: Those that decide the results of the run, its seed among them; empty where an older version wrote it.
+        network: state_dict of the network after the last finished epoch.
+        optimizer: state_dict of the optimizer after the same epoch.
+        chosen: state_dict of the network after the chosen epoch, on the CPU.
+        scaler: state_dict of the gradient scaler in fp16; empty in other precisions.
+        flags: Settings that decide the results of the run, its seed among them; empty if an older version wrote the
+            file.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -36,30 +37,30 @@ class Checkpoint:
 
     @property
     def epoch(self) -> int:
-        """The last finished epoch, 0 before the first."""
+        """The last finished epoch; 0 if there is none."""
         return len(self.rows)
 
     @property
     def test_error(self) -> float | None:
-        """Fraction of test images that the chosen weights get wrong; None until all epochs are done."""
+        """Fraction of test images that the chosen weights classify wrongly; None until all epochs are finished."""
         return self.rows[-1].test_error if self.rows else None
 
     def is_finished(self, n_epochs: int) -> bool:
-        """Whether all epochs are done and the test error is measured."""
+        """Return whether all epochs are finished and the test error is measured."""
         return self.epoch == n_epochs and self.test_error is not None
 
     def content(self) -> dict[str, Any]:
-        """The content of the file."""
+        """Return the content of the file."""
         rows = [asdict(row) for row in self.rows]
         return {"format": FORMAT, "rows": rows} | {part: getattr(self, part) for part in PARTS}
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint. What it holds is of the kinds that it should be; whether it fits a network is not known yet.
+    """Read a checkpoint. Its values have the right types; whether they fit a network is not known yet.
 
     Raises:
-        DamagedFile: If it is not what was written.
-        UserError: If it cannot be read, or is of a newer version.
+        DamagedFile: If the file is damaged, or is no checkpoint.
+        UserError: If the file cannot be read, or a newer version wrote it.
     """
     content = load_tensors(path)
     written_in = content.get("format")
@@ -68,14 +69,17 @@ def read_checkpoint(path: Path) -> Checkpoint:
     try:
         if type(written_in) is not int or written_in < 1:
             raise ValueError(f"its format is {short_repr(written_in)}")
-        older = {"scaler": {}} if written_in == 1 else {}
-        return _checked(older | {"flags": {}} | content if written_in < FORMAT else content)
+        added_later: dict[str, Any] = {"flags": {}} if written_in < 3 else {}
+        if written_in < 2:
+            added_later["scaler"] = {}
+        return _checked(added_later | content)
     except (KeyError, TypeError, ValueError) as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else error
         raise DamagedFile(f"{path} is no checkpoint of this program: {reason}") from error
 
 
 def _checked(content: Mapping[str, Any]) -> Checkpoint:
+    """Return the checkpoint with this content; raise KeyError, TypeError or ValueError if it is none."""
     rows = _rows(content["rows"])
     for part in PARTS:
         if not isinstance(content[part], dict):
@@ -96,7 +100,7 @@ def _rows(content: Any) -> list[Row]:
     if not isinstance(content, list) or not content:
         raise ValueError("it has no epochs")
     names = {field.name for field in fields(Row)}
-    # Columns that came later may be missing, as in `Row`.
+    # Columns that were added later may be missing, as their defaults in `Row` allow.
     if not all(isinstance(row, dict) and row.keys() <= names for row in content):
         raise ValueError("its epochs are not those of a run")
     rows = [Row(**row) for row in content]
@@ -106,8 +110,8 @@ def _rows(content: Any) -> list[Row]:
 
 
 def why_no_tensor(value: Any) -> str:
-    """Say why a value is no plain tensor with numbers of its own; nothing if it is one."""
-    import torch
+    """Say why a value is not a plain tensor with values of its own; return an empty text if it is one."""
+    import torch  # takes seconds, which commands that read no tensors do not spend
 
     if type(value) not in (torch.Tensor, torch.nn.Parameter):
         return f"of type {type(value).__name__}, and not a tensor"

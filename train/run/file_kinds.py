@@ -1,4 +1,4 @@
-"""Files that people take for weights of PyTorch, known by how they begin."""
+"""Kinds of files that are mistaken for weights of PyTorch, recognised by their first bytes."""
 
 import shlex
 import struct
@@ -6,33 +6,33 @@ from pathlib import Path
 
 # How files of torch.save began before it wrote archives (PyTorch 1.5 and earlier): a pickled number, the same in all.
 BEFORE_ARCHIVES = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")
-HEAD = 512  # bytes that tell
+HEAD = 512  # bytes by which a kind is recognised
 LONGEST_HEADER = 100_000_000  # bytes, of safetensors
 
-OF_TENSORFLOW = "convert it with TensorFlow and torch.save"
+CONVERT = "convert it with TensorFlow and torch.save"
 BEGINNINGS = {
-    b"\x89HDF\r\n\x1a\n": ("an HDF5 file, as Keras writes", OF_TENSORFLOW),
+    b"\x89HDF\r\n\x1a\n": ("an HDF5 file, as Keras writes", CONVERT),
     b"\x1f\x8b": ("packed by gzip", "unpack it first: gunzip"),
     b"version https://git-lfs": ("a pointer of Git LFS in place of the file", "fetch the file: git lfs pull"),
     b"\x93NUMPY": ("an array of NumPy", "save a dict of tensors by torch.save"),
 }
 SHELL = set('"$`\\!')  # what a shell reads in double quotes
 PAGES = (b"<!doctype", b"<html", b"<?xml", b"<head")
-# Members of archives, by the end of their names; torch.save's have a data.pkl and neither of these.
+# Ends of the names of members of archives. Those of torch.save have a data.pkl and none of these.
 MEMBERS = {
     "/constants.pkl": ("a TorchScript archive", "save its weights alone: {line}"),
     "/archive_format": ("a program of torch.export", "name the file of weights that it was made from"),
-    "model.weights.h5": ("a model of Keras", OF_TENSORFLOW),
+    "model.weights.h5": ("a model of Keras", CONVERT),
     ".npy": ("an archive of NumPy arrays", "save a dict of tensors by torch.save"),
 }
 
 
 def kind_of(path: Path, head: bytes) -> str | None:
-    """Say what a file is that is no file of torch.save, and what to do; None where its beginning does not tell.
+    """Say which kind of file, not of torch.save, it is and what to do; return None if its first bytes do not tell.
 
     Args:
-        path: Its name may tell too.
-        head: Its first `HEAD` bytes, or all if it has fewer.
+        path: The file, for the command lines in the advice.
+        head: Its first `HEAD` bytes, or all of them if it has fewer.
     """
     if not head:
         return "is damaged: it is empty"
@@ -58,7 +58,7 @@ def kind_of(path: Path, head: bytes) -> str | None:
 
 
 def kind_of_archive(path: Path, names: list[str]) -> str | None:
-    """Say what an archive is that torch.save did not write, by the names of its members; None for torch.save's."""
+    """Say which kind of archive it is, by the names of its members; return None for an archive of torch.save."""
     line = python_line(path, "c.state_dict()", load="torch.jit.load({}, 'cpu')")
     for end, (kind, advice) in MEMBERS.items():
         if any(name.endswith(end) for name in names):
@@ -69,23 +69,23 @@ def kind_of_archive(path: Path, names: list[str]) -> str | None:
 
 
 def model_in(folder: Path) -> str:
-    """Advise to name a file of weights in a folder; empty if there is none."""
+    """Advise naming a file of weights that is in a folder; return an empty text if there is none."""
     models = sorted(path for path in folder.glob("*.*") if path.suffix in (".pt", ".pth", ".safetensors"))
     return f"; name a file in it, as {models[-1]}" if models else ""
 
 
 def is_safetensors(head: bytes) -> bool:
-    """Whether a file begins as safetensors do: the length of a header, and a header of JSON."""
+    """Return whether a file begins as safetensors do: with the length of a header, and a header of JSON."""
     return len(head) > 8 and struct.unpack("<Q", head[:8])[0] <= LONGEST_HEADER and head[8:9] == b"{"
 
 
 def python_line(path: Path, expression: str, *, load: str = "torch.load({}, 'cpu', weights_only=False)") -> str:
-    """The command line that saves a part of a file as a new one.
+    """Return a command line that saves part of a file as a new file.
 
     Args:
         path: The file.
-        expression: The part of what it holds, which is called `c`.
-        load: The call that reads it.
+        expression: The part to save, where the whole content is called `c`.
+        load: The call that reads the content, with {} in place of the path.
     """
     new = path.with_name(f"{path.stem}.weights.pt")
     loaded = load.format(repr(str(path)))

@@ -1,4 +1,4 @@
-"""What happened in each epoch: the rows of results.csv, and which epoch's weights are chosen."""
+"""The history of a run: the rows of results.csv, and which epoch's weights are chosen."""
 
 import csv
 import io
@@ -6,40 +6,29 @@ import re
 import typing
 from collections.abc import Sequence
 from dataclasses import Field, asdict, dataclass, fields
+from typing import Any
 
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 LARGEST = 3.5e38  # no number of a run is larger: losses come from 32 bits
 
 
-@dataclass(frozen=True)
-class Metrics:
-    """Averages over some images.
-
-    Attributes:
-        loss: Cross entropy, natural logarithm.
-        error: Fraction of images that are classified wrongly.
-    """
-
-    loss: float
-    error: float
-
-
 @dataclass
 class Row:
-    """One epoch. The fields are the columns of results.csv, in their order; None is an empty cell.
+    """One epoch. The fields are the columns of results.csv in their order; None is an empty cell.
 
     Attributes:
-        epoch: From 1.
-        train_loss: Average over the epoch, while the weights change and dropout is on.
-        train_error: Fraction, likewise.
-        valid_loss: At the end of the epoch; None without validation images.
-        valid_error: Fraction, likewise.
-        test_error: Fraction, of the chosen weights; in the last row of a finished run only.
-        learning_rate: Of the epoch.
-        seconds: Of the whole epoch, validation included.
-        images_per_second: Training images over the seconds of training.
-        peak_memory_mb: See `runtime.peak_memory`.
-        skipped_steps: Whose gradients overflowed in fp16; None in other precisions.
+        epoch: The epoch, counted from 1.
+        train_loss: Average training loss over the epoch, while the weights change and dropout is on.
+        train_error: Fraction of training images classified wrongly, over the same epoch.
+        valid_loss: Average validation loss after the epoch; None without validation images.
+        valid_error: Fraction of validation images classified wrongly; None without validation images.
+        test_error: Fraction of test images that the chosen weights classify wrongly; only in the last row of a
+            finished run.
+        learning_rate: Learning rate of the epoch.
+        seconds: Duration of the epoch with validation.
+        images_per_second: Training images divided by the seconds of training alone.
+        peak_memory_mb: Largest memory in use, in MB of 10^6 bytes; see `runtime.peak_memory`.
+        skipped_steps: Number of steps whose gradients overflowed in fp16; None in other precisions.
     """
 
     epoch: int
@@ -55,7 +44,7 @@ class Row:
     skipped_steps: int | None = None
 
     def is_valid(self) -> bool:
-        """Whether each value is of its field's type, and in the range of what it measures."""
+        """Return whether each value has the type of its field, and lies in the range of its quantity."""
         return all(
             type(value) in _kinds(field) and (value is None or 0 <= value <= _highest(field))
             for field, value in ((field, getattr(self, field.name)) for field in fields(self))
@@ -63,7 +52,7 @@ class Row:
 
 
 def why_no_run(rows: Sequence[Row]) -> str:
-    """Say why some rows are not those of a run, from its first epoch on; nothing if they are."""
+    """Say why rows cannot be those of a run from its first epoch on; return an empty text if they can."""
     if not all(row.is_valid() and row.epoch == epoch for epoch, row in enumerate(rows, start=1)):
         return "its epochs are not those of a run"
     if len({value is None for row in rows for value in (row.valid_loss, row.valid_error)}) > 1:
@@ -82,10 +71,10 @@ def _highest(field: Field) -> float:
 
 
 def best_row(rows: Sequence[Row]) -> Row | None:
-    """The epoch whose weights are chosen, None before the first.
+    """Return the epoch whose weights are chosen; None if there are no epochs.
 
-    Lowest validation error; of equal ones the lowest validation loss; of equal ones the first. The last epoch where
-    there are no validation images.
+    It is the one with the lowest validation error, of equal ones the one with the lowest validation loss, of equal ones
+    the first. Without validation images it is the last epoch.
     """
     if not rows:
         return None
@@ -95,7 +84,7 @@ def best_row(rows: Sequence[Row]) -> Row | None:
 
 
 def to_csv(rows: Sequence[Row]) -> str:
-    """The text of results.csv. Numbers have all their digits, so that equal files mean equal runs."""
+    """Return the text of results.csv. Numbers have all their digits, so that equal files mean equal runs."""
     text = io.StringIO()
     writer = csv.DictWriter(text, [field.name for field in fields(Row)], lineterminator="\n")
     writer.writeheader()
@@ -104,7 +93,7 @@ def to_csv(rows: Sequence[Row]) -> str:
 
 
 def from_csv(text: str) -> list[Row]:
-    """Read what `to_csv` wrote. The text may come from anywhere; columns of other names are left out.
+    """Read the text of results.csv. It may come from anywhere; columns with other names are left out.
 
     Raises:
         ValueError: If the text is no such table. The message names line and column, and says what is wrong.
@@ -133,14 +122,15 @@ def _check_header(header: list[str]) -> list[str]:
 
 
 def _read_row(cells: dict[str, str], line: int, *, expected: int) -> Row:
-    row = Row(**{field.name: _read_cell(cells[field.name], field, line) for field in fields(Row)})
+    values: dict[str, Any] = {field.name: _read_cell(cells[field.name], field, line) for field in fields(Row)}
+    row = Row(**values)
     if row.epoch != expected:
         raise ValueError(f"line {line} has epoch {row.epoch}, but must have {expected}")
     return row
 
 
 def _read_cell(cell: str, field: Field, line: int) -> float | None:
-    """A number of one column, None for an empty cell where that is allowed."""
+    """Return the number in a cell of a column; None for an empty cell where that is allowed."""
     kinds = _kinds(field)
     if not cell and type(None) in kinds:
         return None

@@ -1,4 +1,4 @@
-"""Weights that other programs have saved, in whichever form torch.save had then, or as safetensors."""
+"""Weights that other programs have saved: in any form that torch.save ever wrote, or as safetensors."""
 
 import hashlib
 import re
@@ -7,23 +7,23 @@ from typing import Any
 
 from train.errors import DamagedFile, UserError
 from train.run.file_kinds import BEFORE_ARCHIVES, is_safetensors
-from train.run.files import head_of, load_tensors
-from train.run.reading import read_tensors, reason_of
+from train.run.files import head_of, load_tensors, read_tensors, reason_of
 from train.terminal import warn
 
 # torchvision and torch.hub put the beginning of the SHA-256 digest into the name.
 DIGEST_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.(?:pth?|safetensors)$")
 
 
-def load_foreign(path: Path) -> dict[str, Any]:
-    """Read a dict of tensors and plain values onto the CPU, as `load_tensors` does; nothing runs.
+def load_legacy_weights(path: Path) -> dict[str, Any]:
+    """Read a dict of tensors and plain values onto the CPU, as `load_tensors` does, but from other forms too.
 
-    Archives are verified too. Other forms have no checksum; if the name of the file holds none either, a warning says
-    so.
+    Archives are verified. Other forms have no checksum; if the name of the file contains no digest either, a warning
+    says so.
 
     Raises:
         DamagedFile: If the file is damaged, or holds something else.
-        UserError: If it cannot be read.
+        UserError: If the file cannot be read.
+        RunError: If memory runs out.
     """
     try:
         head = head_of(path)
@@ -32,22 +32,21 @@ def load_foreign(path: Path) -> dict[str, Any]:
         content = path.read_bytes()
     except (OSError, MemoryError, OverflowError) as error:
         raise UserError(f"{path} cannot be read: {reason_of(error)}") from error
-    form = "safetensors" if is_safetensors(head) else "torch's old form"
-    is_whole = _is_verified(path, content)
+    is_verified = _verify_by_name(path, content)
     if is_safetensors(head):
-        weights = _read_safetensors(path, content)
+        form, weights = "safetensors", _read_safetensors(path, content)
     else:
-        weights = read_tensors(path, content, is_whole=is_whole)
-    if not is_whole:
+        form, weights = "torch's old form", read_tensors(path, content, is_verified=is_verified)
+    if not is_verified:
         warn(f"{path} is in {form}, which has no checksum: damage would not be seen")
     return weights
 
 
-def _is_verified(path: Path, content: bytes) -> bool:
-    """Whether the name of a file holds the digest of its contents.
+def _verify_by_name(path: Path, content: bytes) -> bool:
+    """Return whether the name of a file contains the digest of its contents.
 
     Raises:
-        DamagedFile: If it holds another one.
+        DamagedFile: If it contains another digest.
     """
     named = DIGEST_IN_NAME.search(path.name)
     if named and not hashlib.sha256(content).hexdigest().startswith(named[1]):

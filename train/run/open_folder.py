@@ -1,4 +1,4 @@
-"""A folder that is held open: its files are replaced whole, and only while its path still leads to it."""
+"""A folder that is held open: its files are replaced as a whole, and only while its path still leads to it."""
 
 import errno
 import os
@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 from train.errors import RunError
-from train.run.safeguards import optional, warn_once
+from train.run.safeguards import if_supported, warn_once
 
 Write = Callable[[BinaryIO], object]  # takes a file that is open for reading and writing
 
-# Calls that take a folder's descriptor and a name in it. Windows has none of them, and is given whole paths.
+# Calls that take the descriptor of a folder and a name in it. Windows has none of them, and gets whole paths.
 HAS_DIR_FD = {os.open, os.stat, os.unlink, os.mkdir, os.rename} <= os.supports_dir_fd
 GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE)
 
@@ -21,16 +21,16 @@ GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE)
 class OpenFolder:
     """A folder that stays the same, whatever happens to its path.
 
-    Names are looked up in the folder itself where the system can do that. Another folder that has come into its place
-    is then never written to, at whatever moment it came; elsewhere, the path is looked at right before each rename.
+    Where the system allows it, names are looked up in the folder itself, so that another folder that takes its place is
+    never written to, whenever that happens. Elsewhere the path is checked right before each rename.
 
     Args:
-        path: Of the folder.
-        parent: Another one that it is looked up in, by the last part of its path.
+        path: The folder.
+        parent: The open folder in which it is looked up by the last part of its path.
 
     Attributes:
-        path: As it was given.
-        marks: Files that have to be there as long as the folder is ours: open descriptors by name.
+        path: The path as it was given.
+        marks: Descriptors by name of files that must be there as long as the folder is ours.
 
     Raises:
         OSError: If there is no such folder.
@@ -41,16 +41,16 @@ class OpenFolder:
         self.marks: dict[str, int] = {}
         self._parent = parent
         self._descriptor: int | None = None
-        where = {} if parent is None or parent._dir_fd is None else {"dir_fd": parent._dir_fd}
-        name = path.name if where else path
+        parent_descriptor = None if parent is None else parent._dir_fd
+        name = path if parent_descriptor is None else path.name
         # EACCES: a folder that may be written and not read, and any folder on Windows.
-        with optional(f"{path} cannot be opened: {SYNC_LOST}", errno.EACCES, errno.EISDIR):
-            self._descriptor = os.open(name, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0), **where)
+        with if_supported(f"{path} cannot be opened: {SYNC_LOST}", errno.EACCES, errno.EISDIR):
+            self._descriptor = os.open(name, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0), dir_fd=parent_descriptor)
         self._status = self._look()
 
     def _look(self) -> os.stat_result | None:
-        """The status by which the folder is known; None where it cannot be known again."""
-        with optional(f"{self.path}: {IDENTITY_LOST}"):
+        """Return the status by which the folder is recognised; None where that is impossible."""
+        with if_supported(f"{self.path}: {IDENTITY_LOST}"):
             status = self.path.stat() if self._descriptor is None else os.fstat(self._descriptor)
             if os.path.samestat(self.path.stat(), status):
                 return status
@@ -64,7 +64,7 @@ class OpenFolder:
         self.close()
 
     def close(self) -> None:
-        """Let go of the folder."""
+        """Close the folder."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
@@ -74,11 +74,11 @@ class OpenFolder:
         return self._descriptor if HAS_DIR_FD else None
 
     def _at(self, name: str) -> str | Path:
-        """The name or path that a call gets beside `dir_fd`."""
+        """Return the name or path to pass together with `dir_fd`."""
         return self.path / name if self._dir_fd is None else name
 
     def subfolder(self, name: str) -> "OpenFolder":
-        """A folder in this one, which is made if it does not exist.
+        """Open a folder in this one, and create it if it does not exist.
 
         Raises:
             OSError: If the system refuses.
@@ -90,7 +90,7 @@ class OpenFolder:
         return OpenFolder(self.path / name, parent=self)
 
     def open_file(self, name: str, flags: int) -> int:
-        """A descriptor of a file in the folder, with the permissions of an ordinary file if it is made.
+        """Open a file in the folder and return its descriptor. A new file gets ordinary permissions.
 
         Raises:
             OSError: If the system refuses.
@@ -98,23 +98,23 @@ class OpenFolder:
         return os.open(self._at(name), flags, 0o666, dir_fd=self._dir_fd)
 
     def is_at(self, name: str, descriptor: int) -> bool:
-        """Whether an open file is the one of that name in the folder, and not one that was removed or replaced.
+        """Return whether an open file still has this name in the folder, and was neither removed nor replaced.
 
         Raises:
-            OSError: If that cannot be found out.
+            OSError: If the system refuses to tell.
         """
         return _is_same(os.fstat(descriptor), self._at(name), dir_fd=self._dir_fd)
 
     def require_same(self) -> None:
-        """Make sure that the path still leads to this folder, and that nobody has replaced its marks.
+        """Make sure that the path still leads to this folder, and that nobody has removed or replaced its marks.
 
         Raises:
-            RunError: If not.
+            RunError: If the folder is not ours any more.
         """
         if self._parent is not None:
             self._parent.require_same()
         try:
-            with optional(f"{self.path}: {IDENTITY_LOST}"):
+            with if_supported(f"{self.path}: {IDENTITY_LOST}"):
                 self._require_same()
         except OSError as error:
             raise RunError(f"cannot look at {self.path}: {error.strerror or error}") from error
@@ -134,12 +134,12 @@ class OpenFolder:
                 )
 
     def write(self, name: str, write: Write, *, keep: str | None = None) -> None:
-        """Replace a file by what `write` puts into an open one; a reader sees the old contents or the new, no mixture.
+        """Replace the contents of a file; a reader sees the old contents or the new ones, and never a mixture.
 
         Args:
-            name: Of the file.
-            write: Takes a file that is open for reading and writing.
-            keep: Where the old contents stay. Between two renames there is nothing at `name`, and the old is there.
+            name: The file.
+            write: Writes the new contents into a file that is open for reading and writing.
+            keep: Name under which the old contents are kept. For a moment only that file exists, and none at `name`.
 
         Raises:
             RunError: If the system refuses (disk full, no such folder, ...), or the folder is not ours any more. The
@@ -153,12 +153,12 @@ class OpenFolder:
             self._sync()
 
     def write_both(self, first: str, last: str, writes: Mapping[str, Write]) -> None:
-        """Replace two files that speak of each other; a reader never sees the new one beside the old one.
+        """Replace two files that belong together; a reader never sees an old one beside a new one.
 
-        The last one is not there while the first one is replaced. Both are on the disk before that.
+        The last file does not exist while the first one is replaced. The new contents of both are on the disk by then.
 
         Raises:
-            RunError: As `write`.
+            RunError: If the system refuses, or the folder is not ours any more.
         """
         with (
             self._explained(first),
@@ -171,19 +171,6 @@ class OpenFolder:
             self._rename(temporary, first)
             self._rename(temporary_last, last)
             self._sync()
-
-    def append(self, name: str, content: bytes) -> None:
-        """Add to the end of a file.
-
-        Raises:
-            RunError: If the system refuses, or the folder is not ours any more.
-        """
-        with self._explained(name):
-            self.require_same()
-            with self._open(name, "ab") as file:
-                file.write(content)
-                file.flush()
-                _sync_file(file)
 
     def rename(self, name: str, other: str) -> None:
         """Give a file another name.
@@ -198,21 +185,21 @@ class OpenFolder:
             raise RunError(f"cannot rename {self.path / name} to {other}: {error.strerror or error}") from error
 
     def discard(self, name: str) -> None:
-        """Remove a file that does no harm if it stays: where that is not allowed, a warning says so."""
+        """Remove a file that does no harm if it stays; where that is not allowed, a warning says so."""
         with (
             suppress(FileNotFoundError),
-            optional(f"{self.path / name} cannot be removed, and stays", errno.EACCES),
+            if_supported(f"{self.path / name} cannot be removed, and stays", errno.EACCES),
         ):
             os.unlink(self._at(name), dir_fd=self._dir_fd)
 
     def discard_leftovers(self, names: tuple[str, ...]) -> None:
-        """Remove what killed processes have left of files that they were writing.
+        """Remove unfinished files of these names that killed processes have left.
 
         Raises:
             OSError: If the disk is broken.
         """
         found: list[str] = []
-        with optional(f"{self.path} cannot be listed: what a killed run has left of its files stays", errno.EACCES):
+        with if_supported(f"{self.path} cannot be listed: what a killed run has left of its files stays", errno.EACCES):
             found = [path.name for path in self.path.iterdir()]
         for leftover in found:
             if any(is_temporary(leftover, name) for name in names):
@@ -220,7 +207,7 @@ class OpenFolder:
 
     @contextmanager
     def _prepared(self, name: str, write: Write) -> Iterator[str]:
-        """A file with the new contents, on the disk, under a name that nobody else takes; it is gone at the end."""
+        """Write the new contents to the disk under a unique name, and yield it; after an error the file is removed."""
         self.require_same()
         temporary = temporary_name(name)
         try:
@@ -249,7 +236,7 @@ class OpenFolder:
     def _sync(self) -> None:
         """Make renames survive a power cut."""
         if self._descriptor is not None:
-            with optional(f"{self.path}: {SYNC_LOST}", errno.EBADF, errno.EISDIR, errno.EACCES):
+            with if_supported(f"{self.path}: {SYNC_LOST}", errno.EBADF, errno.EISDIR, errno.EACCES):
                 os.fsync(self._descriptor)
 
     @contextmanager
@@ -267,7 +254,7 @@ IDENTITY_LOST = "a folder that takes this one's place while the program writes w
 
 
 def atomic_write(path: Path, write: Write) -> None:
-    """Replace a file in any folder, as `OpenFolder.write` does it.
+    """Replace a file in any folder as `OpenFolder.write` does.
 
     Raises:
         RunError: If the system refuses (disk full, no such folder, ...). The old file is untouched.
@@ -280,22 +267,22 @@ def atomic_write(path: Path, write: Write) -> None:
 
 
 def temporary_name(name: str) -> str:
-    """A name under which a file is prepared, one that no other process takes."""
+    """Return a name for the unfinished file that no other process uses."""
     return f".{name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
 
 
 def is_temporary(found: str, name: str) -> bool:
-    """Whether a file was prepared to become `name`. Earlier versions of this program put nothing between the two."""
+    """Return whether a file was to become `name`. Earlier versions of this program put nothing between the two."""
     return found == f".{name}.tmp" or (found.startswith(f".{name}.") and found.endswith(".tmp"))
 
 
 def _sync_file(file: BinaryIO) -> None:
-    with optional("files are not synced, so that a power cut may damage the last ones"):
+    with if_supported("files are not synced, so that a power cut may damage the last ones"):
         os.fsync(file.fileno())
 
 
 def _is_same(status: os.stat_result, path: str | Path, *, dir_fd: int | None = None) -> bool:
-    """Whether a path leads to what is known by its status."""
+    """Return whether a path leads to the file or folder with this status."""
     try:
         return os.path.samestat(status, os.stat(path, dir_fd=dir_fd))
     except OSError as error:

@@ -1,102 +1,145 @@
-"""The folder of a run: what is written into it, and how a run goes on from it.
+"""The folder of a run: the files written into it, and how a run is resumed from them.
 
-checkpoint.pt is the truth. results.csv, model.pt and curves.png are made from it, and made again when a run goes on,
-so that a kill between two files leaves no contradiction. config.json says what the run is. The checkpoint before the
-last one is kept, for the case that a disk damages the last one.
+checkpoint.pt is the truth. results.csv, model.pt, plots and events are derived from it, and derived again when a run is
+resumed, so that a kill between two files leaves no contradiction. config.json says which run it is. The previous
+checkpoint is kept in case a disk damages the last one.
 """
 
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from train.errors import RunError, UserError
+from train.errors import DamagedFile, RunError, UserError
 from train.processes import SINGLE_PROCESS, ProcessGroup
 from train.run.checkpoint import Checkpoint, read_checkpoint
-from train.run.files import DamagedFile, sealed
+from train.run.config import CHECKPOINT, CONFIG, DAMAGED, FILES, MODEL, PREVIOUS, RESULTS
+from train.run.files import serialize
 from train.run.history import Row, to_csv
 from train.run.identity import RunIdentity
-from train.run.names import CHECKPOINT, CONFIG, CURVES, DAMAGED, FILES, MODEL, PREVIOUS, RESULTS
 from train.run.open_folder import OpenFolder, Write
 from train.terminal import say, say_error, warn
 
 
+class Writer(Protocol):
+    """Something else that is derived from the rows of a run, such as a plot."""
+
+    def write(self, rows: Sequence[Row]) -> None:
+        """Bring it up to date with all rows of the run.
+
+        Raises:
+            RunError: If the system refuses.
+        """
+        ...
+
+
 class RunFolder:
-    """A save directory that this run may write to. The main process writes and reads; the others learn the outcome.
+    """A save directory that this run may write into. The main process reads and writes; the others learn the outcome.
 
     Args:
         path: The folder.
-        held: The same, held open; None in all processes but the first.
+        directory: The same folder, held open; None in all processes but the main one.
         processes: The processes of the run.
-        flags: Of the run. The program fills in what it chooses for a flag that is None.
-        defaults: Of flags that checkpoints of older versions do not name, so that they were as these say.
-        is_new: Whether there was no checkpoint when the run began, so that there may be none when it is loaded.
+        identity: The settings of the run, which its checkpoints have to agree with.
+        is_new: Whether there was no checkpoint when the run began. One that is found later is then not its own.
     """
 
     def __init__(
         self,
         path: Path,
-        held: OpenFolder | None = None,
+        directory: OpenFolder | None = None,
         processes: ProcessGroup = SINGLE_PROCESS,
         *,
-        identity: RunIdentity | None = None,
+        identity: RunIdentity,
         is_new: bool = False,
     ):
         self.path = path
-        self.held = held
         self.processes = processes
-        self.identity = identity or RunIdentity({}, {})
+        self.identity = identity
         self.is_new = is_new
-        self.title = ""  # of curves.png
-        self.writers: list[Callable[[Sequence[Row]], None]] = []  # of what else is made from all rows
+        self._directory = directory
+        self._writers: list[Writer] = []
+
+    @property
+    def directory(self) -> OpenFolder:
+        """The folder, held open; in the main process only."""
+        if self._directory is None:
+            raise RuntimeError("only the main process holds the folder open")
+        return self._directory
+
+    def add_writer(self, create: Callable[[OpenFolder], Writer]) -> None:
+        """Let something else be written after each epoch, after the files of the run itself.
+
+        Args:
+            create: Called in the main process only.
+
+        Raises:
+            UserError: If `create` raises it.
+        """
+        self.processes.on_main(lambda: self._writers.append(create(self.directory)))
 
     def clear(self) -> None:
-        """Remove what a killed run has left of files that it was writing."""
+        """Remove unfinished files that a killed process has left.
+
+        Raises:
+            UserError: If the disk is broken.
+        """
         try:
-            self.held.discard_leftovers(FILES)
+            self.directory.discard_leftovers(FILES)
         except OSError as error:
             raise UserError(f"--save {self.path} cannot be cleared of a killed run: {error}") from error
 
     def write_config(self, config: dict[str, Any]) -> None:
-        """Write config.json, and take its flags for those of the run from now on."""
+        """Write config.json, and use the flags in it as the settings of the run from now on.
+
+        Raises:
+            RunError: If the system refuses, or the folder is not ours any more.
+        """
         self.identity = self.identity.with_settings(config["flags"])
         text = json.dumps(config, indent=2) + "\n"
-        self.processes.on_main(lambda: self.held.write(CONFIG, _content(text.encode())))
+        self.processes.on_main(lambda: self.directory.write(CONFIG, _content(text.encode())))
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write checkpoint.pt, which then names the flags of this run, and what is made from it."""
+        """Write checkpoint.pt with the settings that decide the results, and everything that is derived from it.
+
+        Raises:
+            RunError: If the system refuses, or the folder is not ours any more.
+        """
         self.processes.on_main(self._save, checkpoint)
 
     def write_products(self, checkpoint: Checkpoint) -> None:
-        """Write results.csv, model.pt, curves.png and what `writers` write, as the checkpoint has them."""
+        """Write everything that is derived from the checkpoint: results.csv, model.pt, and the output of the writers.
+
+        Raises:
+            RunError: If the system refuses, or the folder is not ours any more.
+        """
         self.processes.on_main(self._write_products, checkpoint)
 
     def _save(self, checkpoint: Checkpoint) -> None:
         checkpoint.flags = self.identity.deciding()
-        self.held.write(CHECKPOINT, _content(sealed(checkpoint.content())), keep=PREVIOUS)
+        self.directory.write(CHECKPOINT, _content(serialize(checkpoint.content())), keep=PREVIOUS)
         self._write_products(checkpoint)
 
     def _write_products(self, checkpoint: Checkpoint) -> None:
-        from commands.train.curves import draw_curves
-
-        # Weights and the table that says which epoch they are of.
-        contents = {MODEL: sealed(checkpoint.chosen), RESULTS: to_csv(checkpoint.rows).encode()}
-        self.held.write_both(MODEL, RESULTS, {name: _content(content) for name, content in contents.items()})
-        words = {"title": self.title, "label_smoothing": self.identity.settings.get("label_smoothing", 0.0)}
-        self.held.write(CURVES, lambda file: draw_curves(checkpoint.rows, file, **words))
-        for write in self.writers:
-            write(checkpoint.rows)
+        # The weights, and the table that says which epoch they are of.
+        contents = {MODEL: serialize(checkpoint.chosen), RESULTS: to_csv(checkpoint.rows).encode()}
+        self.directory.write_both(MODEL, RESULTS, {name: _content(content) for name, content in contents.items()})
+        for writer in self._writers:
+            writer.write(checkpoint.rows)
 
     def load(self, *, n_epochs: int) -> Checkpoint:
-        """Read back where the run stands, an empty checkpoint at its beginning.
+        """Return the checkpoint from which the run is resumed; an empty one if the run is new.
 
-        A damaged checkpoint.pt is replaced by the one before it, and a warning says so. Where the run is to be longer
-        than it was, its test error no longer stands at the end and is dropped.
+        A damaged checkpoint.pt is replaced by the previous one, with a warning. If the run is to become longer than it
+        was, its test error does not belong to the last epoch any more and is dropped.
+
+        Args:
+            n_epochs: Epochs of the whole run.
 
         Raises:
-            UserError: If no checkpoint is whole, or it is of another version, of a run with other flags, or of one
+            UserError: If no checkpoint is undamaged, or the checkpoint is of a newer version, of another run, or of one
                 longer than `n_epochs`.
-            RunError: If a checkpoint has come into the folder of a new run, or the folder is not ours any more.
+            RunError: If a checkpoint has appeared in the folder of a new run, or the folder is not ours any more.
         """
         checkpoint = self.processes.on_main(self._read)
         if checkpoint.epoch > n_epochs:
@@ -108,10 +151,10 @@ class RunFolder:
         return checkpoint
 
     def _read(self) -> Checkpoint:
-        """The last checkpoint, the one before if that is damaged or missing, or an empty one if there is none."""
+        """Return the last checkpoint, the previous one if that is damaged or missing, or an empty one."""
         last, previous = self.path / CHECKPOINT, self.path / PREVIOUS
         found = [path for path in (last, previous) if path.exists()]
-        self.held.require_same()
+        self.directory.require_same()
         if not found:
             return Checkpoint()
         if self.is_new:
@@ -126,7 +169,7 @@ class RunFolder:
             checkpoint = self._read_instead(previous, error)
             warning = f"{error}; going on from {previous.name}, epoch {checkpoint.epoch}"
             if last in found:
-                self.held.rename(CHECKPOINT, DAMAGED)  # or the next save would put it where the whole one is
+                self.directory.rename(CHECKPOINT, DAMAGED)  # or the next save would put it where the undamaged one is
                 warning += f"; it stays as {DAMAGED}"
             warn(warning)
             return checkpoint
@@ -138,17 +181,17 @@ class RunFolder:
             raise DamagedFile(f"{error}; and {another}") from another
 
     def _read_own(self, path: Path) -> Checkpoint:
-        """A checkpoint, once it is known to be of this run."""
+        """Read a checkpoint, and make sure that it is of this run."""
         checkpoint = read_checkpoint(path)
         if not checkpoint.flags:
             say_error(f"note: {path} was written by an older version, and does not say which run it is of")
             return checkpoint
-        recorded = {**self.identity.defaults, **checkpoint.flags}
-        flag = self.identity.first_difference(recorded)
-        if flag is not None:
+        difference = self.identity.first_difference(checkpoint.flags)
+        if difference is not None:
+            flag, recorded, value = difference
             raise UserError(
-                f"{path} is of another run: it was trained with --{flag} {recorded[flag]}, and this run has --{flag} "
-                f"{self.identity.settings[flag]}; put this run's own checkpoint there, or choose another folder"
+                f"{path} is of another run: it was trained with --{flag} {recorded}, and this run has --{flag} "
+                f"{value}; put this run's own checkpoint there, or choose another folder"
             )
         return checkpoint
 

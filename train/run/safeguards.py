@@ -1,8 +1,9 @@
-"""Which refusals of a system end a run, and which only take a safeguard away from it.
+"""Which refusals of the operating system end a run, and which only cost it a safeguard.
 
-Locks, syncs and the numbers of files guard a run against others, against power cuts and against folders that change
-places. Not every file system has them all. A run that lacks one is told so once, and goes on. What the work itself
-needs, and a disk that is full, broken or read-only (ENOSPC, EDQUOT, EIO, EROFS), is an error wherever it comes up.
+Locks, syncs and file numbers protect a run from other runs, from power cuts and from folders that are moved or
+replaced. Not every file system offers them all. A run that has to do without one warns once and goes on. A call that
+the work itself needs must succeed, and a disk that is full, broken or read-only (ENOSPC, EDQUOT, EIO, EROFS) is always
+an error.
 """
 
 import errno
@@ -12,40 +13,40 @@ from contextlib import contextmanager
 
 from train.terminal import warn
 
-# "There is no such thing here", whatever was asked for. EINVAL is the answer to an fsync of something that cannot be
-# synced, EPERM that of a container which lets its programs make some calls only.
-NOT_OFFERED = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.EPERM})
+# "There is no such thing here", whatever was asked for. EINVAL answers an fsync of something that cannot be synced,
+# EPERM a call that a container does not let its programs make.
+UNSUPPORTED = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.EPERM})
 
-_said: set[str] = set()
+_warned: set[str] = set()
 
 
 @contextmanager
-def optional(lost: str | None, *further: int) -> Iterator[None]:
-    """Go on after this block if the system does not offer what it asks for, with one warning for each process.
+def if_supported(loss: str | None, *further: int) -> Iterator[None]:
+    """Run the block, and go on after it if the operating system does not support what it asks for.
 
     Args:
-        lost: The warning: what is not protected now. None: nothing is lost, and nothing is said.
-        further: Error numbers that say the same of this call, and of others would not.
+        loss: What is not protected then; each process warns of it once. None: nothing is lost, so there is no warning.
+        further: Error numbers that mean "not supported" for this call, though not in general.
 
     Raises:
-        OSError: Any other one.
+        OSError: Any other error of the block.
     """
     try:
         yield
     except OSError as error:
-        if error.errno not in NOT_OFFERED and error.errno not in further:
+        if error.errno not in UNSUPPORTED and error.errno not in further:
             raise
-        if lost is not None:
-            warn_once(lost, reason=error.strerror or os.strerror(error.errno))
+        if loss is not None:
+            warn_once(loss, reason=error.strerror or os.strerror(error.errno))
 
 
-def warn_once(lost: str, *, reason: str) -> None:
-    """Print a warning, unless one of the same loss was printed before."""
-    if lost not in _said:
-        _said.add(lost)
-        warn(f"{lost} ({reason})")
+def warn_once(loss: str, *, reason: str) -> None:
+    """Print a warning, unless this process has already warned of the same loss."""
+    if loss not in _warned:
+        _warned.add(loss)
+        warn(f"{loss} ({reason})")
 
 
 def forget() -> None:
-    """Let each warning be printed once more, as in a new process."""
-    _said.clear()
+    """Forget all warnings, as in a new process."""
+    _warned.clear()

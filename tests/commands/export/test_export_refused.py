@@ -9,7 +9,7 @@ import torch
 from commands.export.formats import FORMATS
 from tests.support.application import assert_refused, everything_in, run_here
 from tests.support.run_preparations import changed, nothing, placed, recorded, without
-from train.run.files import load_tensors, sealed
+from train.run.files import load_tensors, serialize
 
 
 def weights_with(change):
@@ -19,7 +19,7 @@ def weights_with(change):
         path = here / "run/model.pt"
         weights = load_tensors(path)
         change(weights)
-        path.write_bytes(sealed(weights))
+        path.write_bytes(serialize(weights))
 
     return prepare
 

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from data.splits import Split
 from PIL import Image
 from torch import Tensor, nn
 
@@ -19,6 +18,7 @@ from data.datasets import DATASETS, load, read_digits
 from data.errors import DataError
 from data.images import ImageBatch
 from data.loader import make_test_loader
+from data.splits import Split
 from tests.support.application import SMALL, command, read_results, run_here
 from tests.support.synthetic_images import encoded, picture, write
 from train.errors import RunError

@@ -12,8 +12,9 @@ from tests.support.synthetic_runs import make_rows
 from tests.support.untrained_run import run_quickly, seeds_in, weights
 from train.errors import UserError
 from train.run.checkpoint import Checkpoint
+from train.run.config import CHECKPOINT, MODEL, RESULTS
 from train.run.files import load_tensors
-from train.run.names import CHECKPOINT, MODEL, RESULTS
+from train.run.identity import RunIdentity
 from train.run.open_folder import OpenFolder
 from train.run.run_folder import RunFolder
 
@@ -21,12 +22,15 @@ RUN = {"seed": 1, "lr": 0.1, "wd": 1e-4, "n_epochs": 3, "limit_batches": None, "
 
 
 def folder_of(path, **flags):
-    return RunFolder(path, OpenFolder(path), flags=RUN | flags, defaults={"momentum": 0.9})
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    monkeypatch.setattr("commands.train.curves.draw_curves", lambda rows, file, **words: file.write(b"curves"))
+    identity = RunIdentity(
+        RUN | flags,
+        {"momentum": 0.9},
+        free=frozenset({"efficient"}),
+        chosen=frozenset({"seed"}),
+        growing=frozenset({"n_epochs"}),
+        by_file_name=frozenset({"init_weights"}),
+    )
+    return RunFolder(path, OpenFolder(path), identity=identity)
 
 
 def save(folder, epoch, seed=1):
@@ -47,7 +51,7 @@ def save(folder, epoch, seed=1):
     ],
 )
 @pytest.mark.parametrize("is_previous", [False, True])
-def test_the_flag_that_differs_is_named_with_both_values(is_previous, flag, recorded, value, tmp_path, drawn):
+def test_the_flag_that_differs_is_named_with_both_values(is_previous, flag, recorded, value, tmp_path):
     save(folder_of(tmp_path, **{flag: recorded}), 1)
     if is_previous:
         (tmp_path / CHECKPOINT).rename(tmp_path / "checkpoint.previous.pt")
@@ -68,12 +72,12 @@ def test_the_flag_that_differs_is_named_with_both_values(is_previous, flag, reco
         ("seed", 1, None),
     ],
 )
-def test_what_may_differ_goes_on(flag, recorded, value, tmp_path, drawn):
+def test_what_may_differ_goes_on(flag, recorded, value, tmp_path):
     save(folder_of(tmp_path, **{flag: recorded}), 1)
     assert folder_of(tmp_path, **{flag: value}).load(n_epochs=3).epoch == 1
 
 
-def test_a_damaged_checkpoint_is_not_put_aside_for_one_of_another_run(tmp_path, drawn, capsys):
+def test_a_damaged_checkpoint_is_not_put_aside_for_one_of_another_run(tmp_path, capsys):
     folder = folder_of(tmp_path, seed=777)
     save(folder, 1)
     save(folder, 2)
@@ -207,7 +211,7 @@ def killing(real, left):
     return call
 
 
-def test_weights_are_read_with_the_results_that_speak_of_them(tmp_path, drawn):
+def test_weights_are_read_with_the_results_that_speak_of_them(tmp_path):
     """A run finishes an epoch between the two."""
     run_quickly(tmp_path, seed=1)
     folder, reads = folder_of(tmp_path), []
@@ -224,7 +228,7 @@ def test_weights_are_read_with_the_results_that_speak_of_them(tmp_path, drawn):
     assert (len(book.rows), epoch) == (2, 2)
 
 
-def test_a_run_that_never_stops_writing_is_one_line(tmp_path, drawn):
+def test_a_run_that_never_stops_writing_is_one_line(tmp_path):
     run_quickly(tmp_path, seed=1)
     rows = iter(range(1, 1000))
     with pytest.raises(UserError, match="writes its files faster than they can be read"):

@@ -22,8 +22,8 @@ import torch
 from tests.support.application import SMALL, everything_in, run_here
 from tests.support.malicious_pickle import Hostile
 from tests.support.synthetic_datasets import cifar10, cifar100
-from train.run.files import DamagedFile, load_tensors, sealed
-from train.run.legacy_weights import load_foreign
+from train.run.files import DamagedFile, load_tensors, serialize
+from train.run.legacy_weights import load_legacy_weights
 
 TENSOR_FILES = ["checkpoint.pt", "checkpoint.previous.pt", "model.pt"]
 
@@ -54,7 +54,7 @@ CALLED = {
     "pickle": "is a pickle that torch.save did not write",
 }
 WAYS = {
-    "sealed": lambda content, path: path.write_bytes(sealed(content)),
+    "sealed": lambda content, path: path.write_bytes(serialize(content)),
     "torch": as_torch_writes_it,
     "old torch": as_torch_wrote_it_before_archives,
     "pickle": as_a_plain_pickle,
@@ -166,7 +166,7 @@ def test_a_file_of_nothing_else_is_refused(case, way, tmp_path, marker):
         marker.rmdir()
     held = "is damaged, or holds a pickle" if way == "old torch" else r"is whole, but holds [\w., ]+"
     with pytest.raises(DamagedFile, match=rf"file\.pt {held}, which could run code; [^\n]*$"):
-        load_foreign(path)
+        load_legacy_weights(path)
     assert not marker.exists()
 
 

@@ -16,7 +16,7 @@ from models import densenet_bc
 from tests.support.application import SMALL, run_here
 from tests.support.malicious_pickle import Hostile
 from train.run.files import DamagedFile
-from train.run.legacy_weights import load_foreign
+from train.run.legacy_weights import load_legacy_weights
 
 
 def save_old(content, path):
@@ -31,7 +31,7 @@ def weights():
 
 def test_both_forms_hold_the_same(weights, tmp_path, capsys):
     torch.save(weights, tmp_path / "new.pt")
-    new, old = load_foreign(tmp_path / "new.pt"), load_foreign(save_old(weights, tmp_path / "old.pth"))
+    new, old = load_legacy_weights(tmp_path / "new.pt"), load_legacy_weights(save_old(weights, tmp_path / "old.pth"))
     assert new.keys() == old.keys() == weights.keys()
     assert all(torch.equal(old[name], value) and torch.equal(new[name], value) for name, value in weights.items())
     warning = (
@@ -44,10 +44,10 @@ def test_the_digest_in_a_name_is_verified(weights, tmp_path, capsys):
     content = save_old(weights, tmp_path / "old.pth").read_bytes()
     path = tmp_path / f"densenet-{hashlib.sha256(content).hexdigest()[:8]}.pth"
     path.write_bytes(content)
-    assert load_foreign(path).keys() == weights.keys()
+    assert load_legacy_weights(path).keys() == weights.keys()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(DamagedFile, match="is damaged: its digest is not the one in its name"):
-        load_foreign(path)
+        load_legacy_weights(path)
     assert capsys.readouterr().err == ""
 
 
@@ -56,7 +56,7 @@ def test_a_file_that_is_cut_off_is_one_line(size, weights, tmp_path):
     path = tmp_path / "old.pth"
     path.write_bytes(save_old(weights, path).read_bytes()[:size])
     with pytest.raises(DamagedFile, match=r"^[^\n]* is damaged, or is no file of tensors: [^\n]*$"):
-        load_foreign(path)
+        load_legacy_weights(path)
 
 
 def as_python_2_saves(weights) -> bytes:
@@ -84,7 +84,7 @@ def as_python_2_saves(weights) -> bytes:
 
 def test_files_of_python_2_are_read(weights, tmp_path):
     (tmp_path / "old.pth").write_bytes(as_python_2_saves(weights))
-    loaded = load_foreign(tmp_path / "old.pth")
+    loaded = load_legacy_weights(tmp_path / "old.pth")
     assert loaded.keys() == weights.keys()
     assert all(torch.equal(loaded[name], value) for name, value in weights.items())
 
@@ -94,7 +94,7 @@ def test_a_hostile_pickle_does_not_run(tmp_path):
     torch.load(path, weights_only=False)
     (tmp_path / "ran").rmdir()  # it would have run
     with pytest.raises(DamagedFile, match=r"is damaged, or holds a pickle, which could run code"):
-        load_foreign(path)
+        load_legacy_weights(path)
     assert not (tmp_path / "ran").exists()
 
 

@@ -10,13 +10,12 @@ import pytest
 
 from tests.support.application import ROOT
 from train.errors import UserError
-from train.run import lock
-from train.run.lock import NAME, locked
+from train.run.acquire import LOCK, locked
 
 HOLDER = """
 import sys
 from pathlib import Path
-from train.run.lock import locked
+from train.run.acquire import locked
 with locked(Path(sys.argv[1])):
     print("locked", flush=True)
     sys.stdin.read()
@@ -43,7 +42,7 @@ def test_a_second_process_is_refused_in_a_line_that_names_the_first(holder, tmp_
     for _ in range(2):  # a refusal changes nothing
         with pytest.raises(UserError, match=message), locked(tmp_path):
             pytest.fail("two processes hold the lock")
-    assert (tmp_path / NAME).exists()
+    assert (tmp_path / LOCK).exists()
 
 
 def test_the_folder_is_free_and_empty_when_the_first_is_done(holder, tmp_path):
@@ -51,16 +50,16 @@ def test_the_folder_is_free_and_empty_when_the_first_is_done(holder, tmp_path):
     assert holder.returncode == 0
     assert list(tmp_path.iterdir()) == []
     with locked(tmp_path):
-        assert (tmp_path / NAME).read_text().startswith(f"process {os.getpid()} on ")
+        assert (tmp_path / LOCK).read_text().startswith(f"process {os.getpid()} on ")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_lock_of_a_killed_process_is_taken_over(holder, tmp_path):
     holder.kill()
     assert holder.wait() == -signal.SIGKILL
-    assert (tmp_path / NAME).read_text() == f"process {holder.pid} on {os.uname().nodename}\n"
+    assert (tmp_path / LOCK).read_text() == f"process {holder.pid} on {os.uname().nodename}\n"
     with locked(tmp_path):
-        assert (tmp_path / NAME).read_text() == f"process {os.getpid()} on {os.uname().nodename}\n"
+        assert (tmp_path / LOCK).read_text() == f"process {os.getpid()} on {os.uname().nodename}\n"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -93,12 +92,12 @@ def test_a_missing_folder_is_an_error_of_the_system(tmp_path):
 @pytest.mark.parametrize("is_replaced", [False, True], ids=["gone", "another's"])
 def test_a_file_that_its_owner_removed_meanwhile_is_not_taken_for_the_lock(is_replaced, tmp_path, monkeypatch):
     """Between opening and locking, the owner removes the file, and perhaps the next one makes another."""
-    path = tmp_path / NAME
+    path = tmp_path / LOCK
     real, opened = os.open, []
 
     def open_and_lose(path_or_name, *arguments, **folder):
         descriptor = real(path_or_name, *arguments, **folder)
-        if path_or_name != NAME:
+        if path_or_name != LOCK:
             return descriptor
         opened.append(descriptor)
         if len(opened) == 1:
@@ -107,7 +106,7 @@ def test_a_file_that_its_owner_removed_meanwhile_is_not_taken_for_the_lock(is_re
                 path.write_text("of the next one")
         return descriptor
 
-    monkeypatch.setattr(lock.os, "open", open_and_lose)
+    monkeypatch.setattr(os, "open", open_and_lose)
     with locked(tmp_path):
         assert len(opened) == 2
         assert path.read_text().startswith(f"process {os.getpid()} on ")
@@ -118,7 +117,7 @@ def test_a_file_that_its_owner_removed_meanwhile_is_not_taken_for_the_lock(is_re
 
 def test_a_link_in_the_place_of_the_lock_is_not_followed(tmp_path):
     (tmp_path / "precious").write_text("unharmed")
-    (tmp_path / NAME).symlink_to(tmp_path / "precious")
+    (tmp_path / LOCK).symlink_to(tmp_path / "precious")
     with pytest.raises(OSError, match="symbolic links"), locked(tmp_path):
         pytest.fail("the link was followed")
     assert (tmp_path / "precious").read_text() == "unharmed"

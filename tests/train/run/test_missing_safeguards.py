@@ -1,6 +1,7 @@
 """File systems that lack something: a run says once what is not protected, and goes on; real faults still end it."""
 
 import errno
+import fcntl
 import os
 import re
 import stat
@@ -10,8 +11,8 @@ import pytest
 from tests.support.application import SMALL, run_here
 from tests.support.untrained_run import run_quickly, seeds_in
 from train.errors import RunError, UserError
-from train.run import lock
-from train.run.names import FILES
+from train.run import acquire
+from train.run.config import FILES
 
 NO_SUCH_CALL = (errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM)
 UNLOCKED = "cannot be locked: a second run in this folder would not be noticed"
@@ -38,10 +39,15 @@ class System:
         self.monkeypatch.setattr(module, call, refused)
 
     def without_locks(self, number):
-        self.refuse(number, "flock", module=lock.fcntl)
+        self.refuse(number, "flock", module=fcntl)
 
     def without_fcntl(self, number):
-        self.monkeypatch.setattr(lock, "fcntl", None)
+        """As on a Python that was built without that module."""
+
+        def unavailable(descriptor, *, blocking):
+            raise OSError(errno.ENOSYS, "fcntl is unavailable")
+
+        self.monkeypatch.setattr(acquire, "lock_descriptor", unavailable)
 
     def without_lock_files(self, number):
         self.refuse(number, "open", if_=lambda path, *_, **__: path == ".lock")

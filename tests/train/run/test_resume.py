@@ -12,12 +12,13 @@ from tests.support.application import EPOCHS, LONGER, SMALL, assert_same_run, ev
 from tests.support.synthetic_runs import make_rows
 from train import engine
 from train.run.checkpoint import Checkpoint
+from train.run.identity import RunIdentity
 from train.run.open_folder import OpenFolder
 from train.run.run_folder import RunFolder
 
 
 class Killed(BaseException):
-    """What no handler of the application expects."""
+    """An exception that no handler of the application expects."""
 
 
 def kill_at(monkeypatch, epoch, name):
@@ -75,7 +76,7 @@ def test_finished_run_says_so_and_is_left_alone(long_copy, capsys):
     assert everything_in(long_copy) == before
 
 
-def test_files_that_a_kill_left_behind_are_made_again(long_copy):
+def test_files_that_a_kill_has_damaged_or_removed_are_written_again(long_copy):
     before = everything_in(long_copy)
     for name in ("results.csv", "model.pt", "curves.png"):
         (long_copy / name).unlink()
@@ -98,7 +99,7 @@ def test_more_epochs_go_on_with_the_rates_of_the_longer_run(long_copy, capsys):
 
 
 def test_one_epoch_is_not_several(tmp_path, capsys):
-    folder = RunFolder(tmp_path, OpenFolder(tmp_path))
+    folder = RunFolder(tmp_path, OpenFolder(tmp_path), identity=RunIdentity())
     folder.save(Checkpoint(make_rows(1, test_error=0.25)))
     assert folder.load(n_epochs=2).test_error is None
     assert capsys.readouterr().out == "The run had ended after 1 epoch with test error 25.00%.\n"

@@ -1,11 +1,11 @@
-"""What would overwrite a run, or make it another one, is refused and changes nothing."""
+"""A command line that would overwrite a run, or turn it into another one, is refused and changes nothing."""
 
 import json
 
 import pytest
 
 from tests.support.application import SMALL, everything_in, read_results, run_here
-from train.run.names import FILES
+from train.run.config import FILES
 
 
 def test_second_run_without_resume_is_refused_and_changes_nothing(long_copy, capsys):

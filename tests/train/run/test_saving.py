@@ -10,7 +10,7 @@ import torch
 
 from tests.support.malicious_pickle import Hostile
 from train.errors import RunError, UserError
-from train.run.files import load_tensors, sealed
+from train.run.files import load_tensors, serialize
 from train.run.open_folder import atomic_write
 
 
@@ -21,7 +21,7 @@ def path(tmp_path):
 
 @pytest.fixture
 def saved(path):
-    path.write_bytes(sealed({"weights": torch.arange(1000.0), "rows": [{"epoch": 1, "error": 0.5}]}))
+    path.write_bytes(serialize({"weights": torch.arange(1000.0), "rows": [{"epoch": 1, "error": 0.5}]}))
     return path
 
 

@@ -46,7 +46,7 @@ SAME = {
     "contiguous": lambda value: value.contiguous(),
     "channels first of a permutation": lambda value: value.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0),
     "every second of more": lambda value: torch.stack([value, value + 1], dim=-1)[..., 0],
-    "behind others": lambda value: torch.cat([value + 1, value])[len(value) :],
+    "after others": lambda value: torch.cat([value + 1, value])[len(value) :],
     "flipped twice": lambda value: value.flip(0).flip(0),
     "parameter": nn.Parameter,
     "with gradient": lambda value: value.clone().requires_grad_(),

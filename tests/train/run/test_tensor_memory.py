@@ -13,8 +13,8 @@ from models import densenet_bc
 from tests.support.application import SMALL, assert_refused, everything_in, run_here
 from tests.support.synthetic_images import encoded, write
 from train.errors import DamagedFile, RunError
-from train.run.files import load_tensors, sealed
-from train.run.legacy_weights import load_foreign
+from train.run.files import load_tensors, serialize
+from train.run.legacy_weights import load_legacy_weights
 
 FORMS = {"archive": {}, "before archives": {"_use_new_zipfile_serialization": False}}
 pytestmark = pytest.mark.filterwarnings(
@@ -31,7 +31,7 @@ def base() -> torch.Tensor:
     return torch.arange(24.0)
 
 
-# What torch.save writes of tensors that are views of others.
+# Ways in which torch.save writes tensors that are views of others.
 VIEWS = {
     "transposed": base().view(2, 3, 4).permute(2, 0, 1),
     "channels_last": torch.rand(2, 3, 4, 5).to(memory_format=torch.channels_last),
@@ -61,7 +61,7 @@ def test_every_view_comes_back(form, path):
     if form == "archive":  # torch itself reads these from archives only
         views |= {"uint16": torch.arange(4).to(torch.uint16)[1:], "float8": torch.rand(4).to(torch.float8_e4m3fn)[1:]}
     torch.save(views, path, **FORMS[form])
-    loaded = load_foreign(path)
+    loaded = load_legacy_weights(path)
     assert loaded.keys() == views.keys()
     for name, view in views.items():
         assert (loaded[name].dtype, loaded[name].stride()) == (view.dtype, view.stride()), name
@@ -114,7 +114,7 @@ def test_a_tensor_that_is_no_array_in_the_file_is_named(case, inside, form, path
     if (case, form) == ("nested", "before archives"):  # torch itself does not read it
         holds = "is damaged, or "
     with pytest.raises(DamagedFile, match=rf"^{path} {holds}") as refusal:
-        load_foreign(path)
+        load_legacy_weights(path)
     assert "\n" not in str(refusal.value)
 
 
@@ -122,21 +122,21 @@ def test_a_tensor_that_is_no_array_in_the_file_is_named(case, inside, form, path
 def test_tensors_that_share_a_few_numbers_many_times_are_refused(form, path):
     torch.save({"fine": torch.ones(2), "more": shared()}, path, **FORMS[form])
     with pytest.raises(DamagedFile, match=r"tensors of 600,000,008 bytes together, but only [0-9,]+ bytes for them$"):
-        load_foreign(path)
+        load_legacy_weights(path)
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_tensor_beyond_its_numbers_takes_no_memory(form, path):
     torch.save({"fine": torch.ones(2), "more": beyond()}, path, **FORMS[form])
     with pytest.raises((DamagedFile, RunError), match=rf"^[^\n]*{path}[^\n]*$"):
-        load_foreign(path)
+        load_legacy_weights(path)
 
 
 def test_memory_that_runs_out_is_one_line(path):
     """An exabyte, which no machine has."""
     torch.save({"more": Called(torch.Tensor, 10**9, 10**9)}, path)
     with pytest.raises(RunError, match=rf"^memory ran out while {path} was read$"):
-        load_foreign(path)
+        load_legacy_weights(path)
 
 
 def test_an_archive_whose_members_overlap_is_refused(path):
@@ -192,7 +192,7 @@ def test_no_command_takes_the_memory_that_a_small_file_asks_for(command, kind, h
         with torch.device("meta"):
             shapes = densenet_bc(10, 4000).state_dict()
         weights = {name: torch.zeros((), dtype=value.dtype).expand(value.shape) for name, value in shapes.items()}
-        (here / "run/model.pt").write_bytes(sealed(weights))
+        (here / "run/model.pt").write_bytes(serialize(weights))
         assert (here / "run/model.pt").stat().st_size < 10**5
     monkeypatch.setattr(torch.nn.Module, "to_empty", lambda *_, **__: pytest.fail("memory was taken"))
     message = "the weights do not fit the network; unfit: features.conv0.weight is (4, "

@@ -27,7 +27,7 @@ from models import densenet_bc
 from tests.support.application import SMALL, run_here
 from train.errors import DamagedFile, UserError
 from train.run.files import load_tensors
-from train.run.legacy_weights import load_foreign
+from train.run.legacy_weights import load_legacy_weights
 
 NETWORK = densenet_bc(10, 2)
 WEIGHTS = NETWORK.state_dict()
@@ -52,7 +52,7 @@ class WithNumbers:
         return np._core.multiarray.scalar, (np.dtype("O"), b"AAAAAAAA")
 
 
-# What training programs put beside weights.
+# Values that training programs put beside weights.
 HARMLESS = {
     "torchvision": {"args": argparse.Namespace(lr=0.1, nested=argparse.Namespace(a=Path("b")))},
     "numpy": {"best": np.float64(71.3), "epoch": np.int64(3), "ok": np.bool_(True), "type": np.dtype("f4")},
@@ -81,7 +81,7 @@ HARMLESS = {
 def test_weights_beside_harmless_values_are_read(case, path, capsys):
     allowed = set(torch.serialization.get_safe_globals())
     torch.save({"model": WEIGHTS, **HARMLESS[case]}, path)
-    assert_weights(load_foreign(path)["model"])
+    assert_weights(load_legacy_weights(path)["model"])
     assert capsys.readouterr().err == ""
     assert set(torch.serialization.get_safe_globals()) == allowed
 
@@ -90,7 +90,7 @@ def test_values_of_other_types_are_left_out_and_all_others_come_back(path):
     plain = {"epoch": 3, "best": 0.5, "name": "a", "nothing": None, "sizes": [1, (2, 3)], "inner": {"a": {"b": True}}}
     other = argparse.Namespace(lr=0.1)
     torch.save({**plain, "inner": {"a": {"b": True, "c": other}, "d": other}, "e": other, "model": WEIGHTS}, path)
-    loaded = load_foreign(path)
+    loaded = load_legacy_weights(path)
     assert_weights(loaded.pop("model"))
     assert loaded == plain
 
@@ -98,13 +98,13 @@ def test_values_of_other_types_are_left_out_and_all_others_come_back(path):
 def test_values_of_other_types_are_not_read_from_files_before_archives(path):
     torch.save({"model": WEIGHTS, "args": argparse.Namespace(lr=0.1)}, path, **OLD)
     with pytest.raises(DamagedFile, match=rf"^{path} is damaged, or holds a pickle, which could run code; [^\n]*$"):
-        load_foreign(path)
+        load_legacy_weights(path)
 
 
 def test_threads_that_read_at_once_do_not_take_the_stand_ins_from_each_other(path):
     torch.save({"model": WEIGHTS, "args": argparse.Namespace(lr=0.1)}, path)
     with ThreadPoolExecutor(4) as threads:
-        for loaded in threads.map(load_foreign, [path] * 40):
+        for loaded in threads.map(load_legacy_weights, [path] * 40):
             assert_weights(loaded["model"])
 
 
@@ -135,7 +135,7 @@ def test_what_could_run_code_is_named_with_a_line_that_saves_the_weights_alone(c
     content, named, keys = REFUSED[case]
     torch.save(content, path, **FORMS[form])
     with pytest.raises(DamagedFile, match=", which could run code") as refusal:
-        load_foreign(path)
+        load_legacy_weights(path)
     # Nothing shows that an old file is whole, and torch does not list its types.
     holds = f"is whole, but holds {named}" if form == "archive" else "is damaged, or holds a pickle, "
     assert str(refusal.value).startswith(f"{path} {holds}")
@@ -145,7 +145,7 @@ def test_what_could_run_code_is_named_with_a_line_that_saves_the_weights_alone(c
     assert (program, flag) == ("python", "-c")
     exec(code, {})
     if keys is not None:
-        assert_weights(functools.reduce(dict.get, keys, load_foreign(path.with_name("refs.weights.pt"))))
+        assert_weights(functools.reduce(dict.get, keys, load_legacy_weights(path.with_name("refs.weights.pt"))))
     with pytest.raises(FileExistsError):  # a second time
         exec(code, {})
 
@@ -154,18 +154,18 @@ def test_a_line_for_a_file_of_a_strange_name_is_for_a_shell_too(tmp_path):
     path = tmp_path / """it's "$HOME" `x`.pth"""
     torch.save({"model": WEIGHTS, "config": Config(lr=0.1)}, path)
     with pytest.raises(DamagedFile) as refusal:
-        load_foreign(path)
+        load_legacy_weights(path)
     exec(shlex.split(str(refusal.value).split("alone: ", 1)[1])[2], {})
-    assert_weights(load_foreign(path.with_name(path.stem + ".weights.pt"))["model"])
+    assert_weights(load_legacy_weights(path.with_name(path.stem + ".weights.pt"))["model"])
 
 
 @pytest.mark.parametrize("protocol", [4, 5])
 def test_another_protocol_is_refused_with_a_line_too(protocol, path):
     torch.save({"model": WEIGHTS}, path, pickle_protocol=protocol)
     with pytest.raises(DamagedFile, match=r"is whole, but holds a pickle, which could run code; [^\n]*$") as refusal:
-        load_foreign(path)
+        load_legacy_weights(path)
     exec(shlex.split(str(refusal.value).split("alone: ", 1)[1])[2], {})
-    assert_weights(load_foreign(path.with_name("refs.weights.pt"))["model"])
+    assert_weights(load_legacy_weights(path.with_name("refs.weights.pt"))["model"])
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -181,7 +181,7 @@ def test_a_damaged_file_is_called_damaged_whatever_it_holds(content, form, path)
     for contents in damaged:
         path.write_bytes(contents)
         with pytest.raises(DamagedFile, match=rf"^{path} is damaged[^\n]*$"):
-            load_foreign(path)
+            load_legacy_weights(path)
 
 
 def archive(*names: str) -> bytes:
@@ -236,7 +236,7 @@ KINDS = {
 def test_a_file_of_another_kind_is_called_by_its_name(case, path):
     content, message = KINDS[case]
     path.write_bytes(content)
-    for load in (load_foreign, load_tensors):
+    for load in (load_legacy_weights, load_tensors):
         with pytest.raises(DamagedFile) as refusal:
             load(path)
         assert str(refusal.value).startswith(f"{path} {message}" if message.startswith("is ") else f"{path} is ")
@@ -248,17 +248,17 @@ def test_a_file_of_another_kind_is_called_by_its_name(case, path):
 def test_torchscript_gets_a_line_that_saves_its_weights(path):
     torch.jit.save(torch.jit.trace(NETWORK.eval(), torch.zeros(1, 3, 32, 32)), path)
     with pytest.raises(DamagedFile, match="is a TorchScript archive; save its weights alone: python -c ") as refusal:
-        load_foreign(path)
+        load_legacy_weights(path)
     exec(shlex.split(str(refusal.value).split("alone: ")[1])[2], {})
-    assert_weights(load_foreign(path.with_name("refs.weights.pt")))
+    assert_weights(load_legacy_weights(path.with_name("refs.weights.pt")))
 
 
 def test_a_folder_is_called_one_and_a_file_in_it_is_named(tmp_path):
     with pytest.raises(UserError, match=r"cannot be read: it is not a file, but a folder$"):
-        load_foreign(tmp_path)
+        load_legacy_weights(tmp_path)
     (tmp_path / "model.pt").write_bytes(b"")
     with pytest.raises(UserError, match=f"but a folder; name a file in it, as {tmp_path / 'model.pt'}$"):
-        load_foreign(tmp_path)
+        load_legacy_weights(tmp_path)
 
 
 @pytest.fixture
@@ -269,7 +269,7 @@ def safe(tmp_path):
 
 
 def test_safetensors_are_read(safe, capsys):
-    assert_weights(load_foreign(safe))
+    assert_weights(load_legacy_weights(safe))
     warning = f"warning: {safe} is in safetensors, which has no checksum: damage would not be seen\n"
     assert capsys.readouterr().err == warning
     with pytest.raises(DamagedFile, match=r"is a safetensors file, which only --init_weights takes$"):
@@ -280,7 +280,7 @@ def test_safetensors_are_read(safe, capsys):
 def test_damaged_safetensors_are_called_damaged(cut, safe, capsys):
     safe.write_bytes(cut(safe.read_bytes()))
     with pytest.raises(DamagedFile, match=r"model.safetensors is damaged, or is no safetensors file: [^\n]+$"):
-        load_foreign(safe)
+        load_legacy_weights(safe)
     assert capsys.readouterr().err == ""
 
 
