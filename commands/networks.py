@@ -134,11 +134,12 @@ def depths_of_plot(network: str, *, depths: Sequence[int] | None, is_drawn: bool
             f"--{flag} is of memory against depth, but {network} has one depth; it is for densenet_bc and densenet"
         )
     if depths and not is_drawn:
-        raise UserError("--depths are those in the picture; it needs --plot, the file to draw it into")
-    chosen = depths or PLOTTED_DEPTHS.get(network, ())
-    for depth in chosen:
+        raise UserError("--depths are those in the plot; it needs --plot, the file to draw it into")
+    if not depths:
+        return PLOTTED_DEPTHS.get(network, ())
+    for depth in depths:
         _require_depth("depths", depth, DEPTHS[network])
-    return chosen
+    return depths
 
 
 def _require_depth(flag: str, depth: int, limits: Range) -> None:

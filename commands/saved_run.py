@@ -137,24 +137,25 @@ def _channels(config: dict[str, Any], name: str, *, least: float) -> tuple[float
     value = config.get(name)
     numbers = value if isinstance(value, list) else []
     fit = [type(number) in (int, float) and least <= number <= 1 for number in numbers]
-    _require(len(fit) == 3 and all(fit), name, value, f"three numbers from {least:g} to 1")
+    if len(fit) != 3 or not all(fit):
+        raise _unusable(name, value, f"three numbers from {least:g} to 1")
     red, green, blue = map(float, numbers)
     return red, green, blue
 
 
 def _versions(config: dict[str, Any]) -> dict[str, str]:
     value = config.get("versions")
-    is_dict = isinstance(value, dict) and all(isinstance(version, str) for version in value.values())
-    _require(is_dict, "versions", value, "texts by name")
-    return value
+    if isinstance(value, dict) and all(isinstance(version, str) for version in value.values()):
+        return value
+    raise _unusable("versions", value, "texts by name")
 
 
 def _git_revision(config: dict[str, Any]) -> str | None:
     value = config.get("git_revision")
-    _require(value is None or isinstance(value, str), "git_revision", value, "a text or nothing")
-    return value
+    if value is None or isinstance(value, str):
+        return value
+    raise _unusable("git_revision", value, "a text or nothing")
 
 
-def _require(condition: Any, name: str, value: Any, allowed: str) -> None:
-    if not condition:
-        raise ValueError(f"{name} is {short_repr(value)}, but must be {allowed}")
+def _unusable(name: str, value: Any, allowed: str) -> ValueError:
+    return ValueError(f"{name} is {short_repr(value)}, but must be {allowed}")

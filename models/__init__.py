@@ -6,7 +6,8 @@ torch is imported when a name is first used, so that a program that only lists t
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .networks import DEPTH_RULES, IMAGENET_NETWORKS
+from .depths import DEPTH_RULES
+from .imagenet import IMAGENET_NETWORKS
 
 if TYPE_CHECKING:
     from .densenet import DROP_PLACES, STRATEGIES, DenseNet, densenet_bc, densenet_plain

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from .buffer.network import BUFFER_STRATEGIES
+from .depths import DEPTH_RULES
 from .features import DenseBlock, Features, averages_of
 from .layers import Transition
-from .networks import DEPTH_RULES
 
 # How the backward pass gets intermediate results of the forward pass; see DenseNet.
 STRATEGIES = ("naive", "checkpoint", *BUFFER_STRATEGIES)

@@ -6,8 +6,7 @@ from typing import BinaryIO
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from commands.plots import NOTE_COLOUR, SMOOTHED, add_title, draw_rates, make_panels, scale_rates, top_of
-from commands.png import png
+from commands.plots import NOTE_COLOUR, SMOOTHED, add_title, draw_rates, make_panels, png, scale_rates, top_of
 from train.run.config import CURVES
 from train.run.history import Row, best_row
 from train.run.open_folder import OpenFolder

@@ -5,7 +5,7 @@ import torch
 from commands.settings import TrainSettings
 from commands.train.checks import check_last_batch
 from data.datasets import DATASETS, load
-from data.loader import Shard, make_loaders
+from data.loader import Loader, Shard, make_loaders
 from data.splits import Dataset
 from data.verify import verify_held_out
 from train.engine import Loaders
@@ -48,17 +48,19 @@ def read_dataset(
         )
     if not is_new:
         processes.on_main(require_recorded_data, settings.save, classes=source.classes, sizes=source.sizes())
-    loaders = processes.main_first(lambda: _make_loaders(settings, source, device, processes))
-    check_last_batch(settings, num_images=loaders.train.num_images, num_processes=processes.world_size)
+    train, valid, test = processes.main_first(lambda: _make_loaders(settings, source, device, processes))
+    check_last_batch(settings, num_images=train.num_images, num_processes=processes.world_size)
     if is_new:
-        verify_held_out([loader for loader in (loaders.valid, loaders.test) if loader], bar=Bar)
-    return source, loaders
+        verify_held_out([loader for loader in (valid, test) if loader], bar=Bar)
+    return source, Loaders(train, valid, test)
 
 
-def _make_loaders(settings: TrainSettings, source: Dataset, device: torch.device, processes: ProcessGroup) -> Loaders:
+def _make_loaders(
+    settings: TrainSettings, source: Dataset, device: torch.device, processes: ProcessGroup
+) -> tuple[Loader, Loader | None, Loader]:
     assert settings.augment is not None, "chosen before the data are read"
     assert settings.seed is not None, "chosen before the data are read"
-    train, valid, test = make_loaders(
+    return make_loaders(
         source,
         DATASETS[settings.dataset],
         device,
@@ -69,4 +71,3 @@ def _make_loaders(settings: TrainSettings, source: Dataset, device: torch.device
         shard=Shard(processes.rank, processes.world_size),
         limit=settings.limit_batches,
     )
-    return Loaders(train, valid, test)

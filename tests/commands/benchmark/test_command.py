@@ -149,7 +149,7 @@ REFUSED = [
     (["benchmark", "--depth=43"], "--depth is '43', but must be a whole number, 6m + 4 with m >= 1"),
     (["benchmark", "--plot=p.png", "--depths=40,43"], "--depths is '43', but must be a whole number, 6m + 4 with"),
     (["benchmark", "--plot=p.png", "--depths=40,"], "--depths is ''"),
-    (["benchmark", "--depths=40"], "--depths are those in the picture; it needs --plot"),
+    (["benchmark", "--depths=40"], "--depths are those in the plot; it needs --plot"),
     (["benchmark", "--network=densenet", "--depths=41", "--plot=p.png"], "--depths is '41', but must be a whole"),
     (["benchmark", "--network=densenet121", "--plot=p.png"], "--plot is of memory against depth, but densenet121"),
     (["benchmark", "--network=densenet121", "--depths=40"], "--depths is of memory against depth, but"),
