@@ -23,7 +23,7 @@ def count_parameters(network: nn.Module) -> int:
 
 
 def test_every_published_network_is_there_and_exported():
-    assert IMAGENET_NETWORKS.keys() == PARAMETERS.keys()
+    assert IMAGENET_NETWORKS.keys() == PARAMETERS.keys() == {entry.name for entry in IMAGENET_NETWORKS.values()}
     for name, entry in IMAGENET_NETWORKS.items():
         assert getattr(models, name) is entry.build
         assert name in models.__all__
@@ -38,6 +38,9 @@ def test_name_depth_growth_rate_and_parameters_belong_together(name):
     assert name == f"densenet{entry.depth}"
     assert len(weighted) == entry.depth + (name == "densenet264")  # 2 * (6 + 12 + 64 + 48) + 5 are 265
     assert network.features.denseblock1.denselayer1.conv2.out_channels == entry.growth_rate
+    assert network.features.conv0.out_channels == entry.num_init_features
+    blocks = [block for part, block in network.features.named_children() if part.startswith("denseblock")]
+    assert tuple(len(list(block.children())) for block in blocks) == entry.block_config
     assert count_parameters(network) == PARAMETERS[name]
     assert f"{PARAMETERS[name]:,} parameters" in inspect.getdoc(entry.build)
 
