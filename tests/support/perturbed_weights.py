@@ -1,4 +1,4 @@
-"""A small network, weights that are nowhere equal to its own, and the names that other programs give them."""
+"""A small network, weights that differ from its own everywhere, and the names that other programs give them."""
 
 import re
 
@@ -11,8 +11,8 @@ from tests.support.tensor_measurements import norms
 SHAPE = {"growth_rate": 4, "block_config": (2, 1), "num_init_features": 8}
 
 
-def perturbed(network: nn.Module) -> nn.Module:
-    """The network with norm layers that matter: none is the identity, and no two have the same statistics."""
+def with_random_norms(network: nn.Module) -> nn.Module:
+    """Return the network with norms that matter: none is the identity, and no two have the same statistics."""
     torch.manual_seed(1)
     with torch.no_grad():
         for norm in norms(network):
@@ -24,25 +24,25 @@ def perturbed(network: nn.Module) -> nn.Module:
     return network
 
 
-def small(num_classes: int = 10, **settings) -> DenseNet:
+def small_network(num_classes: int = 10, **settings) -> DenseNet:
     torch.manual_seed(0)
     return DenseNet(**SHAPE, num_classes=num_classes, **settings)
 
 
-def other(num_classes: int = 10) -> dict:
-    """The weights of a small network that is nowhere equal to `small()`."""
+def other_weights(num_classes: int = 10) -> dict:
+    """Return weights of a small network that differ from those of `small_network()` everywhere."""
     torch.manual_seed(2)
-    network = perturbed(DenseNet(**SHAPE, num_classes=num_classes))
+    network = with_random_norms(DenseNet(**SHAPE, num_classes=num_classes))
     network.classifier.bias.data.normal_()
     return network.state_dict()
 
 
-def dotted(weights: dict) -> dict:
-    """The names in torchvision's files of weights: `norm.1` in dense layers, `norm5` at the end, no counters."""
+def with_dotted_names(weights: dict) -> dict:
+    """Rename weights as in torchvision's files: `norm.1` in dense layers, `norm5` at the end, no counters."""
     renamed = {re.sub(r"(denselayer\d+\.)(norm|conv)([12])", r"\1\2.\3", name): weights[name] for name in weights}
     renamed = {name.replace("norm_final", "norm5"): value for name, value in renamed.items()}
     return {name: value for name, value in renamed.items() if "num_batches_tracked" not in name}
 
 
-def prefixed(*prefixes: str):
+def with_prefixes(*prefixes: str):
     return lambda weights: {"".join(prefixes) + name: value for name, value in weights.items()}

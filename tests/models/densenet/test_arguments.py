@@ -6,8 +6,9 @@ from math import nan
 
 import pytest
 import torch
+from torch import nn
 
-from models import STRATEGIES, DenseNet, densenet_bc, densenet_plain
+from models import DEPTH_RULES, STRATEGIES, DenseNet, densenet_bc, densenet_plain
 from models.layers import DenseLayer
 
 
@@ -103,3 +104,21 @@ def test_constructor_refuses_arguments_out_of_range(name, value):
 def test_the_ends_of_the_ranges_are_allowed():
     network = DenseNet(1, (1, 1), compression=1, num_init_features=1, bn_size=1, drop_rate=0, num_classes=1)
     assert network(torch.randn(2, 3, 4, 4)).shape == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "build", "smallest", "step", "formula"),
+    [
+        ("densenet_bc", densenet_bc, 10, 6, "6m + 4 with m >= 1"),
+        ("densenet_plain", densenet_plain, 7, 3, "3m + 4 with m >= 1"),
+    ],
+)
+def test_a_depth_rule_says_what_its_network_accepts(name, build, smallest, step, formula):
+    rule = DEPTH_RULES[name]
+    assert (rule.smallest, rule.step, rule.formula) == (smallest, step, formula)
+    assert rule.block_config(smallest + 2 * step) == (3, 3, 3)
+    weighted = [module for module in build(smallest + step).modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    assert len(weighted) == smallest + step
+    for depth in (smallest - step, smallest + 1):
+        with pytest.raises(ValueError, match=re.escape(formula)):
+            rule.block_config(depth)

@@ -36,6 +36,9 @@ def test_name_depth_growth_rate_and_parameters_belong_together(name):
     assert name == f"densenet{entry.depth}"
     assert len(weighted) == entry.depth + (name == "densenet264")  # 2 * (6 + 12 + 64 + 48) + 5 are 265
     assert network.features.denseblock1.denselayer1.conv2.out_channels == entry.growth_rate
+    assert network.features.conv0.out_channels == 2 * entry.growth_rate
+    blocks = [block for part, block in network.features.named_children() if part.startswith("denseblock")]
+    assert tuple(len(list(block.children())) for block in blocks) == entry.block_config
     assert count_parameters(network) == PARAMETERS[name]
 
 
