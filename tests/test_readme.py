@@ -1,52 +1,57 @@
-"""What the README tells a user to type, and what it says of the flags."""
+"""What README.md and the pages in docs/ tell a user to type, and the facts in them that the program knows."""
 
+import importlib.util
 import math
 import os
 import re
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+import torch
 
 import demo
 from commands.line.bind import choose
 from commands.program import read_settings
+from commands.provenance import VERSION
 from commands.recipes import PAPER
 from commands.train.checks import check_training
+from models import STRATEGIES, densenet_bc
 from tests.support.application import ROOT, read_results, run_here
 from tests.support.synthetic_datasets import make_cifar10
 from tests.support.synthetic_images import encoded, make_folder, picture, write
 
-README = (ROOT / "README.md").read_text()
-HEADINGS = {
-    "train": "### Flags",
-    "check": "### Check your images",
+README, CHANGELOG = ROOT / "README.md", ROOT / "CHANGELOG.md"
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+SECTIONS = {
+    "train": "## Train on CIFAR or SVHN",
+    "check": "### Your own images",
     "evaluate": "### Evaluate",
     "predict": "### Predict",
     "compare": "### Compare",
     "export": "### Export",
-    "benchmark": "## Benchmark",
+    "benchmark": "### Benchmark",
 }
+OTHER_PROGRAMS_FLAGS = {"nproc_per_node", "nnodes", "rdzv_backend", "rdzv_endpoint", "logdir"}
+FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
 def section(heading):
-    """What stands under a heading, up to the next one."""
-    return re.split(r"\n##", README.partition(f"\n{heading}\n")[2])[0]
+    """The text of the README under a heading, up to the next one."""
+    return re.split(r"\n##", README.read_text().partition(f"\n{heading}\n")[2])[0]
 
 
-def commands(language):
-    blocks = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
+def fenced(language, *pages):
+    """The lines of all blocks of code in a language; an empty one is that of command lines to be filled in."""
+    blocks = [block for page in pages for block in FENCED.findall(page.read_text())]
     return [line for name, block in blocks if name == language for line in block.splitlines()]
 
 
-def as_typed(default):
-    return ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
-
-
 def test_the_first_command_trains_as_it_stands(tmp_path):
-    install, train = commands("bash")[:2]
+    install, train = fenced("bash", README)[:2]
     assert install == "pip install -r requirements.txt"
     for name in ("demo.py", "commands", "models", "data", "train"):
         (tmp_path / name).symlink_to(ROOT / name)
@@ -60,8 +65,10 @@ def test_the_first_command_trains_as_it_stands(tmp_path):
     assert result.stdout.splitlines()[-1] == last
 
 
-LINES = [line for language in ("bash", "") for line in commands(language) if " demo.py" in line]
-# Appended where a line does not say otherwise.
+FENCED_LINES = fenced("bash", *PAGES) + fenced("", *PAGES)
+LINES = list(dict.fromkeys(line for line in FENCED_LINES if " demo.py" in line))  # each once
+IN_TEXT = sorted({line for page in PAGES for line in re.findall(r"`(python demo\.py .*?)`", page.read_text())})
+# Appended to a line that does not say otherwise.
 SMALL = {"depth": 10, "growth_rate": 2, "n_epochs": 1, "limit_batches": 1, "batch_size": 16, "valid_size": 6}
 
 
@@ -78,10 +85,20 @@ def settings_of(line):
     return read_settings(demo.COMMANDS[name], words, name="demo.py", commands=demo.COMMANDS)
 
 
-def test_every_command_line_in_it_is_accepted():
+def test_the_command_lines_are_found():
     assert len(LINES) >= 27
-    for line in LINES:
-        assert command_of(line) in ("benchmark", "check", "compare") or settings_of(line).save
+    assert len(IN_TEXT) >= 5
+    assert {command_of(line) for line in LINES} == demo.COMMANDS.keys()
+
+
+def only_prints(line):
+    return words_of(line)[-1] in ("--help", "--version")
+
+
+@pytest.mark.parametrize("line", LINES + IN_TEXT)
+def test_each_command_line_is_accepted(line):
+    with pytest.raises(SystemExit, match=r"^0$") if only_prints(line) else nullcontext():
+        settings_of(line)
 
 
 @pytest.mark.parametrize("line", [line for line in LINES if command_of(line) == "train"])
@@ -95,8 +112,8 @@ def test_the_flags_of_each_training_line_go_together(line, monkeypatch):
 
 def runs_here(line):
     """Whether it trains, in one process, from no file that must be downloaded, and without a compiler's minutes."""
-    is_ours = command_of(line) == "train" and not line.startswith("torchrun") and line not in commands("bash")
-    return is_ours and "--compile" not in line and "--init_weights" not in line
+    is_ours = command_of(line) == "train" and not line.startswith("torchrun") and line not in fenced("bash", *PAGES)
+    return is_ours and "--compile" not in line and "densenet121" not in line
 
 
 @pytest.mark.parametrize("line", [line for line in LINES if runs_here(line)])
@@ -107,8 +124,12 @@ def test_training_lines_train(line, tmp_path, server, monkeypatch):
     else:
         make_cifar10(tmp_path / "data", 100, 50, monkeypatch=monkeypatch)
     words = words_of(line.replace("--data <folder>", "--data data").replace("--save <folder>", "--save run"))
-    n_epochs = settings_of(line).warmup_epochs + 1
-    more = {flag: value for flag, value in (SMALL | {"n_epochs": n_epochs}).items() if f"--{flag}" not in words}
+    settings = settings_of(line)
+    small = SMALL | {"n_epochs": settings.warmup_epochs + 1}
+    if settings.init_weights:  # a file as efficient_densenet_pytorch left it in 2017
+        weights = densenet_bc(settings.depth, SMALL["growth_rate"]).state_dict()
+        torch.save(weights, settings.init_weights, _use_new_zipfile_serialization=False)
+    more = {flag: value for flag, value in small.items() if f"--{flag}" not in words}
     assert run_here(*words, *(f"--{flag}={value}" for flag, value in more.items())) == 0
     assert read_results(tmp_path / "run")[-1]["test_error"] != ""
 
@@ -131,47 +152,106 @@ def test_lines_about_data_work_as_they_stand(line, tmp_path, monkeypatch, server
     assert run_here(*words_of(line.replace("<folder>", "data"))) == 0
 
 
-def test_its_table_of_recipes_is_the_paper_s():
-    rows = re.findall(r"^\| DenseNet.* \| ([0-9.]+) \| `--recipe ([^`]*)` \|$", README, re.MULTILINE)
-    assert {recipe: float(error) for error, recipe in rows} == PAPER
-
-
-def test_all_commands_have_a_section():
-    assert HEADINGS.keys() == demo.COMMANDS.keys()
-
-
-@pytest.mark.parametrize(("name", "heading"), HEADINGS.items())
-def test_its_tables_of_flags_are_the_settings(name, heading):
-    text, flags = section(heading), demo.COMMANDS[name].settings.flags().values()
-    rows = re.findall(r"^\| `--(\w+)` \| (?:`([^`]*)`|(required)) \|", text, re.MULTILINE)
-    documented = {flag: "required" if required else default for flag, default, required in rows}
-    assert len(documented) == len(rows)
-    actual = {
-        flag.name: "required" if flag.is_required else as_typed(flag.default) for flag in flags if not flag.takes_words
+def test_the_grid_of_recipes_is_the_paper_s():
+    rows = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in table_of("## Reproduce the paper")]
+    (_, _, *columns), _, *networks = rows
+    grid = {
+        f"{network}-{column}": float(error)
+        for network, _, *errors in networks
+        for column, error in zip(columns, errors, strict=True)
+        if error != "-"
     }
-    assert documented == actual
+    assert (len(networks), len(columns)) == (6, 5)
+    assert grid == PAPER
+
+
+def table_of(heading):
+    return [line for line in section(heading).splitlines() if line.startswith("|")]
+
+
+def first_cells(heading):
+    """What is marked as code in the first column of a table."""
+    return [name for line in table_of(heading) for name in re.findall(r"`([^`]+)`", line.split("|")[1])]
+
+
+def test_each_command_has_a_section_with_a_line_of_it():
+    assert SECTIONS.keys() == demo.COMMANDS.keys()
+    for name, heading in SECTIONS.items():
+        lines = [line for line in section(heading).splitlines() if line in LINES]
+        assert name in map(command_of, lines), name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_flag_that_a_page_names_exists(page):
+    flags = {name for command in demo.COMMANDS.values() for name in command.settings.flags()}
+    named = set(re.findall(r"--(?:no-)?([a-z]\w*)", page.read_text()))
+    assert named <= flags | OTHER_PROGRAMS_FLAGS | {"help", "version"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_module_that_a_page_runs_exists(page):
+    for module in re.findall(r"python -m ([\w.]+)", page.read_text()):
+        assert importlib.util.find_spec(module), module
+
+
+def test_the_table_of_strategies_has_them_all():
+    names = {name.strip('"') for name in first_cells("### Strategies")}
+    assert names == {"efficient", "True", "False", *STRATEGIES}
 
 
 def test_what_it_says_lies_in_the_folder_is_what_lies_there():
     from train.run.config import FILES
 
-    table = README.partition("### What a run leaves")[2].partition("\n###")[0]
-    assert set(re.findall(r"^\| `([^`]+)` \|", table, re.MULTILINE)) == set(FILES)
+    assert set(first_cells("### What a run leaves in `--save`")) == set(FILES)
 
 
-def test_its_links_lead_somewhere():
-    headings = {re.sub(r"[^\w -]", "", line).strip().lower().replace(" ", "-") for line in titles()}
-    targets = re.findall(r"\]\(([^)]+)\)", README)
-    assert len(targets) > 10
+def titles(page):
+    """The headings of a page, with their level."""
+    return re.findall(r"^(#+) (.*)$", FENCED.sub("", page.read_text()), re.MULTILINE)
+
+
+def anchor_of(title):
+    """The anchor that GitHub gives to a heading."""
+    return re.sub(r"[^\w -]", "", title).lower().replace(" ", "-")
+
+
+def links(text):
+    return re.findall(r"\]\(([^)]+)\)", text)
+
+
+@pytest.mark.parametrize("page", [*PAGES, CHANGELOG], ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    targets = [target for target in links(FENCED.sub("", page.read_text())) if not target.startswith("https://")]
+    assert targets or page == CHANGELOG
     for target in targets:
-        assert target.removeprefix("#") in headings if target.startswith("#") else (ROOT / target).exists()
+        name, _, anchor = target.partition("#")
+        file = page.parent / name if name else page
+        assert file.exists(), target
+        assert not anchor or anchor in [anchor_of(title) for _, title in titles(file)], target
 
 
-def titles():
-    return re.findall(r"^#+ (.*)$", README, re.MULTILINE)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_contents_list_names_every_section(page):
+    start = section("## Contents") if page == README else page.read_text().partition("\n## ")[0]
+    listed = [target.removeprefix("#") for target in links(start) if target.startswith("#")]
+    sections = [anchor_of(title) for level, title in titles(page) if level == "##"]
+    assert [target for target in listed if target in sections] == [name for name in sections if name != "contents"]
 
 
-def test_its_python_example_runs():
-    program = "\n".join(commands("python"))
-    assert "from models import" in program
-    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
+PROGRAMS = [page for page in PAGES if fenced("python", page)]
+
+
+@pytest.mark.parametrize("page", PROGRAMS, ids=lambda page: page.name)
+def test_python_examples_run_and_give_the_shapes_in_their_comments(page):
+    lines = fenced("python", page)
+    shapes = [re.fullmatch(r"(\w+) = .*  # .*?(\(\d+(?:, \d+)+\))", line) for line in lines]
+    claims = [f"assert {name}.shape == {shape}, {name}.shape" for name, shape in (m.groups() for m in shapes if m)]
+    assert any("from models import" in line for line in lines)
+    assert claims
+    subprocess.run([sys.executable, "-c", "\n".join(lines + claims)], cwd=ROOT, check=True)
+
+
+def test_changelog_and_citation_have_the_version_of_the_program():
+    changelog, citation = CHANGELOG.read_text(), (ROOT / "CITATION.cff").read_text()
+    assert re.findall(r"^## (\S+)", changelog, re.MULTILINE)[0] == VERSION
+    assert re.findall(r"^version: (\S+)$", citation, re.MULTILINE) == [VERSION]
