@@ -409,8 +409,7 @@ def benchmark(
     # From here on the line is known to be good. torch takes seconds to import.
     from commands.benchmark.budget import GB, find_what_fits
     from commands.benchmark.comparison import compare
-    from commands.benchmark.depths import measure_by_depth
-    from commands.benchmark.plot import draw_depths
+    from commands.benchmark.depths import draw_depths, measure_by_depth
     from commands.benchmark.step import CLASSES, Case
     from commands.benchmark.variants import all_variants
     from models import STRATEGIES

@@ -100,7 +100,7 @@ def read(
         return reader, as_maps(apply_affine(work.rows, affine, out=torch.empty_like(work.rows)), work.shape)
     ending = reader.ending(work.rows.dtype)
     parts = []
-    for images, chunk in chunks_of_images(work.rows, work.shape, work.rows.shape[1]):
+    for images, chunk in chunks_of_images(work.rows, work.shape, work.rows.shape[1], collects=True):
         maps = as_maps(work.activated(chunk, affine), work.shape_of(images))
         parts.append(ending.of(maps, chunk))
     return reader, torch.cat(parts)

@@ -4,6 +4,7 @@ N images, C channels, H x W pixels, R = N * H * W rows.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -78,19 +79,22 @@ def chunks_of_rows(rows: Tensor, num_columns: int, within: slice | None = None) 
     """
     start, stop, _ = (within or slice(None)).indices(rows.shape[0])
     most = max(IMAGES_OF_A_CHUNK, _numbers_in_a_chunk(rows) // num_columns)
-    return _slices(start, stop, stop - start if stop - start <= most else _power_of_two(most))
+    return _slices(start, stop, stop - start if stop - start <= most else _power_of_two(most), _most_chunks)
 
 
-def chunks_of_images(rows: Tensor, shape: tuple[int, int, int], num_columns: int) -> Iterator[tuple[slice, slice]]:
+def chunks_of_images(
+    rows: Tensor, shape: tuple[int, int, int], num_columns: int, *, collects: bool = False
+) -> Iterator[tuple[slice, slice]]:
     """Slices of images that cover all of them, each with the slice of its rows; `shape` is (N, H, W).
 
     A chunk of `num_columns` has about the size that the device works best on, but is one image at least. `rows` are
-    those of the feature buffer.
+    those of the feature buffer. `collects` says that results of all chunks are joined in the end, so that none may be
+    left out by `two_chunks_for_all`.
     """
     num_images, height, width = shape
     num_pixels = height * width
     step = _power_of_two(max(1, _numbers_in_a_chunk(rows) // (num_pixels * num_columns)))
-    for images in _slices(0, num_images, step):
+    for images in _slices(0, num_images, step, None if collects else _most_chunks):
         yield images, slice(images.start * num_pixels, images.stop * num_pixels)
 
 
@@ -103,8 +107,26 @@ def _power_of_two(most: int) -> int:
     return 1 << (most.bit_length() - 1)
 
 
-def _slices(start: int, stop: int, step: int) -> Iterator[slice]:
-    return (slice(first, min(first + step, stop)) for first in range(start, stop, step))
+_most_chunks: int | None = None
+
+
+@contextmanager
+def two_chunks_for_all() -> Iterator[None]:
+    """Let two chunks stand for all of them, where the others only repeat what the second one does to memory.
+
+    Results are wrong then. It is for counting the memory of a step on fake tensors, which have no values: there the
+    time depends on the number of operations alone.
+    """
+    global _most_chunks
+    _most_chunks = 2
+    try:
+        yield
+    finally:
+        _most_chunks = None
+
+
+def _slices(start: int, stop: int, step: int, most: int | None) -> Iterator[slice]:
+    return (slice(first, min(first + step, stop)) for first in range(start, stop, step)[:most])
 
 
 class Scratch:

@@ -1,6 +1,8 @@
-"""What is measured: a training step on a made batch, without the optimizer."""
+"""The training step that is measured, without the optimizer, and the words and columns that describe it."""
 
+import platform
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -8,8 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from commands.networks import FIXED, network_title
+from train import runtime
 from train.errors import UserError
 
+MB = 1e6
 CLASSES = 10
 SEED = 0
 MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
@@ -25,10 +29,10 @@ PRECISIONS = {
 class Step:
     """Forward, loss and backward of a network in training mode on one batch.
 
-    Gradients exist from the beginning and are added to in place, so that none of them is counted as memory of a step.
+    Gradients exist from the start and are accumulated in place, so that they do not count as memory of a step.
 
     Args:
-        network: Lies where the images lie.
+        network: On the device of the images.
         images: (N, 3, H, W).
         labels: (N,).
         autocast: Type that autocast converts to, or None for no autocast.
@@ -41,7 +45,7 @@ class Step:
 
     @property
     def device(self) -> torch.device:
-        """Where the step runs."""
+        """The device that the step runs on."""
         return self.images.device
 
     def forward(self) -> Tensor:
@@ -67,7 +71,7 @@ class Case:
         growth_rate: Channels k that each layer adds.
         batch_size: Images N.
         image_size: H = W of the images.
-        drop_rate: Of the network.
+        drop_rate: Probability of dropout after the 3x3 convolution of a dense layer.
         precision: A key of PRECISIONS.
         device: The first GPU or the CPU.
     """
@@ -87,7 +91,7 @@ class Case:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What to build a network from: flags by their names."""
+        """The flags that a network is built from, by name."""
         names = ("network", "depth", "growth_rate", "drop_rate", "image_size")
         return {name: getattr(self, name) for name in names}
 
@@ -95,7 +99,7 @@ class Case:
     def title(self) -> str:
         """The network and the batch in words."""
         dropout = f", dropout {self.drop_rate:g}" if self.drop_rate else ""
-        return f"{network_title(self.settings)}{dropout}, batch {self.batch_size} of {self.images}"
+        return f"{network_title(self.settings)}{dropout}, {self.batch}"
 
     @property
     def has_depth(self) -> bool:
@@ -104,20 +108,43 @@ class Case:
 
     @property
     def size(self) -> str:
-        """The network in a word: its depth, or its name if that decides the depth."""
+        """The network in a word: its depth, or its name if the name decides the depth."""
         return f"L={self.depth}" if self.has_depth else self.network
 
     @property
-    def images(self) -> str:
-        """The size of an image in words."""
-        return f"{self.image_size}x{self.image_size}"
+    def batch(self) -> str:
+        """The batch in words."""
+        return f"batch {self.batch_size} of {self.image_size}x{self.image_size}"
+
+    def layout(self, memory_format: str) -> dict[str, Any]:
+        """Type and memory format of weights and images, as arguments of `to`."""
+        return {"dtype": PRECISIONS[self.precision][0], "memory_format": MEMORY_FORMATS[memory_format]}
 
     def step(self, network: nn.Module, memory_format: str) -> Step:
-        """Move a network to the device, with a made batch."""
-        dtype, autocast = PRECISIONS[self.precision]
-        layout = {"dtype": dtype, "memory_format": MEMORY_FORMATS[memory_format]}
+        """Move a network to the device, and return its step on a synthetic batch."""
+        return self.step_with(network.to(self.device, **self.layout(memory_format)), memory_format)
+
+    def step_with(self, network: nn.Module, memory_format: str) -> Step:
+        """Return the step of a network that is on the device already, on a synthetic batch."""
         generator = torch.Generator().manual_seed(SEED)
         images = torch.randn(self.batch_size, 3, self.image_size, self.image_size, generator=generator)
+        images = images.to(self.device, **self.layout(memory_format))
         labels = torch.arange(self.batch_size) % CLASSES
-        network = network.to(self.device, **layout)
-        return Step(network, images.to(self.device, **layout), labels.to(self.device), autocast)
+        return Step(network, images, labels.to(self.device), PRECISIONS[self.precision][1])
+
+
+def record_of(case: Case) -> dict[str, object]:
+    """The case and the machine as columns of a CSV file."""
+    batch = {"batch_size": case.batch_size, "precision": case.precision}
+    machine = {"processor": runtime.describe_processor(case.device), "cpu_threads": torch.get_num_threads()}
+    return case.settings | batch | machine | {"torch": version("torch"), "torchvision": version("torchvision")}
+
+
+def conditions(case: Case, *, rounds: int = 0) -> str:
+    """The conditions of a measurement: device, threads, precision, versions, batch, and rounds if it was timed."""
+    cuda = [f"CUDA {torch.version.cuda}"] if case.device.type == "cuda" else []
+    packages = [f"{name} {version(name)}" for name in ("torch", "torchvision")]
+    versions = ", ".join([f"Python {platform.python_version()}", *packages, *cuda])
+    threads = f"{torch.get_num_threads()} CPU thread{'s' if torch.get_num_threads() > 1 else ''}"
+    times = f", {rounds} round{'s' if rounds > 1 else ''}" if rounds else ""
+    return f"{runtime.describe_processor(case.device)}, {threads}, {case.precision}; {versions}; {case.batch}{times}"

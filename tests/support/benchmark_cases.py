@@ -1,4 +1,4 @@
-"""What tests of the benchmark measure, and how they read its table."""
+"""Cases and variants for tests of the benchmark, and a reader for its table."""
 
 import re
 
@@ -12,11 +12,11 @@ from models import STRATEGIES
 CPU = torch.device("cpu")
 SMALL = Case("densenet_bc", 10, 2, batch_size=4, image_size=8, drop_rate=0, precision="fp32", device=CPU)
 TINY = ["--depth=10", "--growth_rate=2", "--batch_size=4", "--image_size=8"]
-RIVALS = ["torchvision", "torchvision memory_efficient", "whole layers checkpointed"]
+BASELINES = ["torchvision", "torchvision memory_efficient", "whole layers checkpointed"]
 
 
 def build(strategy, **settings):
-    """A network as the command builds it."""
+    """Build a network as the command does."""
     return demo._build({**settings, "efficient": strategy}, num_classes=CLASSES, drop_where="layers")
 
 

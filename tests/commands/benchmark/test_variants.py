@@ -1,4 +1,4 @@
-"""The rivals of the benchmark train the same network."""
+"""Other implementations in the benchmark train the same network."""
 
 from dataclasses import replace
 
@@ -7,11 +7,10 @@ import torch
 
 from commands.benchmark.agreement import observe
 from commands.benchmark.measure import memory_of_step
-from commands.benchmark.rivals import checkpoint_whole_layers, torchvision_densenet
-from commands.benchmark.variants import draw_weights
+from commands.benchmark.variants import checkpoint_whole_layers, random_weights, torchvision_densenet
 from commands.networks import FIXED
 from models import densenet_bc
-from tests.support.benchmark_cases import RIVALS, SMALL, build, variant, variants
+from tests.support.benchmark_cases import BASELINES, SMALL, build, variant, variants
 
 
 @pytest.mark.parametrize("memory_efficient", [False, True])
@@ -29,9 +28,9 @@ def test_torchvisions_network_is_the_same_function_with_the_same_parameters(dept
         assert torch.equal(theirs.eval()(images), ours.eval()(images))
 
 
-@pytest.mark.parametrize("name", RIVALS)
-def test_rivals_have_the_loss_and_the_gradients_of_naive(name):
-    weights = draw_weights(variant("naive"), SMALL)
+@pytest.mark.parametrize("name", BASELINES)
+def test_other_implementations_have_the_loss_and_the_gradients_of_naive(name):
+    weights = random_weights(variant("naive"), SMALL)
     expected, actual = (observe(variant(which).step(SMALL, weights)) for which in ("naive", name))
     names = [tensor for tensor in expected if tensor == "loss" or tensor.startswith("gradient of")]
     assert len(names) > 20
@@ -55,8 +54,8 @@ def test_whole_layers_run_again_in_the_backward_pass_and_update_statistics_twice
 
 def test_whole_layers_keep_less_than_single_bottlenecks():
     case = replace(SMALL, depth=40, growth_rate=8)
-    kept = {name: memory_of_step(variant(name).step(case)).kept for name in ("naive", "checkpoint", RIVALS[2])}
-    assert kept[RIVALS[2]] < kept["checkpoint"] < kept["naive"]
+    kept = {name: memory_of_step(variant(name).step(case)).kept for name in ("naive", "checkpoint", BASELINES[2])}
+    assert kept[BASELINES[2]] < kept["checkpoint"] < kept["naive"]
 
 
 LARGE = [
@@ -85,7 +84,7 @@ def test_torchvisions_network_is_the_same_function_of_large_images():
     assert torch.equal(theirs(images), ours(images))
 
 
-def test_torchvision_is_no_rival_where_it_cannot_be_the_same_network():
-    assert [found.name for found in variants(network="densenet") if not found.is_ours] == RIVALS[2:]
+def test_torchvision_is_left_out_where_it_cannot_be_the_same_network():
+    assert [found.name for found in variants(network="densenet") if not found.is_ours] == BASELINES[2:]
     for network in ("densenet_bc", *FIXED):
-        assert [found.name for found in variants(network=network) if not found.is_ours] == RIVALS
+        assert [found.name for found in variants(network=network) if not found.is_ours] == BASELINES
