@@ -1,4 +1,4 @@
-"""Whether a strategy trains as the naive network does: loss, gradients and running statistics of one step."""
+"""Check that a strategy trains as the naive network does: loss, gradients and running statistics of one step."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -8,31 +8,31 @@ import torch
 from torch import Tensor
 
 from commands.benchmark.step import Case, Step
-from commands.benchmark.variants import Variant, draw_weights, without_second_naive
+from commands.benchmark.variants import Variant, random_weights, without_second_naive
 from train.errors import RunError
 
-GRADIENT = "gradient of "  # before the name of a parameter
-BATCH_OF_FP64 = 8  # images; a step in fp64 takes twice the memory and time
+GRADIENT = "gradient of "  # followed by the name of a parameter
+FP64_BATCH = 8  # images; a step in fp64 takes twice the memory and time
 # In fp64 two correct orders of summation differ by about 1e-13 at L=100; a forgotten term shows from 1e-4 on.
-LARGEST_OF_FP64 = 1e-9
+FP64_LARGEST = 1e-9
 # In lower precision rounding decides near zero which gradients pass a ReLU. Two memory formats of the naive network
 # differ by 0.007 (fp32) and 0.2 (bf16) of the whole gradient at L=100, and by 1e-6 and 5e-4 of running statistics.
-# A deeper network differs by more. tf32 is what cuDNN makes of fp32 unless told otherwise.
+# A deeper network differs by more. cuDNN computes fp32 convolutions in tf32 by default.
 LARGEST_FORWARD = {"fp32": 1e-4, "tf32": 0.01, "bf16": 0.01, "fp16": 0.01}
 LARGEST_GRADIENT = {"fp32": 0.05, "tf32": 0.6, "bf16": 0.6, "fp16": 0.6}
 TIMES_NAIVE = 2
-LARGEST = 0.9  # no gradient at all differs by 1
+LARGEST = 0.9  # a gradient of zeros differs by 1
 
 Observed = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How far a variant is from naive.
+    """The difference between a variant and naive.
 
     Attributes:
         variant: Its name.
-        value: Relative; 0 is the same to the last bit.
+        value: Relative difference; 0 means equal to the last bit.
         where: The tensor that differs most.
     """
 
@@ -46,9 +46,9 @@ class Agreement:
     """Differences of all strategies, measured in one way.
 
     Attributes:
-        conditions: Precision, batch, and what was compared.
+        conditions: Precision, batch, and the part that was compared.
         differences: One for each strategy.
-        allowed: The largest value that is rounding.
+        allowed: The largest difference that rounding explains.
         of_naive: Difference between naive's two memory formats, if that was measured.
     """
 
@@ -58,10 +58,10 @@ class Agreement:
     of_naive: float | None = None
 
     def require(self) -> None:
-        """Stop if a strategy does not agree.
+        """Raise an error if a strategy does not agree.
 
         Raises:
-            RunError: Names strategy, tensor, difference and what is allowed.
+            RunError: The message names strategy, tensor, difference and the allowed difference.
         """
         for difference in self.differences:
             if not difference.value <= self.allowed:
@@ -82,29 +82,29 @@ def observe(step: Step) -> Observed:
     loss = step()
     gradients = {f"{GRADIENT}{name}": parameter.grad for name, parameter in step.network.named_parameters()}
     tensors = {"loss": loss, **gradients, **dict(step.network.named_buffers())}
-    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+    return {name: tensor.detach().clone() for name, tensor in tensors.items() if tensor is not None}
 
 
 def largest_difference(variant: str, expected: Observed, actual: Observed) -> Difference:
     """Compare tensor by tensor: the largest difference of two elements over the largest element."""
     ratios = {name: _relative(expected[name], actual[name], math.inf) for name in expected}
-    where = max(ratios, key=ratios.get)
+    where = max(ratios, key=ratios.__getitem__)
     return Difference(variant, ratios[where], where)
 
 
 def forward_difference(variant: str, expected: Observed, actual: Observed) -> Difference:
-    """Compare the loss, and all buffers as one vector, by the norm of the difference over that of what is expected."""
+    """Compare the loss, and all buffers as one vector: norm of the difference over norm of the expected vector."""
     buffers = [name for name in expected if name != "loss" and not name.startswith(GRADIENT)]
     ratios = {
         "the loss": _relative(expected["loss"], actual["loss"], 2),
         "the whole of the running statistics": _relative(_joined(expected, buffers), _joined(actual, buffers), 2),
     }
-    where = max(ratios, key=ratios.get)
+    where = max(ratios, key=ratios.__getitem__)
     return Difference(variant, ratios[where], where)
 
 
 def gradient_difference(variant: str, expected: Observed, actual: Observed) -> Difference:
-    """Compare all gradients as one vector, by the norm of the difference over that of what is expected."""
+    """Compare all gradients as one vector: norm of the difference over norm of the expected vector."""
     names = [name for name in expected if name.startswith(GRADIENT)]
     return Difference(variant, _relative(_joined(expected, names), _joined(actual, names), 2), "the whole gradient")
 
@@ -114,7 +114,7 @@ def _joined(observed: Observed, names: Iterable[str]) -> Tensor:
 
 
 def _relative(expected: Tensor, actual: Tensor, order: float) -> float:
-    """Norm of the difference over the norm of what is expected; infinite where either is no number."""
+    """Norm of the difference over norm of the expected tensor; infinite where either is NaN or infinite."""
     difference = torch.linalg.vector_norm(actual.double() - expected.double(), order).item()
     size = torch.linalg.vector_norm(expected.double(), order).item()
     if not math.isfinite(difference) or not math.isfinite(size):
@@ -126,37 +126,38 @@ def agreement_in_fp64(variants: Sequence[Variant], case: Case) -> Agreement:
     """Compare our strategies in fp64 on a small batch, tensor by tensor.
 
     Args:
-        variants: Naive first; rivals among them are left out.
-        case: Its precision, its dropout (strategies may draw other masks) and what it has more images than
-            BATCH_OF_FP64 are not used.
+        variants: The first one is naive; other implementations are left out.
+        case: Its precision and its dropout (strategies may drop other values) are not used, and of its images only
+            the first FP64_BATCH.
     """
-    images = min(case.batch_size, BATCH_OF_FP64)
-    case = replace(case, precision="fp64", drop_rate=0, batch_size=images)
+    images = min(case.batch_size, FP64_BATCH)
+    network = replace(case.network, drop_rate=0.0)
+    case = replace(case, network=network, precision="fp64", batch_size=images)
     naive, *others = (variant for variant in without_second_naive(variants) if variant.is_ours)
-    weights = draw_weights(naive, case)
+    weights = random_weights(naive, case)
     expected = observe(naive.step(case, weights))
     differences = [
         largest_difference(variant.name, expected, observe(variant.step(case, weights))) for variant in others
     ]
-    return Agreement(f"fp64, batch {images}", differences, LARGEST_OF_FP64)
+    return Agreement(f"fp64, batch {images}", differences, FP64_LARGEST)
 
 
 def agreements_in_precision(case: Case, observed: Sequence[tuple[str, Observed]]) -> list[Agreement]:
-    """Judge what was seen in the first of the steps that are measured: as a whole, forward and backward.
+    """Compare the first steps of the measured variants: the forward results as a whole, and the whole gradient.
 
     Args:
-        case: Of the steps.
-        observed: Names and steps. The first two are naive in both memory formats, which differ by rounding alone.
+        case: The case of the steps.
+        observed: Names and results. The first two are naive in both memory formats, which differ by rounding alone.
     """
     (_, expected), *others = observed
     precision = "tf32" if case.precision == "fp32" and case.device.type == "cuda" else case.precision
     agreements = []
-    for what, compare, allowed in (
+    for part, compare, allowed in (
         ("forward", forward_difference, LARGEST_FORWARD[precision]),
         ("gradient", gradient_difference, LARGEST_GRADIENT[precision]),
     ):
         of_naive, *differences = (compare(name, expected, actual) for name, actual in others)
         allowed = min(LARGEST, max(allowed, TIMES_NAIVE * of_naive.value))
-        conditions = f"{case.precision}, batch {case.batch_size}, {what}"
+        conditions = f"{case.precision}, batch {case.batch_size}, {part}"
         agreements.append(Agreement(conditions, differences, allowed, of_naive.value))
     return agreements

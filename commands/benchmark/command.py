@@ -1,72 +1,13 @@
-"""`demo.py benchmark`: its flags and help."""
+"""`demo.py benchmark`: its help, and the checks of its flags."""
 
-from pathlib import Path
-from typing import Annotated, Literal
-
-from commands.line.flags import Command, Settings, flag, settings
-from commands.line.types import Range
-from commands.networks import NetworkSettings, check_network, depths_of_plot, image_size_of, with_flags_of_network
+from commands.benchmark.settings import BenchmarkSettings
+from commands.line.flags import Command
+from commands.networks import depths_of_plot, with_flags_of_network
 from commands.outputs import require_new
 from commands.requirements import require_compiler
-from commands.settings import (
-    DEBUG_HELP,
-    THREADS_HELP,
-    BatchSize,
-    Depth,
-    DropRate,
-    GrowthRate,
-    ImageSize,
-    NetworkName,
-    Precision,
-    Threads,
-)
+from train.errors import UserError
 
-
-@settings
-class BenchmarkSettings(Settings):
-    """Settings of the command."""
-
-    network: NetworkName = flag("Network, as in train.", default="densenet_bc")
-    depth: Depth = flag("Weighted layers L of the network.", default=100)
-    growth_rate: GrowthRate = flag("Channels k that each layer adds.", default=12)
-    batch_size: BatchSize = flag("Images in a step.", default=64)
-    image_size: ImageSize | None = flag(
-        "Height and width of the images. None: 224 for densenet121 and the other ImageNet networks, 32 for the rest. "
-        "Above 64, densenet_bc and densenet begin with the stem of the ImageNet networks.",
-        default=None,
-    )
-    drop_rate: DropRate = flag("Dropout after each 3x3 convolution of a dense layer.", default=0.0)
-    precision: Precision = flag("bf16 and fp16 are autocast. fp16 needs a GPU.", default="fp32")
-    memory_format: Literal["channels_last", "contiguous"] = flag(
-        "Memory format of all variants; naive is measured in both, and ratios refer to the faster one.",
-        default="channels_last",
-    )
-    threads: Threads | None = flag(THREADS_HELP, default=None)
-    rounds: Annotated[int, Range(0, 1000)] = flag(
-        "Number of times that each variant is timed, at each depth too; they take turns. 0: measure memory only.",
-        default=5,
-    )
-    compile: bool = flag(
-        "Also measure torch.compile of the naive network with an activation memory budget of one half. Compiling takes "
-        "minutes, and needs a C++ compiler.",
-        default=False,
-    )
-    budget_gb: Annotated[float, Range(0, open_low=True)] | None = flag(
-        "Measure no table, but print what fits into this many GB of 10^9 bytes: strategies, the largest batch for "
-        "the given network, and the deepest network for the given batch, or which of the ImageNet networks if the "
-        "network is one of them.",
-        default=None,
-    )
-    plot: Path | None = flag(
-        "Also measure memory and time against depth, and draw memory into this new file, a PNG. At most 16 images are "
-        "in a step.",
-        default=None,
-    )
-    depths: tuple[Depth, ...] | None = flag(
-        "Depths in the plot. None: 40, 100, 190 and 250, or 22, 40, 70 and 100 for densenet.", default=None
-    )
-    csv: Path | None = flag("Also write the table to this new file.", default=None)
-    debug: bool = flag(DEBUG_HELP, default=False)
+FLAGS_OF_IMAGES = ("what", "rounds", "threads", "csv", "debug")  # that --what images takes
 
 
 def benchmark(settings: BenchmarkSettings) -> None:
@@ -78,23 +19,27 @@ def benchmark(settings: BenchmarkSettings) -> None:
     measured, our strategies must agree with naive in loss, gradients and running statistics; otherwise the exit code is
     1. The defaults take one to two minutes on two CPU cores. There the ImageNet networks need a smaller --batch_size.
     """
-    check_network(settings.network, depth=settings.depth, growth_rate=settings.growth_rate)
-    network = NetworkSettings(
-        network=settings.network,
-        depth=settings.depth,
-        growth_rate=settings.growth_rate,
-        image_size=image_size_of(settings.network, image_size=settings.image_size),
-        drop_rate=settings.drop_rate,
-        drop_where="layers",  # as in torchvision
-    )
+    network = settings.network_settings
     depths = depths_of_plot(settings.network, depths=settings.depths, is_drawn=settings.plot is not None)
     require_new(settings.plot, flag="plot", suffix=".png")
     require_new(settings.csv, flag="csv", suffix=".csv")
     if settings.compile:
         require_compiler()
-    from commands.benchmark.work import measure  # torch takes seconds to import
+    if settings.what == "images":
+        _require_flags_of_images(settings)
+    from commands.benchmark.report import report_images, report_step  # torch takes seconds to import
 
-    measure(settings, network, depths)
+    if settings.what == "images":
+        report_images(settings)
+    else:
+        report_step(settings, network, depths)
+
+
+def _require_flags_of_images(settings: BenchmarkSettings) -> None:
+    for name, default in settings.defaults().items():
+        value = getattr(settings, name)
+        if name not in FLAGS_OF_IMAGES and value != default:
+            raise UserError(f"--{name} is {value}, but --what images measures no network; leave it out")
 
 
 COMMAND = Command(BenchmarkSettings, benchmark, complete=with_flags_of_network)

@@ -1,12 +1,12 @@
 """Memory and time of a function.
 
-Memory is what lives in tensors and what operators allocate on their way. On a GPU the allocator counts it. On a CPU
+Memory is all that tensors hold and all that operators allocate for a while. On a GPU the allocator counts it. On a CPU
 the profiler records every call of the allocator. Compared with a TorchDispatchMode that holds weak references to the
-storages of all outputs, which the tests of this project also use, on L=100 k=12 with batches of 16:
+storages of all outputs, which the tests of this project also use, at L=100 k=12 with batches of 16:
 
-- The profiler sees temporaries inside operators, which no output shows.
-- It needs no list of what to leave out: memory that was allocated before is not in its records.
-- It made a step slower by less than repeated steps differ; the mode made it 30 to 140 % slower.
+- The profiler sees temporaries inside operators, which are no outputs.
+- It needs no list of tensors to leave out: memory that was allocated earlier is not in its records.
+- Its cost was less than the difference between repeated steps; the mode made a step 30 to 140 % slower.
 - Both agree on the bytes kept after a forward pass but for the buffers that the mode counts as outputs of in-place
   operations (14 kB of 557 MB), and on the peak of the naive step to 0.005 %.
 """
@@ -22,7 +22,9 @@ from typing import Any, TypeVar
 import torch
 from torch.autograd.profiler import profile
 
-from commands.benchmark.step import Step
+from commands.benchmark.step import Case, Step
+from train.errors import RunError
+from train.out_of_memory import is_out_of_memory
 from train.terminal import progress
 
 Result = TypeVar("Result")
@@ -30,12 +32,12 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes above what was alive before.
+    """Bytes above those that were alive at the start.
 
     Attributes:
-        peak: The most that was alive at one moment.
-        kept: Alive at the end, with what the function returned.
-        reserved: What the GPU's allocator held at most, with all that was there before; None on a CPU.
+        peak: The most bytes that were alive at one moment.
+        kept: Bytes alive at the end, including the result of the function.
+        reserved: The most that the GPU's allocator held, including all that was there at the start; None on a CPU.
     """
 
     peak: int
@@ -44,14 +46,14 @@ class Memory:
 
 
 def memory_of(function: Callable[[], Result], device: torch.device) -> tuple[Result, Memory]:
-    """Call a function and return what it returns, and the memory that it took on the device."""
+    """Call a function; return its result and the memory that it took on the device."""
     with _no_collection():
         return _memory_on_gpu(function, device) if device.type == "cuda" else _memory_on_cpu(function)
 
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Keep the garbage collector from freeing what was allocated before, at whatever moment."""
+    """Keep the garbage collector from freeing earlier allocations in the middle of a measurement."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -62,7 +64,7 @@ def _no_collection() -> Iterator[None]:
 
 
 def _memory_on_cpu(function: Callable[[], Result]) -> tuple[Result, Memory]:
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler tells stderr that there is no GPU
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # otherwise the profiler tells stderr that there is no GPU
     with profile(profile_memory=True) as profiler:
         result = function()
     # The profiler's own summary adds up the records of each operator, which hides a peak inside one.
@@ -73,8 +75,8 @@ def _memory_on_cpu(function: Callable[[], Result]) -> tuple[Result, Memory]:
 def _bytes_alive(roots: Sequence[Any]) -> Iterator[int]:
     """Go through the records of a profiler; yield the bytes that are alive after each call of the allocator.
 
-    A block that is freed but was not allocated here is left out. The profiler reports it if it knows its size, from an
-    earlier measurement.
+    A block that is freed here but was allocated earlier is left out. The profiler reports such a block if it knows the
+    size from an earlier measurement.
     """
     sizes: dict[int, int] = {}  # by address
     alive = 0
@@ -113,7 +115,7 @@ def _memory_on_gpu(function: Callable[[], Result], device: torch.device) -> tupl
 
 
 def memory_of_step(step: Step) -> Memory:
-    """Measure the peak of a whole step, and what is kept for the backward pass when the forward pass has ended."""
+    """Measure the peak of a whole step, and the bytes that are kept for the backward pass."""
     kept = memory_of(step.forward, step.device)[1].kept
     whole = memory_of(step, step.device)[1]
     return Memory(peak=whole.peak, kept=kept, reserved=whole.reserved)
@@ -127,7 +129,7 @@ def peak_of_step(step: Step) -> int:
 
 
 def seconds_of(function: Callable[[], object], device: torch.device) -> float:
-    """Call a function and return the seconds until the device has finished."""
+    """Call a function; return the seconds until the device has finished."""
     _wait_for(device)
     start = time.perf_counter()
     function()
@@ -141,9 +143,9 @@ def _wait_for(device: torch.device) -> None:
 
 
 def paired_seconds(steps: Sequence[Step], *, rounds: int) -> list[list[float]]:
-    """Time steps in turns; return for each of them its seconds in all rounds.
+    """Time steps in turns; return the seconds of each step in all rounds.
 
-    Every second round goes backwards, so that none always follows the same one.
+    Every second round goes backwards, so that no step always follows the same one.
     """
     seconds: list[list[float]] = [[] for _ in steps]
     for number in progress(_turns(len(steps), rounds), "time", total=len(steps) * rounds):
@@ -154,3 +156,15 @@ def paired_seconds(steps: Sequence[Step], *, rounds: int) -> list[list[float]]:
 def _turns(count: int, rounds: int) -> Iterator[int]:
     for turn in range(rounds):
         yield from range(count) if turn % 2 == 0 else reversed(range(count))
+
+
+@contextmanager
+def memory_errors_as_one_line(variant: str, case: Case) -> Iterator[None]:
+    """Turn a lack of memory into a RunError that names the variant, the network and the batch."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            step = f"{variant} at {case.size} with batches of {case.batch_size}"
+            raise RunError(f"{step} does not fit into memory; try a smaller --batch_size") from error
+        raise

@@ -161,9 +161,9 @@ class Workspace:
         self.bottleneck_chunk = Scratch(rows, rows.dtype)
         self._xhat, self._activated = Scratch(rows, rows.dtype), Scratch(rows, rows.dtype)
 
-    def chunks_of_images(self, num_columns: int) -> Iterator[tuple[slice, slice]]:
+    def chunks_of_images(self, num_columns: int, *, are_joined: bool = False) -> Iterator[tuple[slice, slice]]:
         """Slice all images into chunks of about `num_columns` columns; see `rows.chunks_of_images`."""
-        return chunks_of_images(self.rows, self.shape, num_columns)
+        return chunks_of_images(self.rows, self.shape, num_columns, are_joined=are_joined)
 
     def shape_of(self, images: slice) -> Shape:
         """Return the shape (n, H, W) of some images."""

@@ -4,6 +4,7 @@ N images, C channels, H x W pixels, R = N * H * W rows.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -75,10 +76,12 @@ def chunks_of_rows(rows: Tensor, num_columns: int, within: slice | None = None) 
     """
     start, stop, _ = (within or slice(None)).indices(rows.shape[0])
     most = max(NUM_IMAGES, _numbers_in_a_chunk(rows) // num_columns)
-    return _slices(start, stop, stop - start if stop - start <= most else _power_of_two(most))
+    return _slices(start, stop, stop - start if stop - start <= most else _power_of_two(most), _most_chunks)
 
 
-def chunks_of_images(rows: Tensor, shape: Shape, num_columns: int) -> Iterator[tuple[slice, slice]]:
+def chunks_of_images(
+    rows: Tensor, shape: Shape, num_columns: int, *, are_joined: bool = False
+) -> Iterator[tuple[slice, slice]]:
     """Slice images into chunks, and yield each slice of images with the slice of their rows.
 
     The chunks have about the size that suits the device, but at least one image.
@@ -87,11 +90,13 @@ def chunks_of_images(rows: Tensor, shape: Shape, num_columns: int) -> Iterator[t
         rows: The rows of the feature buffer.
         shape: (N, H, W).
         num_columns: Columns of a chunk.
+        are_joined: Whether the results of all chunks are concatenated, so that `two_chunks_for_all` may not leave any
+            out.
     """
     num_images, height, width = shape
     num_pixels = height * width
     step = _power_of_two(max(1, _numbers_in_a_chunk(rows) // (num_pixels * num_columns)))
-    for images in _slices(0, num_images, step):
+    for images in _slices(0, num_images, step, None if are_joined else _most_chunks):
         yield images, slice(images.start * num_pixels, images.stop * num_pixels)
 
 
@@ -104,8 +109,26 @@ def _power_of_two(most: int) -> int:
     return 1 << (most.bit_length() - 1)
 
 
-def _slices(start: int, stop: int, step: int) -> Iterator[slice]:
-    return (slice(first, min(first + step, stop)) for first in range(start, stop, step))
+_most_chunks: int | None = None
+
+
+@contextmanager
+def two_chunks_for_all() -> Iterator[None]:
+    """Let two chunks stand for all of them, since further ones only repeat what the second one does to memory.
+
+    Results are wrong then. It is for counting the memory of a step on fake tensors, which have no values: there the
+    time depends on the number of operations alone.
+    """
+    global _most_chunks
+    _most_chunks = 2
+    try:
+        yield
+    finally:
+        _most_chunks = None
+
+
+def _slices(start: int, stop: int, step: int, most: int | None) -> Iterator[slice]:
+    return (slice(first, min(first + step, stop)) for first in range(start, stop, step)[:most])
 
 
 class Scratch:

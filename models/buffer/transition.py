@@ -179,7 +179,7 @@ def _forward_activated(block: BlockForward, affine: Affine, step: Callable[[Tens
         step: Gets norm and ReLU of a chunk (n, C, H, W), and its slice of rows; the results are concatenated.
     """
     work, results = block.work, []
-    for images, chunk in work.chunks_of_images(work.rows.shape[1]):
+    for images, chunk in work.chunks_of_images(work.rows.shape[1], are_joined=True):
         results.append(step(as_nchw(work.activated(chunk, affine), work.shape_of(images)), chunk))
     return torch.cat(results)
 

@@ -1,27 +1,35 @@
-"""What tests of the benchmark measure, and how they read its table."""
+"""Cases and variants for tests of the benchmark, and a reader for its table."""
 
 import re
+from dataclasses import replace
+from functools import partial
 
 import torch
 
-import demo
-from commands.benchmark.step import CLASSES, Case
+from commands.benchmark.step import Case
 from commands.benchmark.variants import all_variants
-from models import STRATEGIES
+from commands.networks import NetworkSettings
 
 CPU = torch.device("cpu")
-SMALL = Case("densenet_bc", 10, 2, batch_size=4, image_size=8, drop_rate=0, precision="fp32", device=CPU)
+NETWORK = NetworkSettings("densenet_bc", 10, 2, image_size=8, drop_where="layers")
 TINY = ["--depth=10", "--growth_rate=2", "--batch_size=4", "--image_size=8"]
-RIVALS = ["torchvision", "torchvision memory_efficient", "whole layers checkpointed"]
+BASELINES = ["torchvision", "torchvision memory_efficient", "whole layers checkpointed"]
 
 
-def build(strategy, **settings):
-    """A network as the command builds it."""
-    return demo._build({**settings, "efficient": strategy}, num_classes=CLASSES, drop_where="layers")
+def small(*, batch_size=4, precision="fp32", **of_network):
+    """The small case with changes of its network, its batch or its precision."""
+    return Case(replace(NETWORK, **of_network), batch_size, precision, CPU)
 
 
-def variants(build=build, network="densenet_bc"):
-    return all_variants(build, STRATEGIES, network=network, memory_format="channels_last", with_compile=False)
+def variants(network=NETWORK, build=None):
+    """All variants of a network; `build` replaces the function that builds our strategies from name and network."""
+    found = all_variants(network, memory_format="channels_last", with_compile=False)
+    if build is None:
+        return found
+    return [replace(one, build=partial(build, one.name)) if one.is_ours else one for one in found]
+
+
+SMALL = small()
 
 
 def variant(name):

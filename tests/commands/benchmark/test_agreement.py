@@ -2,7 +2,6 @@
 
 import re
 from contextlib import nullcontext
-from dataclasses import replace
 
 import pytest
 import torch
@@ -10,10 +9,11 @@ from torch import nn
 
 from commands.benchmark.agreement import agreement_in_fp64, forward_difference, gradient_difference, largest_difference
 from commands.benchmark.comparison import compare
+from commands.benchmark.variants import build_ours
 from models import STRATEGIES
 from models import recompute as recompute_module
 from tests.support.application import run_here
-from tests.support.benchmark_cases import SMALL, TINY, build, variants
+from tests.support.benchmark_cases import SMALL, TINY, small, variants
 from train.errors import RunError
 
 
@@ -34,7 +34,7 @@ def test_our_strategies_agree_in_fp64():
     ],
 )
 def test_our_strategies_agree_in_fp64_on_other_networks(changes):
-    case = replace(SMALL, **changes)
+    case = small(**changes)
     agreement_in_fp64(variants(network=case.network), case).require()
 
 
@@ -51,13 +51,13 @@ def test_a_strategy_that_updates_statistics_twice_is_caught_and_the_exit_code_is
 
 
 def test_a_strategy_with_one_slightly_wrong_gradient_is_caught():
-    def other(strategy, **settings):
-        network = build("naive", **settings)
+    def other(strategy, network):
+        network = build_ours("naive", network)
         if strategy == "buffer":
             network.features.transition1.norm.weight.register_hook(lambda gradient: gradient * (1 + 1e-6))
         return network
 
-    agreement = agreement_in_fp64(variants(other), SMALL)
+    agreement = agreement_in_fp64(variants(build=other), SMALL)
     assert [difference.value == 0 for difference in agreement.differences] == [True, False, True]
     with pytest.raises(
         RunError, match=r"buffer .* gradient of features\.transition1\.norm\.weight differs by 1\.0e-06"
@@ -76,25 +76,25 @@ def test_a_strategy_that_is_wrong_in_the_measured_precision_only_is_caught():
         def forward(self, images):
             return self.network(images if images.dtype == torch.float64 else images.flip(3))
 
-    def other(strategy, **settings):
-        network = build("naive", **settings)
+    def other(strategy, network):
+        network = build_ours("naive", network)
         return Wrong(network) if strategy == "buffer" else network
 
     with pytest.raises(RunError, match=r"buffer does not agree with naive: the loss differs by \S+ in fp32, batch 4"):
-        compare(variants(other), SMALL, rounds=0)
+        compare(variants(build=other), SMALL, rounds=0)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_gradient_that_is_lost_in_the_measured_precision_only_is_caught(precision):
-    def other(strategy, **settings):
-        network = build("naive", **settings)
+    def other(strategy, network):
+        network = build_ours("naive", network)
         if strategy == "buffer":
             for weight in network.parameters():
                 weight.register_hook(lambda gradient: gradient * (gradient.dtype == torch.float64))
         return network
 
     with pytest.raises(RunError, match=f"buffer .* the whole gradient differs by 1.0e.00 in {precision}, batch 4"):
-        compare(variants(other), replace(SMALL, precision=precision), rounds=0)
+        compare(variants(build=other), small(precision=precision), rounds=0)
 
 
 def test_differences_are_relative_and_numbers_that_are_none_differ_infinitely():

@@ -1,91 +1,66 @@
-"""What fits into a memory: the extrapolation, and how it is told."""
+"""What fits into a memory: the search, and how its answers are told."""
 
 import csv
 import re
-from dataclasses import replace
-from functools import partial
 
 import pytest
-from numpy.polynomial import Polynomial
-from torch import nn
 
-from commands.benchmark import budget, extrapolation
-from commands.benchmark.growth import Growth, fit_growth
+from commands.benchmark import budget
+from commands.benchmark.budget import Answer, Fitting, find_what_fits, largest_that_fits
+from commands.benchmark.count import state_bytes, training_bytes
+from commands.benchmark.measure import peak_of_step
 from models import STRATEGIES
-from models.buffer import rows
 from tests.support.application import run_here
-from tests.support.benchmark_cases import SMALL, TINY, variant
+from tests.support.benchmark_cases import SMALL, TINY, small, variant
+
+GROWTHS = {
+    "proportional": lambda size: 7 * size,
+    "with a fixed part": lambda size: 1000 + 3 * size,
+    "quadratic": lambda size: 50 + 3 * size + size**2,
+    "bent": lambda size: max(2000 + 2 * size, 5 * size),
+    "in steps": lambda size: 100 * (size // 10) + size,
+}
 
 
-def test_growth_is_exact_on_a_polynomial_and_its_answers_are_maximal():
-    def parabola(size):
-        return 5 + 3 * size + 2 * size**2
-
-    growth = fit_growth([(size, parabola(size)) for size in (2, 5, 7)], check=(11, parabola(11)))
-    assert growth.error == pytest.approx(0, abs=1e-12)
-    for limit in (parabola(20), parabola(21) - 1):
-        assert growth.largest_within(limit + 1e-6, range(1, 1000)) == 20
-    assert growth.largest_within(parabola(1) - 1, range(1, 1000)) is None
-    assert growth.largest_within(1e12, range(1, 1000)) == 999
-    assert fit_growth([(1, 10), (2, 20)], check=(3, 33)).error == pytest.approx(0.1)
+@pytest.mark.parametrize("bytes_of", GROWTHS.values(), ids=GROWTHS)
+@pytest.mark.parametrize("sizes", [range(1, 1001), range(10, 1000, 6)])
+def test_the_search_finds_the_largest_size_that_fits(bytes_of, sizes):
+    for limit in (1, 60, 1500, 3333, 4999.5, 10_000, 1e9):
+        expected = max((size for size in sizes if bytes_of(size) <= limit), default=None)
+        for first in (sizes[0], sizes[40], sizes[-1]):
+            found = largest_that_fits(bytes_of, sizes, budget=limit, first=first)
+            assert found == expected, (limit, first)
 
 
-def test_growth_never_promises_that_more_needs_less():
-    growth = fit_growth([(1, 10), (2, 19), (3, 26)], check=(4, 31))
-    assert growth.bytes_at(4) == pytest.approx(33)
-    assert growth.largest_within(1000, range(1, 10_000)) == 142  # 26 + 7 * 139 = 999
+def test_the_search_asks_for_few_sizes():
+    asked = []
+
+    def bytes_of(size):
+        asked.append(size)
+        return 10_000 + 313 * size
+
+    assert largest_that_fits(bytes_of, range(1, 1_000_001), budget=8e7, first=64) == (80_000_000 - 10_000) // 313
+    assert len(asked) <= 5
+    assert len(set(asked)) == len(asked)
 
 
-def test_a_fit_that_promises_too_much_is_made_again_with_its_check_and_a_cautious_one_stays():
-    bent_up = fit_growth([(1, 10), (2, 20)], check=(3, 36))
-    assert bent_up.error == pytest.approx(0.2)
-    assert [bent_up.bytes_at(size) for size in (2, 3, 4)] == pytest.approx([20, 36, 52])
-    bent_down = fit_growth([(1, 10), (2, 20)], check=(3, 24))
-    assert bent_down.error == pytest.approx(-0.2)
-    assert [bent_down.bytes_at(size) for size in (2, 3, 4)] == pytest.approx([20, 30, 40])
-    assert bent_up.is_uncertain
-    assert bent_down.is_uncertain
-    assert not fit_growth([(1, 10), (2, 20)], check=(3, 32)).is_uncertain
-
-
-def test_a_known_part_is_not_fitted_and_bends_what_is_a_line_without_it():
-    known = Polynomial([0, 0, 5])
-    points = [(size, known(size) + value) for size, value in ((1, 100), (2, 190), (3, 270), (4, 340))]
-    growth = fit_growth(points[:3], check=points[3], known=known)
-    assert growth.bytes_at(10) == pytest.approx(5 * 100 + 270 + 80 * 7)
-    assert growth.error == pytest.approx((340 - 350) / (350 + 5 * 16))
-
-
-@pytest.fixture
-def small_measurements(monkeypatch):
-    monkeypatch.setattr(extrapolation, "MEASURED_BYTES", 4e6)
-    monkeypatch.setattr(extrapolation, "LAYERS_BETWEEN_DEPTHS", 6)
-
-
-@pytest.mark.usefixtures("small_measurements")
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_budget_agrees_with_measurements_that_the_fit_does_not_know(strategy):
-    case = replace(SMALL, depth=22, growth_rate=4, image_size=16)
-    fitting = budget.find_what_fits([variant(strategy)], case, budget=20e6)
-    (answer,) = fitting.answers
-    bytes_of = partial(extrapolation.training_bytes, variant(strategy))
-    assert abs(answer.by_batch.error) < 0.05
-    assert abs(answer.by_depth.error) < 0.05
-    assert answer.by_batch.bytes_at(32) == pytest.approx(bytes_of(replace(case, batch_size=32)), rel=0.1)
-    assert answer.by_depth.bytes_at(52) == pytest.approx(bytes_of(replace(case, depth=52)), rel=0.1)
+def test_answers_fit_by_measurement_and_the_next_sizes_do_not(strategy):
+    case = small(depth=22, growth_rate=4, image_size=16, batch_size=16)
+    (answer,) = find_what_fits([variant(strategy)], case, budget=20e6).answers
+
+    def measured(**changes):
+        step = variant(strategy).step(case.resized(**changes))
+        return peak_of_step(step) + state_bytes(step.network) + step.images.nbytes + step.labels.nbytes
+
+    assert answer.needed == pytest.approx(measured(), rel=0.03)
     batch, depth = answer.largest_batch, answer.largest_depth
-    assert answer.by_batch.bytes_at(batch) <= 20e6 < answer.by_batch.bytes_at(batch + 1)
-    assert answer.by_depth.bytes_at(depth) <= 20e6 < answer.by_depth.bytes_at(depth + 6)
+    assert measured(batch_size=batch) == pytest.approx(20e6, rel=0.03)
     assert depth % 6 == 4
+    assert measured(depth=depth) <= 1.03 * 20e6
+    assert 1.03 * measured(depth=depth + 6) >= 20e6
 
 
-def test_state_of_training_is_weights_gradients_momentum_and_buffers():
-    network = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
-    # Weights: 6 + 2 + 2 + 2 floats, three times. Buffers: mean and variance of two channels and one int64.
-    assert extrapolation.state_bytes(network) == 3 * 4 * 12 + (4 * 4 + 8)
-
-
-@pytest.mark.usefixtures("small_measurements")
 def test_budget_is_answered_in_words_and_as_csv(tmp_path, capsys):
     case = ["--depth=16", "--growth_rate=4", "--image_size=16"]
     assert run_here("benchmark", *case, "--budget_gb=0.01", f"--csv={tmp_path / 'a.csv'}") == 0
@@ -96,7 +71,11 @@ def test_budget_is_answered_in_words_and_as_csv(tmp_path, capsys):
     with (tmp_path / "a.csv").open() as file:
         records = list(csv.DictReader(file))
     for row, record in zip(rows, records, strict=True):
-        assert (row[4], row[6]) == (record["largest_batch"], record["largest_depth"])
+        assert row[1:] == [
+            f"{int(record['bytes']) / 1e6:.1f}",
+            record["largest_batch"],
+            record["largest_depth"] or "none",
+        ]
     assert any(line.startswith("L=16 with batches of 64 fits with ") for line in lines)
     best = max(int(record["largest_batch"]) for record in records)
     assert any(line.startswith(f"The largest batch for L=16 is {best}, with ") for line in lines)
@@ -104,7 +83,6 @@ def test_budget_is_answered_in_words_and_as_csv(tmp_path, capsys):
     assert any("this is an estimate" in line for line in lines)
 
 
-@pytest.mark.usefixtures("small_measurements")
 def test_a_budget_that_is_too_small_for_anything_is_said_to_be_so(capsys):
     assert run_here("benchmark", *TINY, "--budget_gb=1e-6") == 0
     output = capsys.readouterr().out
@@ -112,46 +90,35 @@ def test_a_budget_that_is_too_small_for_anything_is_said_to_be_so(capsys):
     assert "fits with none of them." in output
 
 
-def line(slope, error=0.0):
-    return Growth(Polynomial([0, slope]), error, 8)
+def test_the_largest_depth_that_is_tried_is_no_limit(monkeypatch):
+    monkeypatch.setattr(budget, "LARGEST_DEPTH", 22)
+    (answer,) = find_what_fits([variant("naive")], SMALL, budget=1e8).answers
+    assert answer.largest_depth == 22
+    text = Fitting(SMALL, 1e8, [answer]).as_text()
+    assert "The deepest network with batches of 4 has depth 22 or more, with naive." in text
+    assert "deepest network: depths up to 22 are tried" in text
+    deeper = small(depth=28)
+    (answer,) = find_what_fits([variant("naive")], deeper, budget=1e8).answers
+    assert answer.largest_depth == 28
 
 
-def told(**answers):
-    """What is said of a budget of 1 GB, with the answers of strategies."""
-    found = [budget.Answer(strategy, *answer) for strategy, answer in answers.items()]
-    return budget.Fitting(SMALL, 1e9, found).as_text()
-
-
-def test_an_answer_whose_fit_misses_its_check_says_no_more_than_is_known():
-    text = told(naive=(line(1e7), 1000, line(1e6), 1000), buffer=(line(1e6, -0.36), 2000, line(1e5, 0.2), 4000))
-    assert "The largest batch for L=10 is at least 2,000, with buffer." in text
-    assert "The deepest network with batches of 4 has depth about 4,000, with buffer." in text
-    assert "buffer: at batch 8, 36% less was measured than the fit says, so that more may fit." in text
-    assert "buffer: at depth 8, 20% more was measured than the fit says, so that less may fit." in text
-    assert "naive: at" not in text
-    sure = told(naive=(line(1e7, 0.1), 1000, line(1e6, -0.1), 1000))
-    assert "is 1,000, with naive." in sure
-    assert "may fit" not in sure
-
-
-@pytest.mark.parametrize("strategy", ["buffer", "buffer_fast"])
-def test_batches_are_measured_where_chunks_of_the_buffer_have_reached_their_last_size(strategy, monkeypatch):
-    monkeypatch.setattr(rows, "CPU_CHUNK_BYTES", 2**17)  # the buffer is as large as three of them at 96 images
-    case = replace(SMALL, depth=16, growth_rate=4, image_size=16)
-    growth = extrapolation.growth_with_batch(variant(strategy), case, budget=40e6)
-    measured = extrapolation.training_bytes(variant(strategy), replace(case, batch_size=400))
-    assert growth.bytes_at(400) == pytest.approx(measured, rel=0.05)
-
-
-def test_of_the_networks_for_imagenet_those_that_fit_are_named(monkeypatch):
-    case = replace(SMALL, network="densenet169", depth=169, growth_rate=32, image_size=64)
-    monkeypatch.setattr(budget, "growth_with_batch", lambda variant, case, budget: line(1e6 * case.depth))
-    fitting = budget.find_what_fits([variant("naive")], case, budget=4 * 170e6)
-    assert fitting.answers[0].networks == ("densenet121", "densenet169", "densenet161")
+def test_networks_for_imagenet_that_fit_are_named(monkeypatch):
+    case = small(network="densenet169", depth=169, growth_rate=32, image_size=64)
+    monkeypatch.setattr(budget, "training_bytes", lambda variant, case: int(1e6 * case.network.depth * case.batch_size))
+    fitting = find_what_fits([variant("naive")], case, budget=4 * 170e6)
+    assert fitting.answers == [Answer("naive", 676_000_000, 4, None, ("densenet121", "densenet169", "densenet161"))]
     text = fitting.as_text()
-    assert re.search(r"\nnaive .* 4 +121, 169, 161\n", text)
+    assert re.search(r"\nnaive +676.0 +4 +121, 169, 161\n", text)
     assert "densenet169 with batches of 4 fits with naive." in text
     assert "With naive and batches of 4 fit densenet121, densenet169, densenet161." in text
     assert "deepest" not in text
     (record,) = csv.DictReader(fitting.as_csv().decode().splitlines())
     assert (record["networks"], record["largest_depth"]) == ("densenet121 densenet169 densenet161", "")
+
+
+def test_counts_are_made_once():
+    found = variant("naive")
+    training_bytes(found, SMALL)
+    hits = training_bytes.cache_info().hits
+    training_bytes(found, SMALL)
+    assert training_bytes.cache_info().hits == hits + 1

@@ -5,20 +5,18 @@ import re
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from commands.benchmark.comparison import compare
-from commands.benchmark.failures import one_line
-from commands.benchmark.measure import Memory
-from commands.benchmark.rows import Row, exceptions
+from commands.benchmark.comparison import Row, compare, exceptions
+from commands.benchmark.measure import Memory, memory_errors_as_one_line
+from commands.benchmark.variants import build_ours
 from commands.tables import aligned
 from models import STRATEGIES
 from tests.support.application import ROOT, run_apart, run_here
-from tests.support.benchmark_cases import RIVALS, SMALL, TINY, build, rows_of, variants
+from tests.support.benchmark_cases import BASELINES, SMALL, TINY, rows_of, small, variants
 from train.errors import RunError, UserError
 
 
@@ -26,9 +24,9 @@ def test_a_tiny_run_prints_a_row_for_each_variant_and_writes_the_same_to_csv(tmp
     assert run_here("benchmark", *TINY, "--rounds=1", f"--csv={tmp_path / 'table.csv'}") == 0
     output = capsys.readouterr().out
     rows = rows_of(output)
-    names = ["naive", "naive", *STRATEGIES[1:], *RIVALS]
+    names = ["naive", "naive", *STRATEGIES[1:], *BASELINES]
     assert [row[0].removesuffix(" *") for row in rows] == names
-    assert [row[0] for row in rows if row[0].endswith(" *")] == [f"{name} *" for name in RIVALS[1:]]
+    assert [row[0] for row in rows if row[0].endswith(" *")] == [f"{name} *" for name in BASELINES[1:]]
     assert [row[1] for row in rows] == ["channels_last", "contiguous", *["channels_last"] * (len(rows) - 2)]
     assert [row[7] for row in rows[:2]].count("1.000") >= 1
     assert output.startswith("DenseNet-BC (L=10, k=2), batch 4 of 8x8, 786 parameters\n")
@@ -109,7 +107,7 @@ def test_a_plain_network_has_no_row_of_torchvision_and_a_line_says_so(capsys):
     assert run_here("benchmark", *plain, "--rounds=0") == 0
     output = capsys.readouterr().out
     assert output.startswith("DenseNet (L=7, k=2), batch 4 of 8x8, ")
-    names = ["naive", "naive", *STRATEGIES[1:], f"{RIVALS[2]} *"]
+    names = ["naive", "naive", *STRATEGIES[1:], f"{BASELINES[2]} *"]
     assert [row[0] for row in rows_of(output)] == names
     assert "\ntorchvision has no row: its DenseNet always has bottlenecks" in output
 
@@ -128,23 +126,24 @@ def test_what_is_measured_is_the_network_that_the_line_names(words, expected, mo
         pass
 
     def look(variants, case, *, rounds):
-        raise Seen(case.network, case.depth, case.growth_rate, case.image_size)
+        network = case.network
+        raise Seen(network.network, network.depth, network.growth_rate, network.image_size)
 
-    monkeypatch.setattr("commands.benchmark.comparison.compare", look)
+    monkeypatch.setattr("commands.benchmark.report.compare", look)
     with pytest.raises(Seen) as seen:
         run_here("benchmark", *words)
     assert seen.value.args == expected
 
 
 def test_dropout_is_where_torchvision_has_it():
-    network = build("naive", **replace(SMALL, drop_rate=0.2).settings)
+    network = build_ours("naive", small(drop_rate=0.2).network)
     layers = [module for module in network.modules() if hasattr(module, "bottleneck_drop_rate")]
     assert {(layer.drop_rate, layer.bottleneck_drop_rate) for layer in layers} == {(0.2, 0)}
 
 
 REFUSED = [
     (["benchmrk"], "unknown command 'benchmrk'; did you mean benchmark?"),
-    (["benchmark", "fast"], "stray word 'fast': values belong behind a flag"),
+    (["benchmark", "fast"], "stray word 'fast': values must follow a flag"),
     (["benchmark", "--save=s"], "unknown flag '--save'"),
     (["benchmark", "--depth=43"], "--depth is '43', but must be a whole number, 6m + 4 with m >= 1"),
     (["benchmark", "--plot=p.png", "--depths=40,43"], "--depths is '43', but must be a whole number, 6m + 4 with"),
@@ -207,19 +206,22 @@ def test_fp16_on_a_cpu_and_compiling_without_a_compiler_are_refused(monkeypatch,
 
 def test_a_lack_of_memory_is_one_line():
     for error in (torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory: 1 byte")):
-        with pytest.raises(RunError, match="naive at L=10 with batches of 4 does not fit"), one_line("naive", SMALL):
+        with (
+            pytest.raises(RunError, match="naive at L=10 with batches of 4 does not fit"),
+            memory_errors_as_one_line("naive", SMALL),
+        ):
             raise error
-    with pytest.raises(RuntimeError, match="another fault"), one_line("naive", SMALL):
+    with pytest.raises(RuntimeError, match="another fault"), memory_errors_as_one_line("naive", SMALL):
         raise RuntimeError("another fault")
     with pytest.raises(UserError, match="fp16"):
-        replace(SMALL, precision="fp16")
+        small(precision="fp16")
 
 
 def test_an_interrupted_benchmark_speaks_of_no_run_to_resume(monkeypatch, capsys):
     def interrupt(*args, **kwargs):
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr("commands.benchmark.comparison.compare", interrupt)
+    monkeypatch.setattr("commands.benchmark.report.compare", interrupt)
     assert run_here("benchmark", *TINY) == 130
     assert capsys.readouterr().err == "demo.py benchmark: stopped by SIGINT\n"
 

@@ -1,20 +1,17 @@
-"""Memory and time against depth, and the picture of it."""
-
-from dataclasses import replace
+"""Memory and time against depth, and the plot of memory."""
 
 import matplotlib.image
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from commands.benchmark.depths import ByDepth, measure_by_depth
+from commands.benchmark.depths import ByDepth, draw_depths, measure_by_depth, spread
 from commands.benchmark.measure import memory_of_step
-from commands.benchmark.plot import draw_depths, spread
 from commands.benchmark.step import CLASSES
 from commands.networks import DEPTHS, depths_of_plot
 from models import STRATEGIES
 from tests.support.application import run_here
-from tests.support.benchmark_cases import RIVALS, SMALL, TINY, rows_of, variant, variants
+from tests.support.benchmark_cases import BASELINES, SMALL, TINY, rows_of, small, variant, variants
 
 
 def test_plot_is_a_png_of_the_documented_size_after_the_table(tmp_path, capsys):
@@ -24,17 +21,17 @@ def test_plot_is_a_png_of_the_documented_size_after_the_table(tmp_path, capsys):
     assert len(rows_of(output)) == len(variants())
     header = next(line for line in output.splitlines() if line.startswith("peak MB, batch 4"))
     assert header.split()[-2:] == ["L=10", "L=22"]
-    picture = matplotlib.image.imread(path)
-    assert picture.shape[:2] == (960, 1440)
-    assert np.unique(picture.reshape(-1, picture.shape[2]), axis=0).shape[0] > 50
+    plot = matplotlib.image.imread(path)
+    assert plot.shape[:2] == (960, 1440)
+    assert np.unique(plot.reshape(-1, plot.shape[2]), axis=0).shape[0] > 50
 
 
 def test_measurements_by_depth_are_those_of_single_steps_and_linear_in_the_batch():
-    measured = measure_by_depth(variants(), replace(SMALL, batch_size=100), depths=[16, 10], rounds=0)
+    measured = measure_by_depth(variants(), small(batch_size=100), depths=[16, 10], rounds=0)
     assert (measured.depths, measured.case.batch_size) == ([10, 16], 16)
-    assert list(measured.peaks) == ["naive", *STRATEGIES[1:], *RIVALS]
+    assert list(measured.peaks) == ["naive", *STRATEGIES[1:], *BASELINES]
     for depth, peak in zip(measured.depths, measured.peaks["checkpoint"], strict=True):
-        step = variant("checkpoint").step(replace(SMALL, depth=depth, batch_size=16))
+        step = variant("checkpoint").step(small(depth=depth, batch_size=16))
         assert memory_of_step(step).peak == peak
     assert measured.nonlinearity.keys() == measured.peaks.keys()
     assert max(measured.nonlinearity.values()) < 0.1
@@ -53,7 +50,7 @@ def test_measurements_by_depth_are_those_of_single_steps_and_linear_in_the_batch
         assert flops == 2 * 16 * products
 
 
-def test_time_by_depth_stands_in_seconds_and_for_each_gflop():
+def test_time_by_depth_is_given_in_seconds_and_per_gflop():
     by_depth = ByDepth([40], {"naive": [10**6]}, {"naive": [0.25]}, [5 * 10**9], SMALL, {"naive": 0.01})
     lines = by_depth.as_text().splitlines()
     assert [line.split()[-1] for line in lines if line.startswith("naive")] == ["1.0", "0.250", "50.00"]
@@ -73,10 +70,10 @@ def test_one_depth_or_unknown_names_can_be_drawn():
         assert draw_depths(ByDepth(depths, peaks, {}, [1] * len(depths), SMALL, {"naive": 0.01})).startswith(b"\x89PNG")
 
 
-def test_the_picture_says_what_is_drawn_and_its_note_is_a_sentence(monkeypatch):
+def test_the_plot_has_a_title_and_a_note_in_sentences(monkeypatch):
     figures = []
     monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kwargs: figures.append(self))
-    case = replace(SMALL, depth=40, growth_rate=12, batch_size=16, image_size=32)
+    case = small(depth=40, growth_rate=12, batch_size=16, image_size=32)
     draw_depths(ByDepth([40, 100], {"naive": [10**6] * 2, "buffer": [10**5] * 2}, {}, [1, 1], case, {"naive": 0.039}))
     assert figures[0].get_suptitle().splitlines() == [
         "Peak memory of a training step against depth",
@@ -98,7 +95,7 @@ def test_labels_are_moved_apart_and_not_further():
     assert spread([0.50, 0.52, 0.58], 0.1) == pytest.approx([0.433333, 0.533333, 0.633333], abs=1e-5)
 
 
-def test_depths_that_are_drawn_unless_told_otherwise_are_depths_of_the_network():
+def test_default_depths_of_the_plot_are_depths_of_the_network():
     for network, limits in DEPTHS.items():
         depths = depths_of_plot(network, depths=None, is_drawn=True)
         assert len(depths) == 4
@@ -106,8 +103,8 @@ def test_depths_that_are_drawn_unless_told_otherwise_are_depths_of_the_network()
         assert depths_of_plot(network, depths=(10, 16), is_drawn=True) == (10, 16)
 
 
-def test_a_plain_network_is_drawn_by_depth():
-    case = replace(SMALL, network="densenet")
-    measured = measure_by_depth(variants(network="densenet"), case, depths=[7, 13], rounds=0)
-    assert list(measured.peaks) == ["naive", *STRATEGIES[1:], RIVALS[2]]
+def test_a_plain_network_can_be_plotted_by_depth():
+    case = small(network="densenet")
+    measured = measure_by_depth(variants(small(network="densenet", depth=13).network), case, depths=[7, 13], rounds=0)
+    assert list(measured.peaks) == ["naive", *STRATEGIES[1:], BASELINES[2]]
     assert draw_depths(measured).startswith(b"\x89PNG")
