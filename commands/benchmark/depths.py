@@ -14,8 +14,7 @@ from commands.benchmark.measure import memory_errors_as_one_line, paired_seconds
 from commands.benchmark.step import MB, Case, conditions
 from commands.benchmark.variants import Variant, without_second_naive
 from commands.networks import name_of
-from commands.plots import NOTE_COLOUR, add_title
-from commands.png import png
+from commands.plots import NOTE_COLOUR, add_title, png
 from commands.tables import aligned
 from train.terminal import progress
 

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from data.source import Split
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -28,6 +27,7 @@ from commands.tables import aligned, to_csv
 from data.datasets import DATASETS, IMAGE_SIZE
 from data.images import read_images
 from data.loader import PADDING, Loader
+from data.splits import Split
 from data.threads import count_threads
 from models import densenet_bc
 from train import runtime
