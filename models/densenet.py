@@ -185,11 +185,11 @@ def densenet_plain(
         depth: Weighted layers L = 3m + 4: first convolution, m layers of one convolution in each of three blocks, two
             transitions, classifier.
         growth_rate: Channels k that each layer adds to its input. The first convolution has 16 output channels.
-        num_classes: As for `densenet_bc`, like all other arguments.
-        drop_rate: The same.
-        efficient: The same.
-        small_inputs: The same.
-        drop_where: The same.
+        num_classes: See `densenet_bc`.
+        drop_rate: See `densenet_bc`.
+        efficient: See `densenet_bc`.
+        small_inputs: See `densenet_bc`.
+        drop_where: See `densenet_bc`.
 
     Raises:
         ValueError: If `depth` is not 3m + 4 with m >= 1, or another argument is out of its range.

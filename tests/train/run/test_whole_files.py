@@ -114,7 +114,7 @@ class Config(dict):
 
 # Files that torch refuses or that are read without their weights: the content, the types that are named, and the keys
 # under which the weights are in the new file.
-CONFIG, NET = f"{Config.__module__}.Config", "models.densenet.DenseNet, models.features.Features, "
+CONFIG, NET = f"{Config.__module__}.Config", "models.densenet.DenseNet, models.features.DenseBlock, "
 REFUSED = {
     "beside weights": ({"net": WEIGHTS, "config": Config(lr=0.1)}, CONFIG, ["net"]),
     "beside other tensors": (
