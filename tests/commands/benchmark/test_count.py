@@ -8,7 +8,8 @@ from torch import nn
 
 from commands.benchmark.count import LiveBytes, peak_of_fake_step, state_bytes, training_bytes
 from commands.benchmark.measure import memory_of, peak_of_step
-from models import STRATEGIES, rows
+from models import STRATEGIES
+from models.buffer import rows
 from tests.support.benchmark_cases import BASELINES, CPU, small, variant, variants
 
 # Large enough that temporaries of a few kB inside operators, which only the measurement sees, are below 1 %.
