@@ -192,7 +192,7 @@ STREAMS = {"stdin", "stdout", "stderr"}
 PRINTING = {"print", "print_exc", "print_exception", "print_stack"}
 SOURCES = [path for folder in ("commands", "train", "data") for path in sorted((ROOT / folder).rglob("*.py"))]
 # Programs of their own, and a line about a download, in which names are written by repr.
-PRINTS = {"commands/benchmark/loader_speed.py": {"print"}, "data/files.py": {"print"}}
+PRINTS = {"data/files.py": {"print"}}
 
 
 def ways_to_print(source):
