@@ -16,8 +16,8 @@ from train.terminal import progress
 
 GB = 1e9
 BATCHES = range(1, 1_000_001)  # as --batch_size allows
-# Deeper than any network of the paper. A count takes time for each layer: seconds at this depth.
-LARGEST_DEPTH = 400
+# Deeper than any network of the paper. A count takes time for each layer: 5 to 10 seconds at this depth.
+LARGEST_DEPTH = 300
 
 
 @dataclass(frozen=True)
@@ -132,17 +132,17 @@ def find_what_fits(variants: Sequence[Variant], case: Case, *, budget: float) ->
 
 def _answer(variant: Variant, case: Case, budget: float) -> Answer:
     def bytes_with_batch(batch_size: int) -> int:
-        return training_bytes(variant, case.resized(batch_size=batch_size))
+        return training_bytes(variant, case.resized(batch_size=batch_size)).step
 
     def bytes_at_depth(depth: int) -> int:
-        return training_bytes(variant, case.resized(depth=depth))
+        return training_bytes(variant, case.resized(depth=depth)).total
 
     needed = training_bytes(variant, case)
-    batch = largest_that_fits(bytes_with_batch, BATCHES, budget=budget, first=case.batch_size)
+    batch = largest_that_fits(bytes_with_batch, BATCHES, budget=budget - needed.state, first=case.batch_size)
     if not case.network.has_depth:
-        return Answer(variant.name, needed, batch, networks=_networks_that_fit(variant, case, budget))
+        return Answer(variant.name, needed.total, batch, networks=_networks_that_fit(variant, case, budget))
     depth = largest_that_fits(bytes_at_depth, _depths(case), budget=budget, first=case.network.depth)
-    return Answer(variant.name, needed, batch, depth)
+    return Answer(variant.name, needed.total, batch, depth)
 
 
 def _depths(case: Case) -> range:
@@ -155,7 +155,7 @@ def _networks_that_fit(variant: Variant, case: Case, budget: float) -> tuple[str
     def bytes_of(name: str) -> int:
         entry = IMAGENET_NETWORKS[name]
         network = replace(case.network, network=name, depth=entry.depth, growth_rate=entry.growth_rate)
-        return training_bytes(variant, case.resized(network=network))
+        return training_bytes(variant, case.resized(network=network)).total
 
     return tuple(name for name in IMAGENET_NETWORKS if bytes_of(name) <= budget)
 

@@ -9,7 +9,7 @@ import functools
 import weakref
 from collections.abc import Iterator
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, UntypedStorage, nn
@@ -33,14 +33,28 @@ NEEDS_DEVICE = frozenset(
 )
 
 
-@cache  # the search for one answer passes sizes that another one has counted
-def training_bytes(variant: Variant, case: Case) -> int:
-    """Count weights, gradients, momentum, buffers and batch, and the peak of a step above them.
+class TrainingBytes(NamedTuple):
+    """The memory of training in bytes.
 
-    The sum is a little more than a step needs: at the peak, not all gradients exist.
+    Attributes:
+        state: Weights, gradients, momentum and buffers, the same for all batches.
+        step: The batch, and the peak of a step above state and batch.
     """
+
+    state: int
+    step: int
+
+    @property
+    def total(self) -> int:
+        """A little more than training needs: at the peak, not all gradients exist."""
+        return self.state + self.step
+
+
+@cache  # the search for one answer passes sizes that another one has counted
+def training_bytes(variant: Variant, case: Case) -> TrainingBytes:
+    """Count the bytes that training takes."""
     step, peak = _fake_step(variant, case)
-    return peak + state_bytes(step.network) + step.images.nbytes + step.labels.nbytes
+    return TrainingBytes(state_bytes(step.network), peak + step.images.nbytes + step.labels.nbytes)
 
 
 def peak_of_fake_step(variant: Variant, case: Case) -> int:

@@ -7,7 +7,7 @@ import pytest
 
 from commands.benchmark import budget
 from commands.benchmark.budget import Answer, Fitting, find_what_fits, largest_that_fits
-from commands.benchmark.count import state_bytes, training_bytes
+from commands.benchmark.count import TrainingBytes, state_bytes, training_bytes
 from commands.benchmark.measure import peak_of_step
 from models import STRATEGIES
 from tests.support.application import run_here
@@ -104,7 +104,11 @@ def test_the_largest_depth_that_is_tried_is_no_limit(monkeypatch):
 
 def test_networks_for_imagenet_that_fit_are_named(monkeypatch):
     case = small(network="densenet169", depth=169, growth_rate=32, image_size=64)
-    monkeypatch.setattr(budget, "training_bytes", lambda variant, case: int(1e6 * case.network.depth * case.batch_size))
+
+    def count(variant, case):
+        return TrainingBytes(0, int(1e6 * case.network.depth * case.batch_size))
+
+    monkeypatch.setattr(budget, "training_bytes", count)
     fitting = find_what_fits([variant("naive")], case, budget=4 * 170e6)
     assert fitting.answers == [Answer("naive", 676_000_000, 4, None, ("densenet121", "densenet169", "densenet161"))]
     text = fitting.as_text()

@@ -89,11 +89,12 @@ def test_live_bytes_follow_storages_and_copies_of_mixed_types():
         assert (live.live, live.peak) == (6000, 6000 + 2 * 4000)
 
 
-def test_training_bytes_are_peak_state_and_batch():
-    step = variant("naive").step(CASE)
+def test_training_bytes_are_state_batch_and_peak():
     images, labels = 16 * 3 * 32 * 32 * 4, 16 * 8
-    state = state_bytes(step.network)
-    assert training_bytes(variant("naive"), CASE) == peak_of_fake_step(variant("naive"), CASE) + state + images + labels
+    counted = training_bytes(variant("naive"), CASE)
+    assert counted.state == state_bytes(variant("naive").step(CASE).network)
+    assert counted.step == peak_of_fake_step(variant("naive"), CASE) + images + labels
+    assert counted.total == counted.state + counted.step
 
 
 def test_state_of_training_is_weights_gradients_momentum_and_buffers():
