@@ -6,13 +6,14 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 from commands.benchmark.comparison import Row, compare, exceptions
 from commands.benchmark.measure import Memory, memory_errors_as_one_line
+from commands.benchmark.variants import Variant
 from commands.tables import aligned
 from models import STRATEGIES
 from tests.support.application import ROOT, run_apart, run_here
@@ -49,7 +50,7 @@ def test_a_tiny_run_prints_a_row_for_each_variant_and_writes_the_same_to_csv(tmp
 
 def stub(name, peak, ratios=()):
     """A row of this name."""
-    return Row(SimpleNamespace(name=name), Memory(peak=peak, kept=0), 1, ratios=[*ratios])
+    return Row(Variant(name, "channels_last", nn.Identity), Memory(peak=peak, kept=0), 1, ratios=[*ratios])
 
 
 def test_rows_that_take_less_than_the_default_are_named_with_the_smallest_first():
