@@ -55,6 +55,8 @@ def test_answers_fit_by_measurement_and_the_next_sizes_do_not(strategy):
 
     assert answer.needed == pytest.approx(measured(), rel=0.03)
     batch, depth = answer.largest_batch, answer.largest_depth
+    assert batch is not None
+    assert depth is not None
     assert measured(batch_size=batch) == pytest.approx(20e6, rel=0.03)
     assert depth % 6 == 4
     assert measured(depth=depth) <= 1.03 * 20e6

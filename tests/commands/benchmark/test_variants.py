@@ -38,8 +38,10 @@ def test_other_implementations_have_the_loss_and_the_gradients_of_naive(name):
 def test_whole_layers_run_again_in_the_backward_pass_and_update_statistics_twice():
     network = checkpoint_whole_layers(densenet_bc(16, 2, efficient=False))
     calls = []
-    network.features.denseblock1.denselayer2.conv2.register_forward_pre_hook(lambda *_: calls.append("layer"))
-    network.features.transition1.conv.register_forward_pre_hook(lambda *_: calls.append("transition"))
+    network.get_submodule("features.denseblock1.denselayer2.conv2").register_forward_pre_hook(
+        lambda *_: calls.append("layer")
+    )
+    network.get_submodule("features.transition1.conv").register_forward_pre_hook(lambda *_: calls.append("transition"))
     loss = network(torch.randn(2, 3, 8, 8)).sum()
     assert calls == ["layer", "transition"]
     loss.backward()
