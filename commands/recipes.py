@@ -1,4 +1,4 @@
-"""The paper's table as flags: a recipe for each cell that it fills.
+"""Cells of the paper's table as settings: a recipe for each cell that has a figure.
 
 A recipe is named by its network and its data, as in "densenet-bc-100-12-c10+". The plus sign stands for augmentation.
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from commands.tables import plain
 
-# Of every cell. Nesterov momentum without dampening, and weight decay on all parameters, are what the program does.
+# Settings of every cell. The program always uses Nesterov momentum without dampening, and decays all parameters.
 COMMON = {"batch_size": 64, "accum_steps": 1, "precision": "fp32", "init_weights": None, "limit_batches": None}
 COMMON |= {"lr": 0.1, "lr_schedule": "step", "warmup_epochs": 0, "momentum": 0.9, "wd": 1e-4, "label_smoothing": 0.0}
 
@@ -54,7 +54,7 @@ PAPER: dict[str, float] = {
     if error is not None
 }
 
-# How to say it to a user.
+# Allowed recipes, in words for a user.
 RULE = f"a network ({' | '.join(NETWORKS)}) and its data ({' | '.join(COLUMNS)}), as in densenet-bc-100-12-c10+"
 
 
@@ -65,13 +65,14 @@ def flags_of_recipe(recipe: str) -> dict[str, Any]:
 
 
 def altered_flags(flags: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The flags of a run that are not as its recipe has them: the values of both by flag.
+    """Compare the flags of a run with its recipe.
 
     Args:
-        flags: Of the run, as they were bound or as config.json has them. One that is missing is as in the recipe.
+        flags: Plain values of the run by name, as config.json has them. One that is missing is as in the recipe.
 
     Returns:
-        For each of them "recipe" and "run"; nothing if the run has no recipe, or one that does not exist.
+        For each flag that differs its values in "recipe" and "run"; nothing if the run has no recipe, or one that does
+        not exist.
     """
     recipe = flags.get("recipe")
     of_recipe = flags_of_recipe(recipe) if isinstance(recipe, str) and recipe in PAPER else {}
@@ -83,7 +84,7 @@ def altered_flags(flags: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def describe_altered(flags: Mapping[str, Any]) -> str | None:
-    """Say which flags of a run are not as its recipe has them; None if all are, or there is no recipe."""
+    """A line with the flags of a run that differ from its recipe; None if there are none, or no recipe."""
     altered = [
         f"--{flag} {plain(values['run'])} (recipe: {values['recipe']})" for flag, values in altered_flags(flags).items()
     ]

@@ -199,7 +199,7 @@ class TrainSettings(Settings):
         return replace(self, image_size=size)
 
     def identity(self) -> RunIdentity:
-        """What makes a run of these settings the same run when it goes on."""
+        """The settings by which a run is recognised when it is resumed, with their roles."""
         return RunIdentity(
             settings=self.plain(),
             # Runs of older versions had images of the one size of their data set.

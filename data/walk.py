@@ -30,7 +30,7 @@ class FoundFiles:
     Attributes:
         images: Paths of image files, sorted.
         skipped: Paths that are hidden, belong to a system or have another suffix.
-        unreadable: Those of `images` that may not be read, or are links to nothing.
+        unreadable: Images that may not be read, or are links to nothing.
     """
 
     images: list[str] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""What README.md and the pages in docs/ tell a user to type, and the facts in them that the program knows."""
+"""Commands, links and facts in README.md and the pages in docs/."""
 
 import importlib.util
 import math
@@ -170,7 +170,7 @@ def table_of(heading):
 
 
 def first_cells(heading):
-    """What is marked as code in the first column of a table."""
+    """Texts marked as code in the first column of a table."""
     return [name for line in table_of(heading) for name in re.findall(r"`([^`]+)`", line.split("|")[1])]
 
 

@@ -44,7 +44,7 @@ class FileKind:
     """Image files of one format and size.
 
     Attributes:
-        suffix: Of the file names; also the format, as Pillow calls it in lower case.
+        suffix: Ending of the file names, and Pillow's name of the format in lower case.
         size: Width and height in pixels.
         options: Arguments for Pillow's encoder.
     """

@@ -1,8 +1,8 @@
-"""Names that other programs give to their flags, for the hint that follows an unknown one."""
+"""Names of flags in other programs, for the hint that follows an unknown flag."""
 
 from collections.abc import Iterable
 
-# Names of other programs by the flag of this one. A name may stand for several; the first that a command has is meant.
+# Names in other programs, by our flag. A name may stand for several flags; the first one that a command has is meant.
 NAMES = {
     "output": "out out_file output_file",
     "csv": "output out out_file output_file",
@@ -35,7 +35,7 @@ NAMES = {
     "top": "topk top_k k",
 }
 
-# Names that no flag of this program stands for, and how it is without.
+# Names for which this program has no flag, and the way to do it without one.
 WITHOUT_FLAG = {
     "device devices gpu gpus gpu_id gpu_ids cuda no_cuda cpu accelerator": (
         "the variable CUDA_VISIBLE_DEVICES chooses the GPUs; if it is empty, the CPU is used"
@@ -46,11 +46,11 @@ WITHOUT_FLAG = {
 
 
 def hint(name: str, flags: Iterable[str]) -> str:
-    """Say which flag, or what else, does what a flag of another program does; empty if it is not known.
+    """Suggest the flag that does the same as a flag of another program, or another way; empty if none is known.
 
     Args:
         name: The unknown flag, without dashes and in lower case with underscores.
-        flags: Those of the command.
+        flags: Names of the command's flags.
     """
     known = {*flags}
     for flag, names in NAMES.items():

@@ -297,7 +297,7 @@ def test_defaults_are_those_of_the_mission():
 
 
 def outcome(argv: list[str]) -> dict | int:
-    """What a whole line is bound to, or the exit code. No command is called, whatever the line is."""
+    """The values that a whole line is bound to, or the exit code. No command is called, whatever the line is."""
     try:
         name, words = choose(demo.COMMANDS, argv, name="demo.py")
         return bind(demo.COMMANDS[name], words, name="demo.py", commands=demo.COMMANDS)

@@ -227,7 +227,7 @@ def test_a_folder_whose_name_is_no_text_is_drawn_too(tmp_path, capsys):
 
 
 def test_a_link_stays_a_link(tmp_path, monkeypatch):
-    """What it leads to may get another name."""
+    """The target of the link may get another name."""
     make_folder(tmp_path / "v1", {"train": 2, "test": 2})
     (tmp_path / "current").symlink_to("v1")
     monkeypatch.chdir(tmp_path)

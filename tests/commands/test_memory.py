@@ -24,7 +24,7 @@ IMPOSSIBLE = 10**15  # numbers, more than the addresses of a process reach
 
 
 def take_all(*_, **__):
-    """What PyTorch raises where the host has no more memory."""
+    """Raise the error of PyTorch for a host without more memory."""
     torch.empty(IMPOSSIBLE)
 
 

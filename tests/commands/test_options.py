@@ -17,7 +17,7 @@ QUICK = [*SMALL, "--limit_batches=2"]
 
 
 class Killed(BaseException):
-    """What no handler of the application expects."""
+    """An exception that no handler of the application expects."""
 
 
 def results_of(folder, *words):

@@ -99,7 +99,7 @@ def test_every_convolution_but_the_first_has_its_dropout(recipe):
 
 
 def dropout_rates(network):
-    """Of the 1x1 and 3x3 convolutions of all dense layers, and of the transitions."""
+    """Dropout rates after the 1x1 and 3x3 convolutions of all dense layers, and in the transitions."""
     rates = [
         getattr(module, name)
         for module in network.modules()

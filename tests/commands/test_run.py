@@ -1,4 +1,4 @@
-"""What a run leaves behind: weights that reproduce, the best ones, and what it was."""
+"""The files of a run: reproducible weights, those of the best epoch, and the description of the run."""
 
 import json
 

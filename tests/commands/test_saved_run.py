@@ -1,4 +1,4 @@
-"""What config.json and model.pt say of a run, whoever wrote them."""
+"""A run read back from config.json and model.pt, whoever wrote them."""
 
 import json
 import re

@@ -67,7 +67,9 @@ def assert_refused(*words: str, message: str, folder: Path, capture, code: int =
 
 
 def everything_in(folder: Path) -> dict[str, object]:
-    """What lies in a folder and below it: bytes of files, size and time of change of large ones, kinds of the rest."""
+    """The contents of a folder and all below it by path: bytes of small files, size and time of change of large ones,
+    targets of links.
+    """
     return {str(path.relative_to(folder)): _look_at(path) for path in sorted(folder.rglob("*"))}
 
 

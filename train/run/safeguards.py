@@ -25,7 +25,8 @@ def if_supported(loss: str | None, *further: int) -> Iterator[None]:
     """Run the block, and go on after it if the operating system does not support what it asks for.
 
     Args:
-        loss: What is not protected then; each process warns of it once. None: nothing is lost, so there is no warning.
+        loss: The protection that is missing then; each process warns of it once. None: nothing is lost, so that there
+            is no warning.
         further: Error numbers that mean "not supported" for this call, though not in general.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What fits into a memory: the search, and how its answers are told."""
+"""The sizes that fit into a memory: the search, and the words of its answers."""
 
 import csv
 import re
