@@ -43,8 +43,9 @@ from commands.outputs import is_output_error
 from commands.predict import command as predict
 from commands.program import NAME, how_to_continue, is_heard, read_settings, say_traceback
 from commands.settings import TrainSettings
+from commands.train.checks import checked
 from commands.train.complete import complete
-from commands.train.session import checked, training_folder
+from commands.train.folder import training_folder
 from data.errors import DataError
 from train import signals
 from train.errors import RunError, UserError

@@ -1,8 +1,27 @@
 """Settings of a training run that are fine alone and not together."""
 
+import os
+
 from commands.requirements import require_compiler, require_packages
 from commands.settings import BUFFERS, TrainSettings
 from train.errors import UserError
+from train.processes import current_group, is_launched, launcher_warning
+from train.terminal import warn
+
+
+def checked(settings: TrainSettings) -> TrainSettings:
+    """The same settings with the size of the images, once it is known that they go together.
+
+    A process that other launchers than torchrun have started beside others gets a warning, since it trains alone.
+
+    Raises:
+        UserError: If they do not go together.
+    """
+    settings = settings.checked()
+    check_training(settings, num_processes=current_group().world_size, is_launched=is_launched())
+    if line := launcher_warning(os.environ):
+        warn(line)
+    return settings
 
 
 def check_training(settings: TrainSettings, *, num_processes: int, is_launched: bool) -> None:

@@ -1,29 +1,13 @@
-"""A training run before torch is imported: its settings are checked, and its folder is acquired."""
+"""The folder of a training run, held while the run goes on."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from commands.memory import advice_for_training, memory_explained
 from commands.settings import TrainSettings
-from commands.train.checks import check_training
-from train.processes import current_group, is_launched, launcher_warning
+from train.processes import current_group
 from train.run.acquire import acquire
 from train.run.run_folder import RunFolder
-from train.terminal import warn
-
-
-def checked(settings: TrainSettings) -> TrainSettings:
-    """The same settings with the size of the images, once it is known that they go together.
-
-    Raises:
-        UserError: If they do not.
-    """
-    settings = settings.checked()
-    check_training(settings, num_processes=current_group().world_size, is_launched=is_launched())
-    if line := launcher_warning(os.environ):
-        warn(line)
-    return settings
 
 
 @contextmanager
