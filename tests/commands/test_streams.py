@@ -182,8 +182,8 @@ def test_ctrl_c_during_the_imports_ends_without_a_traceback(tmp_path):
     write(tmp_path / "early/fire.py", INTERRUPTED.encode())
     program = f"import sys; sys.path.insert(0, {str(tmp_path / 'early')!r})"
     write(tmp_path / "early/sitecustomize.py", program.encode())
-    (tmp_path / "early/data").symlink_to(ROOT / "data")
-    (tmp_path / "early/train").symlink_to(ROOT / "train")
+    for package in ("commands", "data", "models", "train"):
+        (tmp_path / "early" / package).symlink_to(ROOT / package)
     write(tmp_path / "early/demo.py", (ROOT / "demo.py").read_bytes())
     line = '"$@"; echo $?'
     result = started(sys.executable, "early/demo.py", "--help", line=line, folder=tmp_path)
