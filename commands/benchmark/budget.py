@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from commands.benchmark.count import training_bytes
 from commands.benchmark.step import MB, Case, conditions, record_of
 from commands.benchmark.variants import Variant, without_second_naive
+from commands.memory import GB
 from commands.networks import DEPTHS
 from commands.tables import aligned, to_csv
 from models import IMAGENET_NETWORKS
 from train.terminal import progress
 
-GB = 1e9
 BATCHES = range(1, 1_000_001)  # as --batch_size allows
 # Deeper than any network of the paper. A count takes time for each layer: 5 to 10 seconds at this depth.
 LARGEST_DEPTH = 300

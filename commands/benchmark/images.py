@@ -6,10 +6,9 @@ on both sides. The files were written a moment ago, so that the system has them 
 """
 
 import platform
-import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -23,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
+from commands.benchmark.measure import cells_of, columns_of
 from commands.tables import aligned, to_csv
 from data.datasets import DATASETS, IMAGE_SIZE
 from data.images import read_images
@@ -79,19 +79,13 @@ class Speeds:
     def cells(self) -> list[str]:
         """The row as it is printed."""
         columns = ((self.ours, ",.0f"), (self.baseline, ",.0f"), (self.ratios, ".2f"))
-        return [self.name, *(cell for values, form in columns for cell in _cells(values, form))]
+        return [self.name, *(cell for values, form in columns for cell in cells_of(values, form))]
 
     def record(self) -> dict[str, object]:
         """The row for CSV."""
         record: dict[str, object] = {"work": self.name}
-        for name, values in (("images_per_second", self.ours), ("baseline", self.baseline), ("ratio", self.ratios)):
-            record |= {f"{name}_median": statistics.median(values)}
-            record |= {f"{name}_min": min(values), f"{name}_max": max(values)}
-        return record
-
-
-def _cells(values: Sequence[float], form: str) -> list[str]:
-    return [f"{statistics.median(values):{form}}", f"({min(values):{form}} - {max(values):{form}})"]
+        record |= columns_of("images_per_second", self.ours) | columns_of("baseline", self.baseline)
+        return record | columns_of("ratio", self.ratios)
 
 
 @dataclass(frozen=True)

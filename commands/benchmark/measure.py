@@ -13,6 +13,7 @@ storages of all outputs, which the tests of this project also use, at L=100 k=12
 
 import gc
 import os
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -156,6 +157,17 @@ def paired_seconds(steps: Sequence[Step], *, rounds: int) -> list[list[float]]:
 def _turns(count: int, rounds: int) -> Iterator[int]:
     for turn in range(rounds):
         yield from range(count) if turn % 2 == 0 else reversed(range(count))
+
+
+def cells_of(values: Sequence[float], form: str) -> list[str]:
+    """Format the median of measured values, and the smallest and the largest of them, as two cells of a table."""
+    return [f"{statistics.median(values):{form}}", f"({min(values):{form}} - {max(values):{form}})"]
+
+
+def columns_of(name: str, values: Sequence[float]) -> dict[str, float | None]:
+    """Return the median, the smallest and the largest of measured values as columns of a CSV file, or None for each."""
+    kinds = (("median", statistics.median), ("min", min), ("max", max))
+    return {f"{name}_{kind}": pick(values) if values else None for kind, pick in kinds}
 
 
 @contextmanager

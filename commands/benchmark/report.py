@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 
-from commands.benchmark.budget import GB, find_what_fits
+from commands.benchmark.budget import find_what_fits
 from commands.benchmark.comparison import compare
 from commands.benchmark.depths import draw_depths, measure_by_depth
 from commands.benchmark.images import measure_images
 from commands.benchmark.settings import BenchmarkSettings
 from commands.benchmark.step import Case
 from commands.benchmark.variants import all_variants
+from commands.memory import GB
 from commands.networks import NetworkSettings
 from commands.outputs import print_and_write
 from train import runtime

@@ -108,7 +108,7 @@ def test_networks_for_imagenet_that_fit_are_named(monkeypatch):
     case = small(network="densenet169", depth=169, growth_rate=32, image_size=64)
 
     def count(variant, case):
-        return TrainingBytes(0, int(1e6 * case.network.depth * case.batch_size))
+        return TrainingBytes(0, 0, int(1e6 * case.network.depth * case.batch_size))
 
     monkeypatch.setattr(budget, "training_bytes", count)
     fitting = find_what_fits([variant("naive")], case, budget=4 * 170e6)
