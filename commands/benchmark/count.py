@@ -79,7 +79,7 @@ class LiveBytes(FakeTensorMode):
     """Make all tensors fake, and count the bytes of those that are alive.
 
     Args:
-        device: Where all of them pretend to be.
+        device: The device on which all of them pretend to be.
 
     Attributes:
         live: Bytes that are alive now.
@@ -94,7 +94,7 @@ class LiveBytes(FakeTensorMode):
         self._is_inside = False
 
     def start_peak(self) -> int:
-        """Let the peak start from what is alive now; return that."""
+        """Let the peak start again from the bytes that are alive now, and return these."""
         self.peak = self.live
         return self.live
 

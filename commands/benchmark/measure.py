@@ -1,13 +1,13 @@
 """Memory and time of a function.
 
-Memory is all that tensors hold and all that operators allocate for a while. On a GPU the allocator counts it. On a CPU
+Memory is all that tensors hold and all that operators allocate temporarily. On a GPU the allocator counts it. On a CPU
 the profiler records every call of the allocator. Compared with a TorchDispatchMode that holds weak references to the
 storages of all outputs, which the tests of this project also use, at L=100 k=12 with batches of 16:
 
 - The profiler sees temporaries inside operators, which are no outputs.
 - It needs no list of tensors to leave out: memory that was allocated earlier is not in its records.
 - Its cost was less than the difference between repeated steps; the mode made a step 30 to 140 % slower.
-- Both agree on the bytes kept after a forward pass but for the buffers that the mode counts as outputs of in-place
+- Both agree on the bytes kept after a forward pass, except for the buffers that the mode counts as outputs of in-place
   operations (14 kB of 557 MB), and on the peak of the naive step to 0.005 %.
 """
 
@@ -172,7 +172,7 @@ def columns_of(name: str, values: Sequence[float]) -> dict[str, float | None]:
 
 @contextmanager
 def memory_errors_as_one_line(variant: str, case: Case) -> Iterator[None]:
-    """Turn a lack of memory into a RunError that names the variant, the network and the batch."""
+    """Turn an out-of-memory error into a RunError that names the variant, the network and the batch."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:

@@ -29,10 +29,10 @@ from train.terminal import say
 
 @dataclass(frozen=True)
 class Inputs:
-    """All that a run reads before it builds its network.
+    """Everything that a run reads before it builds its network.
 
     Attributes:
-        settings: Settings of the run, with all that the program has chosen.
+        settings: Settings of the run, with everything that the program has chosen.
         device: Device of this process.
         source: Data set of the run.
         loaders: Batches of this process.
@@ -47,7 +47,7 @@ class Inputs:
 
 
 def choose(settings: TrainSettings) -> TrainSettings:
-    """Choose the seed and the augmentation that the settings leave open."""
+    """Choose the seed and the augmentation if the settings leave them open."""
     seed = current_group().on_main(runtime.draw_seed) if settings.seed is None else settings.seed
     augment = DATASETS[settings.dataset].augment if settings.augment is None else settings.augment
     return replace(settings, seed=seed, augment=augment)
@@ -75,7 +75,7 @@ def read_inputs(settings: TrainSettings, *, is_new: bool) -> Inputs:
 
     Raises:
         DataError: If the data cannot be read.
-        UserError: If the settings need other devices than there are, or other data or weights than there are.
+        UserError: If the devices, the data or the weights do not allow what the settings ask for.
     """
     processes = current_group()
     runtime.use_threads(settings.threads)
@@ -113,7 +113,7 @@ def place(network: DenseNet, inputs: Inputs) -> Replicas:
 
 
 def fit(replicas: Replicas, inputs: Inputs, folder: RunFolder, checkpoint: Checkpoint) -> float:
-    """Train until the last epoch, from where the checkpoint stands, and return the test error of the chosen weights.
+    """Train from the checkpoint to the last epoch, and return the test error of the chosen weights.
 
     Raises:
         UserError: If the checkpoint is of another network.

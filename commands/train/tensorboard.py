@@ -49,7 +49,7 @@ class Scalar(NamedTuple):
 
 
 def scalars(rows: Sequence[Row]) -> list[Scalar]:
-    """Return all values of some epochs. A further row, or the test error at the end, only adds values at the end."""
+    """Return all values of some epochs. Further rows, and the test error, only add values at the end."""
     ages = [0.0]
     for row in reversed(rows[1:]):
         ages.append(ages[-1] + row.seconds)
@@ -74,7 +74,7 @@ class Events:
         name: The folder of the events.
 
     Raises:
-        UserError: If there is something else in its place.
+        UserError: If something that is not a folder has its name.
     """
 
     def __init__(self, directory: OpenFolder, name: str = FOLDER):
@@ -93,7 +93,7 @@ class Events:
         """Bring the events up to date with the rows of the run, which begin with those of the last call.
 
         Raises:
-            RunError: If the system refuses, or the folder of the run is not ours any more.
+            RunError: If the system refuses, or the folder of the run is no longer ours.
         """
         known = scalars(rows)
         try:
