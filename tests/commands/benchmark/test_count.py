@@ -13,7 +13,8 @@ from models.buffer import rows
 from tests.support.benchmark_cases import BASELINES, CPU, small, variant, variants
 
 # Large enough that temporaries of a few kB inside operators, which only the measurement sees, are below 1 %.
-CASE = small(depth=16, growth_rate=8, batch_size=16, image_size=32)
+SIZES = {"depth": 16, "growth_rate": 8, "batch_size": 16, "image_size": 32}
+CASE = small(**SIZES)
 CASES = {
     "fp32": {},
     "bf16": {"precision": "bf16"},
@@ -27,7 +28,7 @@ CASES = {
 @pytest.mark.parametrize("changes", CASES.values(), ids=CASES)
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_counted_peak_of_a_strategy_is_the_measured_one(strategy, changes):
-    case = replace(CASE, **changes)
+    case = small(**SIZES | changes)
     assert training_bytes(variant(strategy), case).peak == pytest.approx(
         peak_of_step(variant(strategy).step(case)), 0.01
     )
@@ -73,7 +74,7 @@ def test_chunks_are_left_out_during_a_count_only():
 
 @pytest.mark.parametrize("image_size", [32, 512])
 def test_a_count_allocates_no_feature_maps(image_size):
-    case = replace(CASE, image_size=image_size, batch_size=1000)
+    case = small(**SIZES | {"image_size": image_size, "batch_size": 1000})
     counted, memory = memory_of(lambda: training_bytes(variant("naive"), case).peak, CPU)
     assert counted > 500 * 2**20
     # Labels and the seed of the images are the only tensors, if any, that are real.
