@@ -61,7 +61,7 @@ def advice_for_training(settings: TrainSettings) -> str:
 
 
 def memory_of_device() -> float | None:
-    """Total memory of this process's GPU, or of the host, in GB of 10^9 bytes; None where the system does not tell."""
+    """Total memory of this process's GPU, or of the host, in GB of 10^9 bytes; None where it is unknown."""
     import torch
 
     if torch.cuda.is_available():

@@ -18,7 +18,7 @@ def require_packages(*packages: str, flag: str, value: object) -> None:
         value: The value of the flag that needs the packages.
 
     Raises:
-        UserError: If a package is missing; the message tells how to install it.
+        UserError: If a package is missing; the message says how to install it.
     """
     missing = [package for package in packages if find_spec(package) is None]
     if missing:

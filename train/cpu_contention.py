@@ -43,7 +43,7 @@ class Reading:
 
 
 def read_scheduler(tasks: Path = TASKS) -> Reading | None:
-    """Read the scheduler's figures; return None where the system does not tell.
+    """Read the scheduler's figures; return None where the system has none.
 
     Threads that Python has started are left out. They do not compute, but read files or draw progress bars.
 

@@ -65,7 +65,7 @@ def _no_collection() -> Iterator[None]:
 
 
 def _memory_on_cpu(function: Callable[[], Result]) -> tuple[Result, Memory]:
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # otherwise the profiler tells stderr that there is no GPU
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # otherwise the profiler prints that there is no GPU
     with profile(profile_memory=True) as profiler:
         result = function()
     # The profiler's own summary adds up the records of each operator, which hides a peak inside one.

@@ -64,7 +64,7 @@ def scalars(rows: Sequence[Row]) -> list[Scalar]:
 class Events:
     """The events of a run, in one file that each process begins anew and that grows with the rows.
 
-    A new file, instead of more events in the old one, tells the same epochs as results.csv wherever the earlier process
+    A new file, instead of more events in the old one, shows the same epochs as results.csv wherever the earlier process
     was killed. Its first event, the purge step, makes TensorBoard drop the events of earlier files, should this process
     be killed before it has removed them.
 

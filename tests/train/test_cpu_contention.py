@@ -94,7 +94,7 @@ def test_the_line_names_cause_and_remedy():
 
 @pytest.mark.parametrize(("waited", "number"), [(0.9, 1), (0.0, 0)])
 def test_a_busy_machine_is_said_once(waited, number, monkeypatch):
-    """The scheduler's figures are made: each time they are read, a thread has waited for this fraction of a minute."""
+    """The figures are synthetic: each time they are read, a thread has waited for this fraction of a minute."""
     reads, warnings, enough = [], [], threading.Event()
 
     def read():

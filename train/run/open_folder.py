@@ -101,7 +101,7 @@ class OpenFolder:
         """Return whether an open file still has this name in the folder, and was neither removed nor replaced.
 
         Raises:
-            OSError: If the system refuses to tell.
+            OSError: If the system does not say.
         """
         return _is_same(os.fstat(descriptor), self._at(name), dir_fd=self._dir_fd)
 
