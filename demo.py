@@ -98,7 +98,7 @@ def main(argv: list[str]) -> None:
     settings: Any = None
     try:
         with signals.immediate_stop(), connected():
-            # One process reads the line: others that found it bad could end all before it has said why.
+            # Only the main process reads the line: another one could end them all before the error is printed.
             on_main = current_group().on_main
             word, words = on_main(choose, COMMANDS, argv, name=NAME)
             name = NAME if words == argv else f"{NAME} {word}"
@@ -120,7 +120,7 @@ def main(argv: list[str]) -> None:
 
 
 def start(argv: list[str]) -> NoReturn:
-    """Run a command line as all that this process does."""
+    """Run a command line, and end this process with its exit code."""
     open_streams()
     signals.begin()
     try:

@@ -11,7 +11,7 @@ from train.terminal import Bar, say, say_error
 
 @settings
 class CheckSettings(Settings):
-    """Settings of the command."""
+    """Flags of the command check."""
 
     data: Path | None = flag("Folder of the data set, as in train.", default=None)
     dataset: DatasetName = flag("Data set, as in train.", default="cifar10")
@@ -22,8 +22,8 @@ class CheckSettings(Settings):
 def check(settings: CheckSettings) -> None:
     """Read all images of a data set, and print its classes and the files that cannot be read.
 
-    Of "folder" every training, validation and test image is decoded; of CIFAR and SVHN the md5 digest of every file is
-    verified. A file that cannot be read gets a line on stderr, and the exit code is then 1.
+    In a "folder", every training, validation and test image is decoded; for CIFAR and SVHN, the md5 digest of every
+    file is verified. A file that cannot be read gets a line on stderr, and the exit code is then 1.
     """
     from data.datasets import load
     from data.verify import unreadable_images

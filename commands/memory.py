@@ -1,4 +1,4 @@
-"""Memory that runs out becomes one line that says what to try."""
+"""Turn an out-of-memory error into one line that says what to try."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ GB = 1e9
 
 @contextmanager
 def memory_explained(advice: Callable[[], str]) -> Iterator[None]:
-    """Turn memory that runs out into one line.
+    """Turn an out-of-memory error into one line.
 
     Args:
         advice: Returns what follows "memory ran out" in the line. Called once memory has run out.
@@ -31,12 +31,12 @@ def memory_explained(advice: Callable[[], str]) -> Iterator[None]:
 
 
 def larger_machine() -> str:
-    """Advice for work that no smaller batch helps."""
+    """Advice for work whose memory does not depend on the batch."""
     return "; use a machine with more memory"
 
 
 def smaller_batch(batch_size: int) -> Callable[[], str]:
-    """Advice for work on batches that trains nothing."""
+    """Advice for work on batches without training."""
     if batch_size == 1:
         return lambda: f" with --batch_size 1{larger_machine()}"
     return lambda: f" with --batch_size {batch_size}; try a smaller --batch_size"
@@ -61,7 +61,7 @@ def advice_for_training(settings: TrainSettings) -> str:
 
 
 def memory_of_device() -> float | None:
-    """All memory of this process's GPU, or of the host, in GB of 10^9 bytes; None where the system does not tell."""
+    """Total memory of this process's GPU, or of the host, in GB of 10^9 bytes; None where it is unknown."""
     import torch
 
     if torch.cuda.is_available():

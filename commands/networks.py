@@ -24,11 +24,10 @@ DEPTHS = {
     "densenet_bc": _depths("densenet_bc", "10, 16, 22, 28, 34, 40, ..."),
     "densenet": _depths("densenet_plain", "7, 10, 13, ..., 40, ..."),
 }
-ANY_DEPTH = Range(
-    7, LARGEST_DEPTH, rule=f"{DEPTHS['densenet_bc']}, or 3m + 4 for densenet"
-)  # check_network knows the rest
+# Of all networks together; check_network checks the depth of the one that is named.
+ANY_DEPTH = Range(7, LARGEST_DEPTH, rule=f"{DEPTHS['densenet_bc']}, or 3m + 4 for densenet")
 NETWORKS = (*DEPTHS, *IMAGENET_NETWORKS)
-# Depths in the plot of the benchmark, unless others are asked for. The naive network takes 2 to 3 GB at the last.
+# Depths in the plot of the benchmark, unless others are asked for. At the last, the naive network takes 2 to 3 GB.
 PLOTTED_DEPTHS = {"densenet_bc": (40, 100, 190, 250), "densenet": (22, 40, 70, 100)}
 LARGEST_SMALL_IMAGES = 64  # pixels; above, networks begin with the stem of the ImageNet networks
 SMALLEST_IMAGENET_IMAGES = 64  # pixels; the last feature maps are a 32nd of it, and batch norm needs several values
@@ -103,10 +102,10 @@ def with_flags_of_network(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_network(network: str, *, depth: int, growth_rate: int) -> None:
-    """Make sure that there is such a network.
+    """Make sure that a network can have this depth and growth rate.
 
     Raises:
-        UserError: If not; the message names flag, value and what is allowed.
+        UserError: If it cannot; the message names flag, value and what is allowed.
     """
     if network in DEPTHS:
         _require_depth("depth", depth, DEPTHS[network])
@@ -118,23 +117,23 @@ def check_network(network: str, *, depth: int, growth_rate: int) -> None:
 
 
 def depths_of_plot(network: str, *, depths: Sequence[int] | None, is_drawn: bool) -> Sequence[int]:
-    """The depths in the plot of the benchmark; None: the usual ones of the network.
+    """Return the depths in the plot of the benchmark.
 
     Args:
         network: Name of the network.
-        depths: Depths that were asked for.
+        depths: Depths that were asked for. None: the usual ones of the network.
         is_drawn: Whether a plot was asked for.
 
     Raises:
-        UserError: If there is no plot, or no such network.
+        UserError: If there are depths but no plot, if the network has only one depth, or cannot have one of these.
     """
     if network not in DEPTHS and (is_drawn or depths):
         flag = "plot" if is_drawn else "depths"
         raise UserError(
-            f"--{flag} is of memory against depth, but {network} has one depth; it is for densenet_bc and densenet"
+            f"--{flag} is for memory against depth, but {network} has only one depth; use densenet_bc or densenet"
         )
     if depths and not is_drawn:
-        raise UserError("--depths are those in the plot; it needs --plot, the file to draw it into")
+        raise UserError("--depths needs --plot, the file for the plot with these depths")
     if not depths:
         return PLOTTED_DEPTHS.get(network, ())
     for depth in depths:
@@ -148,12 +147,12 @@ def _require_depth(flag: str, depth: int, limits: Range) -> None:
 
 
 def image_size_of(network: str, *, dataset: str = "folder", image_size: int | None) -> int:
-    """Height and width of the images that a network reads; None: the usual size.
+    """Return the height and width of the images that a network reads.
 
     Args:
         network: Name of the network.
         dataset: Data set of the images; only a "folder" has images of any size.
-        image_size: Size that was asked for.
+        image_size: Size that was asked for. None: the usual size of the network.
 
     Raises:
         UserError: If the data set has no images of that size, or the network needs larger ones.

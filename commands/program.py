@@ -1,4 +1,4 @@
-"""A command line, from its words to the settings of a command, and the line with which it ends."""
+"""Read a command line into the settings of a command, and find the words with which the program ends."""
 
 import shlex
 import traceback
@@ -33,8 +33,8 @@ def read_settings(
         commands: All commands, for the help page.
 
     Raises:
-        UserError: If torchrun has started the program for a command that one process does, the working directory is
-            gone, or flags stand for others that cannot be read.
+        UserError: If torchrun has started the program for a command that works in one process, the working directory
+            is gone, or the flags of a run that is to be resumed cannot be read.
     """
     given = bind(command, words, name=name, commands=commands, version=lambda: version_line(NAME))
     require_working_directory()
@@ -44,7 +44,7 @@ def read_settings(
 
 
 def is_heard(error: Exception) -> bool:
-    """Whether this process prints an error: the main one does, and others print those that are theirs alone."""
+    """Whether this process prints an error: the main process always, another one if the error is its own alone."""
     is_of_all = isinstance(error, UserError) or getattr(error, "in_all_processes", False)
     return current_group().is_main or not is_of_all
 
@@ -58,5 +58,5 @@ def how_to_continue(settings: TrainSettings | None) -> str:
 
 
 def say_traceback() -> None:
-    """Print the traceback of the error that is handled, on stderr."""
+    """Print the traceback of the error that is being handled, on stderr."""
     say_error(*traceback.format_exc().rstrip("\n").split("\n"))

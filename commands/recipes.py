@@ -68,10 +68,10 @@ def altered_flags(flags: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Compare the flags of a run with its recipe.
 
     Args:
-        flags: Plain values of the run by name, as config.json has them. One that is missing is as in the recipe.
+        flags: Plain values of the run by name, as config.json has them. A missing flag counts as unchanged.
 
     Returns:
-        For each flag that differs its values in "recipe" and "run"; nothing if the run has no recipe, or one that does
+        For each flag that differs, its values in "recipe" and "run". Empty if the run has no recipe, or one that does
         not exist.
     """
     recipe = flags.get("recipe")

@@ -1,4 +1,4 @@
-"""Requirements beyond the installed ones that some flags have: optional packages, and a C++ compiler."""
+"""Further requirements of some flags: optional packages, and a C++ compiler."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ def require_packages(*packages: str, flag: str, value: object) -> None:
         value: The value of the flag that needs the packages.
 
     Raises:
-        UserError: If a package is missing; the message tells how to install it.
+        UserError: If a package is missing; the message says how to install it.
     """
     missing = [package for package in packages if find_spec(package) is None]
     if missing:
@@ -34,4 +34,4 @@ def require_compiler() -> None:
     """
     names = (os.environ.get("CXX", ""), *COMPILERS)
     if not any(shutil.which(name) for name in names if name):
-        raise UserError(f"--compile is True, but needs a C++ compiler: {', '.join(COMPILERS)}, or what CXX names")
+        raise UserError(f"--compile is True, but needs a C++ compiler: {', '.join(COMPILERS)}, or one that CXX names")

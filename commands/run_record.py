@@ -59,7 +59,7 @@ class RunRecord:
             return "the run recorded the same test error"
         limit = self.flags.get("limit_batches")
         if limit is not None:
-            return f"the run recorded {self.test_error:.2%}, of few test images: it had --limit_batches {plain(limit)}"
+            return f"the run recorded {self.test_error:.2%}, on few test images: it had --limit_batches {plain(limit)}"
         return (
             f"warning: the run recorded another test error, {self.test_error:.4%}, and now it is {error:.4%}; another "
             "device, version or batch size rounds differently, but a larger difference has another reason"
@@ -70,7 +70,7 @@ def read_record(folder: Path) -> RunRecord:
     """Read the record of a run. Nothing is written.
 
     Raises:
-        UserError: If the folder holds no run, or one of the files is not as a run writes it.
+        UserError: If the folder holds no run, or one of its files is invalid.
     """
     config = read_config(folder)
     if config is None:
@@ -94,10 +94,10 @@ def read_with_record(folder: Path, read: Callable[[], Contents]) -> tuple[RunRec
 
     Args:
         folder: Folder of the run.
-        read: Reads the other file; called again if an epoch came between.
+        read: Reads the other file; called again if an epoch has ended in between.
 
     Raises:
-        UserError: If the folder holds no run, or one of the files is not as a run writes it.
+        UserError: If the folder holds no run, or one of its files is invalid.
     """
     for _ in range(ATTEMPTS):
         before, contents = read_record(folder), read()
@@ -107,7 +107,7 @@ def read_with_record(folder: Path, read: Callable[[], Contents]) -> tuple[RunRec
 
 
 def read_records(folders: Sequence[Path]) -> tuple[list[RunRecord], list[UserError]]:
-    """Read the records of several runs. A folder that is no run stands for all runs directly below it.
+    """Read the records of several runs. A folder that is not a run stands for all runs directly inside it.
 
     Returns:
         The records, at least one, and an error for each folder that cannot be read as a run.
@@ -135,7 +135,7 @@ def _read_results(folder: Path) -> list[Row]:
     """Read the rows of results.csv; none if there is no such file yet.
 
     Raises:
-        UserError: If the file is not as a run writes it. The message names the line and what is wrong with it.
+        UserError: If the file is invalid. The message names the line and what is wrong with it.
     """
     path = folder / RESULTS
     text = read_small(path, largest=LARGEST_RESULTS)
@@ -146,7 +146,7 @@ def _read_results(folder: Path) -> list[Row]:
 
 
 def _runs_in(folder: Path) -> list[Path]:
-    """The folder if it is a run, else the runs directly below it. The folder itself if there are none."""
+    """The folder if it is a run, else the runs directly inside it. The folder itself if there are none."""
     try:
         if (folder / CONFIG).exists():
             return [folder]

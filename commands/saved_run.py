@@ -1,6 +1,6 @@
-"""A run that another command goes on with: its settings and classes, read from config.json, and its network.
+"""A run that another command uses: its settings and classes, read from config.json, and its network.
 
-Anybody may have written these files. Every value that is read is checked, or refused in one line.
+Anybody may have written these files, so every value is checked when it is read.
 """
 
 from collections.abc import Sequence
@@ -46,7 +46,7 @@ class SavedRun:
     git_revision: str | None
 
     def weights(self) -> dict[str, Any]:
-        """The state_dict of the chosen epoch, on the CPU. Nobody has checked names and shapes yet.
+        """The state_dict of the chosen epoch, on the CPU. Names and shapes are not checked yet.
 
         Raises:
             UserError: If model.pt is missing, damaged or cannot be read.
@@ -66,7 +66,7 @@ class SavedRun:
 
         Raises:
             UserError: If model.pt cannot be used, or is of another network than config.json describes.
-            RunError: If its weights are such that no output of the network means anything.
+            RunError: If its weights are NaN or infinite, or a variance is negative.
         """
         import torch
 
@@ -88,7 +88,7 @@ class SavedRun:
         return network
 
     def origin(self) -> dict[str, Any]:
-        """The settings and versions that decide its results, as plain values. Names of folders are not among them."""
+        """Settings and versions that decide the results of the run, as plain values, without names of folders."""
         free = self.settings.names(Role.FREE)
         values = {name: getattr(self.settings, name) for name in self.settings.flags() if name not in free}
         flags = {name: value.name if isinstance(value, Path) else value for name, value in values.items()}

@@ -25,9 +25,9 @@ DropRate = Annotated[float, Range(0, 1, open_high=True)]
 Threads = Annotated[int, Range(1, 1024)]
 
 BUFFERS = (True, "buffer", "buffer_fast")  # values of --efficient whose blocks run over a feature buffer
-THREADS_HELP = "CPU threads for computation. None: as many as torch takes."
+THREADS_HELP = "CPU threads for computation. None: torch decides."
 DEBUG_HELP = "Show where in the program an error came from."
-DOWNLOAD_HELP = "Fetch missing files of the data set from the network."
+DOWNLOAD_HELP = "Download missing files of the data set."
 
 
 @settings
@@ -35,7 +35,7 @@ class TrainSettings(Settings):
     """Settings of a training run."""
 
     save: Path = flag(
-        "Folder for logs and weights. It is made if it does not exist, and must hold no other run.",
+        "Folder for logs and weights. It is created if it does not exist, and must hold no other run.",
         role=Role.FREE | Role.NOT_COMPARED,
     )
     data: Path | None = flag(
@@ -70,7 +70,7 @@ class TrainSettings(Settings):
     growth_rate: GrowthRate = flag("Channels k that each layer adds.", default=12, role=Role.NOT_COMPARED)
     efficient: bool | Strategy = flag(
         'How the backward pass gets the feature maps it needs. True or "buffer" keeps one copy of the feature maps of '
-        'each block, mostly the least memory; "buffer_fast" is faster and takes about twice that memory. '
+        'each block, which mostly takes the least memory; "buffer_fast" is faster and takes about twice that memory. '
         'Both give the results of False or "naive", which keeps everything, up to rounding; "checkpoint" gives them to '
         "the last bit, and takes much more memory and time.",
         default=True,
@@ -98,8 +98,8 @@ class TrainSettings(Settings):
         "Initial learning rate. The paper uses 0.1 with batches of 64.", default=0.1
     )
     lr_schedule: Literal["step", "cosine"] = flag(
-        '"step" divides it by 10 after half and again after three quarters of the epochs; "cosine" lets it fall along '
-        "half a cosine.",
+        '"step" divides the learning rate by 10 after half of the epochs and again after three quarters; "cosine" lets '
+        "it fall along half a cosine.",
         default="step",
     )
     warmup_epochs: Annotated[int, Range(0, 1_000_000)] = flag(
@@ -120,11 +120,11 @@ class TrainSettings(Settings):
     )
     valid_size: Annotated[int, Range(0)] | None = flag(
         "Training images held out to choose the best epoch. 0: train on all and keep the last epoch. None: 5,000 for "
-        "CIFAR and 6,000 for SVHN as in the paper, 140 for digits, a tenth of a folder's.",
+        "CIFAR and 6,000 for SVHN as in the paper, 140 for digits, and a tenth of a folder.",
         default=None,
         role=Role.CHOSEN,
     )
-    precision: Precision = flag('"bf16" and "fp16" are autocast; with "fp16" the loss is scaled.', default="fp32")
+    precision: Precision = flag('"bf16" and "fp16" use autocast; with "fp16" the loss is scaled.', default="fp32")
     compile: bool = flag(
         "Compile the network with torch.compile, which takes minutes at first. For --efficient naive or checkpoint.",
         default=False,
@@ -134,7 +134,7 @@ class TrainSettings(Settings):
         "Under torchrun on GPUs: normalise with the statistics of all processes together.", default=False
     )
     threads: Threads | None = flag(
-        "CPU threads for computation, in each process. None: as many as torch takes. Another number changes results by "
+        "CPU threads for computation, in each process. None: torch decides. Another number changes results by "
         "rounding.",
         default=None,
         role=Role.FREE,
@@ -189,17 +189,17 @@ class TrainSettings(Settings):
         return f"{self.network_settings.title} on {images}"
 
     def checked(self) -> Self:
-        """The same settings with the size of the images, if there is such a network and it can read them.
+        """Check network and image size, and return the same settings with the image size filled in.
 
         Raises:
-            UserError: If not; the message names flag, value and what is allowed.
+            UserError: If they are not valid together; the message names flag, value and what is allowed.
         """
         check_network(self.network, depth=self.depth, growth_rate=self.growth_rate)
         size = image_size_of(self.network, dataset=self.dataset, image_size=self.image_size)
         return replace(self, image_size=size)
 
     def identity(self) -> RunIdentity:
-        """The settings by which a run is recognised when it is resumed, with their roles."""
+        """The settings by which a run is recognised when it is resumed, and their roles."""
         return RunIdentity(
             settings=self.plain(),
             # Runs of older versions had images of the one size of their data set.
@@ -216,7 +216,7 @@ class TrainSettings(Settings):
 
         Args:
             flags: Plain values by name.
-            folder: Folder of the run, wherever it was when they were written down.
+            folder: Folder of the run, which may have been moved since.
 
         Raises:
             FireError: If there is no such flag, or it takes no such value.

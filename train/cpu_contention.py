@@ -18,7 +18,7 @@ import torch
 
 from train.terminal import warn
 
-TASKS = Path("/proc/self/task")  # of Linux; elsewhere nothing is said
+TASKS = Path("/proc/self/task")  # on Linux; elsewhere there is no warning
 WINDOW_SECONDS = 10.0
 # Fraction of a window in which a thread waited for a CPU. On two CPUs it is 0.5 with one busy program beside two
 # threads, 0.67 with two of them, and 0.01 to 0.02 undisturbed.
@@ -43,7 +43,7 @@ class Reading:
 
 
 def read_scheduler(tasks: Path = TASKS) -> Reading | None:
-    """Read the scheduler's figures; return None where the system does not tell.
+    """Read the scheduler's figures; return None where the system has none.
 
     Threads that Python has started are left out. They do not compute, but read files or draw progress bars.
 
@@ -62,7 +62,7 @@ def read_scheduler(tasks: Path = TASKS) -> Reading | None:
     return Reading(time.perf_counter(), time.process_time(), ran, waited)
 
 
-def share_of_waiting(before: Reading, after: Reading) -> float:
+def fraction_of_waiting(before: Reading, after: Reading) -> float:
     """Return the fraction of time in which the thread that waited most had no CPU because of other programs.
 
     Waiting for other threads of this process, such as those that decode images, is not counted.
@@ -73,13 +73,13 @@ def share_of_waiting(before: Reading, after: Reading) -> float:
     return min(1.0, max(0.0, waited - by_itself) / (after.clock - before.clock))
 
 
-def advice(share: float, *, threads: int, environment: Mapping[str, str]) -> str:
+def advice(fraction: float, *, threads: int, environment: Mapping[str, str]) -> str:
     """Return a warning that the machine is too busy for this many threads, with advice."""
     remedies = [f"fewer --threads (now {threads})"]
     if not any(name in environment for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")):
         remedies.append("OMP_WAIT_POLICY=passive in the environment")
     return (
-        f"the CPUs are busy with other work: of the last {WINDOW_SECONDS:.0f} seconds one thread waited {share:.0%} "
+        f"the CPUs are busy with other work: of the last {WINDOW_SECONDS:.0f} seconds one thread waited {fraction:.0%} "
         "for a CPU, and the others waited for that thread, which can make every step many times slower; try "
         f"{', or '.join(remedies)}"
     )
@@ -89,7 +89,7 @@ def advice(share: float, *, threads: int, environment: Mapping[str, str]) -> str
 def warn_if_busy(device: torch.device) -> Iterator[None]:
     """Warn once if the computing threads have to wait for a CPU because of other programs.
 
-    There is no warning for a single thread, which nobody waits for, and on other devices.
+    There is no warning on other devices, nor for a single thread, which no other thread waits for.
     """
     threads = torch.get_num_threads()
     if device.type != "cpu" or threads == 1 or read_scheduler() is None:
@@ -109,8 +109,8 @@ def _watch(is_over: threading.Event, threads: int) -> None:
     before = read_scheduler()
     while not is_over.wait(WINDOW_SECONDS):
         after = read_scheduler()
-        share = share_of_waiting(before, after) if before and after else 0.0
-        if share >= TOO_MUCH:
-            warn(advice(share, threads=threads, environment=os.environ))
+        fraction = fraction_of_waiting(before, after) if before and after else 0.0
+        if fraction >= TOO_MUCH:
+            warn(advice(fraction, threads=threads, environment=os.environ))
             return
         before = after

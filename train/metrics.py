@@ -47,7 +47,7 @@ class RunningMetrics:
         self.first_failure = torch.full((), math.inf, device=device)  # the batch; infinite if there is none
 
     def begin_batch(self) -> None:
-        """Count a batch, to which everything belongs that is added from now on."""
+        """Count a batch; everything that is added from now on belongs to it."""
         self.batches += 1
 
     @torch.no_grad()

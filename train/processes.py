@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and a process that is alone 
 
 Result = TypeVar("Result")
 LAUNCHED = "TORCHELASTIC_RUN_ID"  # in the environment of processes that torchrun has started
-# Number of processes, as srun, mpirun (Open MPI, MPICH, MVAPICH) and other launchers of PyTorch tell it.
+# Number of processes, as srun, mpirun (Open MPI, MPICH, MVAPICH) and other launchers of PyTorch give it.
 SIZES_OF_OTHERS = ("WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 
 

@@ -96,7 +96,7 @@ def replicate(
 ) -> Replicas:
     """Prepare a network to run in some precision on all devices.
 
-    Of several processes each uses one device. A single process uses all visible GPUs if its device is one of them.
+    Each of several processes uses one device. A single process uses all visible GPUs if its device is one of them.
 
     Args:
         network: A network on `device`.

@@ -148,7 +148,7 @@ def peak_memory(device: torch.device) -> float | None:
     """Return the largest memory in use at once, in MB of 10^6 bytes.
 
     On GPUs it is that of tensors since `reset_peak_memory`, on the GPU that used most. On a CPU it is that of the whole
-    process since its start, or None where the system does not tell.
+    process since its start, or None where it is unknown.
     """
     if device.type == "cuda":
         return max(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count())) / 1e6

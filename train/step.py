@@ -41,7 +41,7 @@ class Stepper:
         scaler: Scales the loss; None or a disabled one in every precision except fp16.
         processes: The processes that share a batch.
         accum_steps: Micro-batches of a batch in each process, at least 1.
-        label_smoothing: Share of each label, from 0 to 1, that is spread evenly over all classes.
+        label_smoothing: Fraction of each label, from 0 to 1, that is spread evenly over all classes.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Stepper:
         metrics.begin_batch()
         parts = zip(images.tensor_split(self.accum_steps), labels.tensor_split(self.accum_steps), strict=True)
         for i, (part, its_labels) in enumerate(parts, start=1):
-            # With several processes, each of them takes part in what all do together.
+            # With several processes, each of them must take part in every collective operation.
             if len(part) or self.processes.world_size > 1:
                 with self._gradient_exchange(is_last=i == self.accum_steps):
                     self._add_gradient(part, its_labels, size, metrics)
@@ -140,7 +140,7 @@ class Stepper:
         if type(scale) is not float or not 0 < scale <= LARGEST_SCALE:
             raise ValueError(f"the scale of its loss is {short_repr(scale)}")
         if type(steps) is not int or not 0 <= steps < own["growth_interval"]:
-            raise ValueError(f"the steps since its loss was scaled otherwise are {short_repr(steps)}")
+            raise ValueError(f"the number of steps since its scale changed is {short_repr(steps)}")
         self.scaler.load_state_dict(own | {"scale": scale, "_growth_tracker": steps})
 
     def num_skipped(self) -> int | None:

@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from commands.benchmark.count import training_bytes
 from commands.benchmark.step import MB, Case, conditions, record_of
 from commands.benchmark.variants import Variant, without_second_naive
+from commands.memory import GB
 from commands.networks import DEPTHS
 from commands.tables import aligned, to_csv
 from models import IMAGENET_NETWORKS
 from train.terminal import progress
 
-GB = 1e9
 BATCHES = range(1, 1_000_001)  # as --batch_size allows
 # Deeper than any network of the paper. A count takes time for each layer: 5 to 10 seconds at this depth.
 LARGEST_DEPTH = 300
@@ -29,7 +29,7 @@ class Answer:
         needed: Bytes that the given network takes with the given batch.
         largest_batch: None if not even one image fits.
         largest_depth: None if not even the shallowest network fits, or if the network has one depth.
-        networks: The networks for ImageNet that fit with the given batch, if the given one is among these networks.
+        networks: The ImageNet networks that fit with the given batch; empty unless the given network is one of them.
     """
 
     strategy: str
@@ -68,7 +68,7 @@ class Fitting:
 
     Attributes:
         case: Its network for the largest batch, its batch for the deepest network.
-        budget: In bytes.
+        budget: Its size in bytes.
         answers: One for each strategy.
     """
 
@@ -97,7 +97,9 @@ class Fitting:
             lines.append(f"The deepest network with batches of {batch} has depth {depth}, with {best.strategy}.")
         best = self._best(lambda answer: len(answer.networks))
         if best.networks:
-            lines.append(f"With {best.strategy} and batches of {batch} fit {', '.join(best.networks)}.")
+            lines.append(
+                f"With {best.strategy} and batches of {batch}, these networks fit: {', '.join(best.networks)}."
+            )
         return lines
 
     def _best(self, size: Callable[[Answer], int | None]) -> Answer:
@@ -161,10 +163,10 @@ def _networks_that_fit(variant: Variant, case: Case, budget: float) -> tuple[str
 
 
 def largest_that_fits(bytes_of: Callable[[int], int], sizes: range, *, budget: float, first: int) -> int | None:
-    """Find the largest size whose bytes do not exceed a budget, and that the next one exceeds it.
+    """Find the largest size whose bytes do not exceed a budget.
 
-    A line through the two known sizes nearest to the budget proposes the next size to ask for. Bytes are so nearly
-    linear that this takes a handful of sizes, where halving the range again and again would take twenty.
+    The next size to count is where a line through the two known sizes nearest to the budget meets it. Bytes are so
+    nearly linear that this takes a handful of sizes, where bisection would take twenty.
 
     Args:
         bytes_of: Bytes of a size; they grow with it.

@@ -17,7 +17,8 @@ def benchmark(settings: BenchmarkSettings) -> None:
     batch of 10 classes. Our strategies are compared with torchvision's DenseNet (memory_efficient False and True),
     where it can be the same network, and with a checkpoint around each dense layer and transition. Before anything is
     measured, our strategies must agree with naive in loss, gradients and running statistics; otherwise the exit code is
-    1. The defaults take one to two minutes on two CPU cores. There the ImageNet networks need a smaller --batch_size.
+    1. The defaults take one to two minutes on two CPU cores. On such a machine, the ImageNet networks need a smaller
+    --batch_size.
     """
     network = settings.network_settings
     depths = depths_of_plot(settings.network, depths=settings.depths, is_drawn=settings.plot is not None)

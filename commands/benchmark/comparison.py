@@ -5,7 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from commands.benchmark.agreement import Agreement, Observed, agreement_in_fp64, agreements_in_precision, observe
-from commands.benchmark.measure import Memory, memory_errors_as_one_line, memory_of_step, paired_seconds
+from commands.benchmark.measure import (
+    Memory,
+    cells_of,
+    columns_of,
+    memory_errors_as_one_line,
+    memory_of_step,
+    paired_seconds,
+)
 from commands.benchmark.step import MB, Case, Step, conditions, record_of
 from commands.benchmark.variants import Variant, is_in_torchvision, random_weights
 from commands.tables import aligned, to_csv
@@ -41,7 +48,7 @@ class Row:
             cells.append(f"{self.memory.reserved / MB:,.1f}")
         for values in (self.seconds, self.ratios):
             if values:
-                cells += [f"{statistics.median(values):.3f}", f"({min(values):.3f} - {max(values):.3f})"]
+                cells += cells_of(values, ".3f")
         return cells
 
     def record(self) -> dict[str, object]:
@@ -49,9 +56,7 @@ class Row:
         record: dict[str, object] = {"variant": self.variant.name, "memory_format": self.variant.memory_format}
         record |= {"peak_bytes": self.memory.peak, "kept_bytes": self.memory.kept}
         record |= {"reserved_bytes": self.memory.reserved}
-        for name, values in (("seconds", self.seconds), ("ratio", self.ratios)):
-            for kind, pick in (("median", statistics.median), ("min", min), ("max", max)):
-                record[f"{name}_{kind}"] = pick(values) if values else None
+        record |= columns_of("seconds", self.seconds) | columns_of("ratio", self.ratios)
         return record | {"running_statistics_updates": self.updates}
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, UntypedStorage, nn
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_invocation_manager
 
-from commands.benchmark.step import Case, Step
+from commands.benchmark.step import Case
 from commands.benchmark.variants import Variant
 from models.buffer.rows import two_chunks_for_all
 
@@ -38,11 +38,18 @@ class TrainingBytes(NamedTuple):
 
     Attributes:
         state: Weights, gradients, momentum and buffers, the same for all batches.
-        step: The batch, and the peak of a step above state and batch.
+        batch: Images and labels.
+        peak: The most bytes that are alive in a step, above state and batch.
     """
 
     state: int
-    step: int
+    batch: int
+    peak: int
+
+    @property
+    def step(self) -> int:
+        """The batch and the peak, which grow with the number of images."""
+        return self.batch + self.peak
 
     @property
     def total(self) -> int:
@@ -53,23 +60,13 @@ class TrainingBytes(NamedTuple):
 @cache  # the search for one answer passes sizes that another one has counted
 def training_bytes(variant: Variant, case: Case) -> TrainingBytes:
     """Count the bytes that training takes."""
-    step, peak = _fake_step(variant, case)
-    return TrainingBytes(state_bytes(step.network), peak + step.images.nbytes + step.labels.nbytes)
-
-
-def peak_of_fake_step(variant: Variant, case: Case) -> int:
-    """Count the most bytes that are alive in a step, above weights, buffers, gradients and batch."""
-    return _fake_step(variant, case)[1]
-
-
-def _fake_step(variant: Variant, case: Case) -> tuple[Step, int]:
     with torch.device("meta"):  # where a network takes no memory
         network = variant.build(case.network).to(**case.layout(variant.memory_format))
     with LiveBytes(case.device) as live, two_chunks_for_all():
         step = case.step_with(network.to_empty(device=case.device), variant.memory_format)
         before = live.start_peak()
         step()
-    return step, live.peak - before
+    return TrainingBytes(state_bytes(step.network), step.images.nbytes + step.labels.nbytes, live.peak - before)
 
 
 def state_bytes(network: nn.Module) -> int:
@@ -82,7 +79,7 @@ class LiveBytes(FakeTensorMode):
     """Make all tensors fake, and count the bytes of those that are alive.
 
     Args:
-        device: Where all of them pretend to be.
+        device: The device on which all of them pretend to be.
 
     Attributes:
         live: Bytes that are alive now.
@@ -97,7 +94,7 @@ class LiveBytes(FakeTensorMode):
         self._is_inside = False
 
     def start_peak(self) -> int:
-        """Let the peak start from what is alive now; return that."""
+        """Let the peak start again from the bytes that are alive now, and return these."""
         self.peak = self.live
         return self.live
 

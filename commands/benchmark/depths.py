@@ -73,7 +73,7 @@ class ByDepth:
 
 
 def measure_by_depth(variants: Sequence[Variant], case: Case, *, depths: Sequence[int], rounds: int) -> ByDepth:
-    """Measure variants at all depths, and how far memory is from linear in the batch.
+    """Measure variants at all depths, and how far memory deviates from a linear function of the batch.
 
     Compiled variants are left out: to compile at each depth would take hours.
 

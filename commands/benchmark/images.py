@@ -1,15 +1,14 @@
 """Images per second of the data pipelines, compared with plain code over torchvision's transforms on the same images.
 
-Training batches are made from images in memory: shuffle, pad by 4, crop, flip, normalise. Files are read for
+Training batches are prepared from images in memory: shuffle, pad by 4, crop, flip, normalise. Files are read for
 prediction: decode, resize to 32x32, normalise; then they are classified as well by a DenseNet-BC of depth 40, the same
 on both sides. The files were written a moment ago, so that the system has them in memory.
 """
 
 import platform
-import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -23,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
+from commands.benchmark.measure import cells_of, columns_of
 from commands.tables import aligned, to_csv
 from data.datasets import DATASETS, IMAGE_SIZE
 from data.images import read_images
@@ -79,19 +79,13 @@ class Speeds:
     def cells(self) -> list[str]:
         """The row as it is printed."""
         columns = ((self.ours, ",.0f"), (self.baseline, ",.0f"), (self.ratios, ".2f"))
-        return [self.name, *(cell for values, form in columns for cell in _cells(values, form))]
+        return [self.name, *(cell for values, form in columns for cell in cells_of(values, form))]
 
     def record(self) -> dict[str, object]:
         """The row for CSV."""
         record: dict[str, object] = {"work": self.name}
-        for name, values in (("images_per_second", self.ours), ("baseline", self.baseline), ("ratio", self.ratios)):
-            record |= {f"{name}_median": statistics.median(values)}
-            record |= {f"{name}_min": min(values), f"{name}_max": max(values)}
-        return record
-
-
-def _cells(values: Sequence[float], form: str) -> list[str]:
-    return [f"{statistics.median(values):{form}}", f"({min(values):{form}} - {max(values):{form}})"]
+        record |= columns_of("images_per_second", self.ours) | columns_of("baseline", self.baseline)
+        return record | columns_of("ratio", self.ratios)
 
 
 @dataclass(frozen=True)
@@ -120,7 +114,7 @@ class ImageSpeeds:
         legend = [
             f"medians of {self.rounds} round{'s' if self.rounds > 1 else ''}; ratios are taken within a round",
             "baseline: torchvision's transforms of one PIL image after the other",
-            "training batches are made on one thread",
+            "training batches are prepared on one thread",
             _conditions(),
         ]
         return "\n".join([title, "", aligned([header, *(row.cells() for row in self.rows)]), "", *legend])
@@ -206,7 +200,7 @@ def _file_speeds(name: str, paths: list[str], *, rounds: int, classifies: bool) 
 
 
 def images_per_second(counts: Iterable[int]) -> float:
-    """Go through the numbers of images in batches, and divide their sum by the time that this takes."""
+    """Consume the numbers of images in batches, and divide their sum by the time that this takes."""
     start = time.perf_counter()
     num_images = sum(counts)
     return num_images / (time.perf_counter() - start)
@@ -240,7 +234,7 @@ class PILImages(Dataset):
 
 
 def pil_loader(split: Split) -> DataLoader:
-    """Training batches as most scripts make them."""
+    """Training batches as most scripts prepare them."""
     steps = [
         transforms.RandomCrop(split.images.shape[-1], padding=PADDING),
         transforms.RandomHorizontalFlip(),
@@ -251,7 +245,7 @@ def pil_loader(split: Split) -> DataLoader:
 
 
 def write_files(folder: Path, kind: FileKind, count: int) -> list[str]:
-    """Write image files of one kind, twenty of each image: to draw an image takes longer than to read it."""
+    """Write image files of one kind, twenty of each image, since drawing an image takes longer than reading it."""
     paths = [folder / f"{i:05}.{kind.suffix}" for i in range(count)]
     for start in range(0, count, 20):
         first, *copies = paths[start : start + 20]

@@ -1,18 +1,19 @@
 """Memory and time of a function.
 
-Memory is all that tensors hold and all that operators allocate for a while. On a GPU the allocator counts it. On a CPU
+Memory is all that tensors hold and all that operators allocate temporarily. On a GPU the allocator counts it. On a CPU
 the profiler records every call of the allocator. Compared with a TorchDispatchMode that holds weak references to the
 storages of all outputs, which the tests of this project also use, at L=100 k=12 with batches of 16:
 
 - The profiler sees temporaries inside operators, which are no outputs.
 - It needs no list of tensors to leave out: memory that was allocated earlier is not in its records.
 - Its cost was less than the difference between repeated steps; the mode made a step 30 to 140 % slower.
-- Both agree on the bytes kept after a forward pass but for the buffers that the mode counts as outputs of in-place
+- Both agree on the bytes kept after a forward pass, except for the buffers that the mode counts as outputs of in-place
   operations (14 kB of 557 MB), and on the peak of the naive step to 0.005 %.
 """
 
 import gc
 import os
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -64,7 +65,7 @@ def _no_collection() -> Iterator[None]:
 
 
 def _memory_on_cpu(function: Callable[[], Result]) -> tuple[Result, Memory]:
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # otherwise the profiler tells stderr that there is no GPU
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # otherwise the profiler prints that there is no GPU
     with profile(profile_memory=True) as profiler:
         result = function()
     # The profiler's own summary adds up the records of each operator, which hides a peak inside one.
@@ -158,9 +159,20 @@ def _turns(count: int, rounds: int) -> Iterator[int]:
         yield from range(count) if turn % 2 == 0 else reversed(range(count))
 
 
+def cells_of(values: Sequence[float], form: str) -> list[str]:
+    """Format the median of measured values, and the smallest and the largest of them, as two cells of a table."""
+    return [f"{statistics.median(values):{form}}", f"({min(values):{form}} - {max(values):{form}})"]
+
+
+def columns_of(name: str, values: Sequence[float]) -> dict[str, float | None]:
+    """Return the median, the smallest and the largest of measured values as columns of a CSV file, or None for each."""
+    kinds = (("median", statistics.median), ("min", min), ("max", max))
+    return {f"{name}_{kind}": pick(values) if values else None for kind, pick in kinds}
+
+
 @contextmanager
 def memory_errors_as_one_line(variant: str, case: Case) -> Iterator[None]:
-    """Turn a lack of memory into a RunError that names the variant, the network and the batch."""
+    """Turn an out-of-memory error into a RunError that names the variant, the network and the batch."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:

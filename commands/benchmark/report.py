@@ -2,17 +2,17 @@
 
 from collections.abc import Sequence
 
-from commands.benchmark.budget import GB, find_what_fits
+from commands.benchmark.budget import find_what_fits
 from commands.benchmark.comparison import compare
 from commands.benchmark.depths import draw_depths, measure_by_depth
 from commands.benchmark.images import measure_images
 from commands.benchmark.settings import BenchmarkSettings
 from commands.benchmark.step import Case
 from commands.benchmark.variants import all_variants
+from commands.memory import GB
 from commands.networks import NetworkSettings
 from commands.outputs import print_and_write
-from train import runtime
-from train.cpu_contention import warn_if_busy
+from train import cpu_contention, runtime
 
 
 def report_step(settings: BenchmarkSettings, network: NetworkSettings, depths: Sequence[int]) -> None:
@@ -31,7 +31,7 @@ def report_step(settings: BenchmarkSettings, network: NetworkSettings, depths: S
     runtime.be_deterministic()
     case = Case(network, settings.batch_size, settings.precision, runtime.pick_device())
     variants = all_variants(network, memory_format=settings.memory_format, with_compile=settings.compile)
-    with warn_if_busy(case.device):
+    with cpu_contention.warn_if_busy(case.device):
         if settings.budget_gb is None:
             result = compare(variants, case, rounds=settings.rounds)
             print_and_write(result.as_text().split("\n"), {settings.csv: result.as_csv()})

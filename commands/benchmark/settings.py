@@ -22,7 +22,7 @@ from commands.settings import (
 
 @settings
 class BenchmarkSettings(Settings):
-    """Settings of the command."""
+    """Flags of the command benchmark."""
 
     what: Literal["step", "images"] = flag(
         '"step": memory and time of a training step. "images": how fast images are prepared and read, against a loop '
@@ -39,14 +39,14 @@ class BenchmarkSettings(Settings):
         default=None,
     )
     drop_rate: DropRate = flag("Dropout after each 3x3 convolution of a dense layer.", default=0.0)
-    precision: Precision = flag("bf16 and fp16 are autocast. fp16 needs a GPU.", default="fp32")
+    precision: Precision = flag("bf16 and fp16 use autocast. fp16 needs a GPU.", default="fp32")
     memory_format: Literal["channels_last", "contiguous"] = flag(
         "Memory format of all variants; naive is measured in both, and ratios refer to the faster one.",
         default="channels_last",
     )
     threads: Threads | None = flag(THREADS_HELP, default=None)
     rounds: Annotated[int, Range(0, 1000)] = flag(
-        "Number of times that each variant is timed, at each depth too; they take turns. 0: measure memory only.",
+        "How often each variant is timed, also at each depth of the plot; variants take turns. 0: measure memory only.",
         default=5,
     )
     compile: bool = flag(
@@ -55,14 +55,14 @@ class BenchmarkSettings(Settings):
         default=False,
     )
     budget_gb: Annotated[float, Range(0, open_low=True)] | None = flag(
-        "Measure no table, but print what fits into this many GB of 10^9 bytes: strategies, the largest batch for "
-        "the given network, and the deepest network for the given batch, or which of the ImageNet networks if the "
-        "network is one of them.",
+        "In place of the table, print what fits into this many GB of 10^9 bytes with each strategy: the largest batch "
+        "for the given network, and the deepest network for the given batch. If the network is one of the ImageNet "
+        "networks, print which of them fit.",
         default=None,
     )
     plot: Path | None = flag(
-        "Also measure memory and time against depth, and draw memory into this new file, a PNG. At most 16 images are "
-        "in a step.",
+        "Also measure memory and time against depth, with at most 16 images in a step, and draw memory into this new "
+        "file, a PNG.",
         default=None,
     )
     depths: tuple[Depth, ...] | None = flag(

@@ -21,7 +21,7 @@ from models import DEPTH_RULES, IMAGENET_NETWORKS, STRATEGIES
 from train import runtime
 
 NAIVE = "naive"
-MEMORY_BUDGET = 0.5  # share of the activations that torch.compile may keep
+MEMORY_BUDGET = 0.5  # fraction of the activations that torch.compile may keep
 
 Build = Callable[[NetworkSettings], nn.Module]
 
@@ -140,7 +140,7 @@ def torchvision_densenet(network: NetworkSettings, *, memory_efficient: bool) ->
 def checkpoint_whole_layers(network: nn.Module) -> nn.Module:
     """Let every dense layer and transition of a network run again in the backward pass; return the network.
 
-    Running statistics are updated twice in a step, as they are wherever a norm is checkpointed without further care.
+    Running statistics are updated twice in a step, as always when a norm is simply checkpointed.
     """
     for name, module in network.named_modules():
         if re.search(r"\.(denselayer|transition)\d+$", name):

@@ -10,9 +10,9 @@ from commands.settings import DEBUG_HELP, TrainSettings
 
 @settings
 class CompareSettings(Settings):
-    """Settings of the command."""
+    """Flags of the command compare."""
 
-    runs: tuple[Path, ...] = words("Folders of runs. One that is no run itself stands for all runs directly below it.")
+    runs: tuple[Path, ...] = words("Folders of runs. One that is not a run stands for all runs directly inside it.")
     plot: Path | None = flag(
         "Also draw training loss, error and learning rate of all runs into this new file, a PNG.", default=None
     )

@@ -16,7 +16,7 @@ def compare_runs(
     """Print a table of runs, and write it and a plot to new files. Nothing is written into the runs.
 
     Args:
-        folders: Folders of runs. A folder that is no run stands for all runs directly below it.
+        folders: Folders of runs. A folder that is not a run stands for all runs directly inside it.
         not_compared: Flags that get no line of their own if they differ, see `differing_flags`.
         plot: New PNG file for a plot of all runs. None: no plot.
         csv: New CSV file for the table. None: no such file.

@@ -1,4 +1,4 @@
-"""A table of several runs: how far each is, how good, how fast, and which flags differ."""
+"""A table of several runs: epochs done, errors, speed, memory, and the flags that differ."""
 
 import statistics
 from collections.abc import Collection, Sequence
@@ -47,8 +47,8 @@ def differing_flags(runs: Sequence[RunRecord], *, not_compared: Collection[str])
 
     Args:
         runs: One or more.
-        not_compared: Flags to leave out: those with columns of their own, and those that say nothing about a result.
-            "data" is compared all the same for runs on folders of images, which nothing else tells apart.
+        not_compared: Flags to leave out: those with columns of their own, and those that do not affect a result.
+            "data" is compared nevertheless for runs on folders of images, which nothing else tells apart.
     """
     names = dict.fromkeys(
         name

@@ -6,22 +6,19 @@ from commands.line.flags import Command, Settings, flag, settings
 from commands.outputs import require_new
 from commands.run_record import read_record
 from commands.saved_run import read_saved_run
-from commands.settings import DEBUG_HELP, DOWNLOAD_HELP, BatchSize, Threads
+from commands.settings import DEBUG_HELP, DOWNLOAD_HELP, THREADS_HELP, BatchSize, Threads
 
 
 @settings
 class EvaluateSettings(Settings):
-    """Settings of the command."""
+    """Flags of the command evaluate."""
 
     save: Path = flag("Folder of the run.")
-    data: Path | None = flag("Folder of the data set. None: the one that the run was given.", default=None)
+    data: Path | None = flag("Folder of the data set. None: that of the run.", default=None)
     batch_size: BatchSize = flag(
-        "Images at a time. It changes memory and speed, and results by rounding only.", default=256
+        "Images in a batch. Another number changes memory and speed, and results by rounding only.", default=256
     )
-    threads: Threads | None = flag(
-        "CPU threads for computation. None: as many as torch takes. They change results by rounding only.",
-        default=None,
-    )
+    threads: Threads | None = flag(f"{THREADS_HELP} Another number changes results by rounding only.", default=None)
     download: bool = flag(DOWNLOAD_HELP, default=True)
     plot: Path | None = flag(
         "Draw the confusion matrix into this new file, a PNG. None: into confusion.png of the run, which is replaced.",
@@ -42,7 +39,7 @@ def evaluate(settings: EvaluateSettings) -> None:
     require_new(settings.plot, flag="plot", suffix=".png")
     require_new(settings.csv, flag="csv", suffix=".csv")
     run = read_saved_run(settings.save)
-    read_record(settings.save)  # or it is refused now
+    read_record(settings.save)  # a damaged record is refused before torch is imported
     from commands.evaluate.evaluation import evaluate_run  # torch takes seconds to import
 
     evaluate_run(

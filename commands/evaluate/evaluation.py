@@ -41,7 +41,7 @@ def evaluate_run(
         run: The run.
         data: Folder of the data set. None: the folder that the run was given.
         batch_size: Images in a batch.
-        threads: CPU threads for computation. None: as many as torch takes.
+        threads: CPU threads for computation. None: torch decides.
         download: Fetch missing files of the data set.
         plot: New PNG file for the confusion matrix. None: confusion.png in the folder of the run, which is replaced.
         csv: New CSV file for the classes and the confusion matrix. None: no such file.

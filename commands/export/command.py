@@ -13,12 +13,12 @@ from commands.settings import DEBUG_HELP, THREADS_HELP, Threads
 
 @settings
 class ExportSettings(Settings):
-    """Settings of the command."""
+    """Flags of the command export."""
 
     save: Path = flag("Folder of the run.")
     format: Literal["torch", "onnx"] = flag(
-        "torch makes a .pt2 file for torch.export.load, onnx an .onnx file for ONNX Runtime and others. onnx needs the "
-        "packages onnx, onnxscript and onnxruntime."
+        "torch writes a .pt2 file for torch.export.load, onnx an .onnx file for ONNX Runtime and others. The latter "
+        "needs the packages onnx, onnxscript and onnxruntime."
     )
     output: Path | None = flag(
         "The new file. None: model.pt2 or model.onnx in the folder of the run. A file that exists is refused.",

@@ -90,11 +90,11 @@ def export_run(run: SavedRun, output: Path, *, format: str, threads: int | None)
         run: The run.
         output: The file, which does not exist.
         format: A key of `FORMATS`.
-        threads: CPU threads for computation. None: as many as torch takes.
+        threads: CPU threads for computation. None: torch decides.
 
     Raises:
         UserError: If the weights cannot be used.
-        RunError: If memory runs out, or see `export_network`.
+        RunError: If memory runs out, or as `export_network` raises it.
     """
     image_size, grey = run.settings.pixels, DATASETS[run.settings.dataset].grey
     runtime.use_threads(threads)

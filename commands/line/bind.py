@@ -104,7 +104,7 @@ def _bind_words(words: Flag | None, loose: list[str], flags: Flags) -> dict[str,
     """Read the words that belong to no flag.
 
     Raises:
-        FireError: If there are some and the command takes none, or the other way round.
+        FireError: If the command takes no such words and there are some, or needs some and there are none.
     """
     if words is None:
         if loose:
@@ -173,7 +173,7 @@ def _split_words(argv: list[str], flags: Flags, *, takes_words: bool) -> tuple[d
 
 
 def _suggestion(word: str, key: str, flags: Flags, takes_words: bool) -> str:
-    """The hint that follows an unknown flag: a flag of another name, or how to write such a word that is no flag."""
+    """The hint that follows an unknown flag: the flag that may be meant, or how to write the name of a file."""
     known = hint(key.lower().replace("-", "_"), flags) or did_you_mean(key, flags, "--")
     may_be_file = takes_words and not word.startswith("--")
     return known or (f"; write ./{word} if it is a file, or put -- before all files" if may_be_file else "")

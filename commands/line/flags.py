@@ -24,9 +24,9 @@ class Role(enum.Flag):
     """How a flag is treated once a run exists.
 
     Attributes:
-        FREE: Leaves the results of the run as they are, so it may differ when the run goes on.
+        FREE: Leaves the results of the run as they are, so it may differ when the run is resumed.
         CHOSEN: None lets the program choose. config.json holds the choice.
-        GROWING: May be raised when the run goes on.
+        GROWING: May be raised when the run is resumed.
         FILE_NAME: A file that may have been moved; only its name is compared.
         NOT_COMPARED: Left out where runs are compared, or shown there in a column of its own.
     """

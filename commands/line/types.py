@@ -22,7 +22,7 @@ class Range:
     """Numbers from `low` to `high`, both included unless the `open_` flags say otherwise, in steps of `step`.
 
     Attributes:
-        rule: How to say it to a user; made from the bounds when empty.
+        rule: The same in words for a user; derived from the bounds if empty.
     """
 
     low: float
@@ -55,11 +55,11 @@ class Range:
 
 @dataclass(frozen=True)
 class Names:
-    """Some words.
+    """A set of allowed words.
 
     Attributes:
         names: The words.
-        rule: How to say it to a user.
+        rule: The same in words for a user.
     """
 
     names: tuple[str, ...]
@@ -137,7 +137,7 @@ def _read_path(text: str) -> Path | None:
     try:
         os.fsencode(text)
         return Path(text).expanduser()
-    except UnicodeEncodeError:  # half a character, which no name of a file can hold
+    except UnicodeEncodeError:  # a lone surrogate, which no name of a file can hold
         return None
     except RuntimeError:  # "~name" of a user that does not exist is an ordinary name
         return Path(text)

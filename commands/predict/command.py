@@ -13,7 +13,7 @@ from train.errors import UserError
 
 @settings
 class PredictSettings(Settings):
-    """Settings of the command."""
+    """Flags of the command predict."""
 
     images: tuple[Path, ...] = words("Image files, or folders of them.")
     save: Path = flag("Folder of the run.")

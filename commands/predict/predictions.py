@@ -56,7 +56,7 @@ def predict_images(
         images: Image files, or folders of them.
         top: Number of classes to print for each image, from 1 to all.
         batch_size: Images in a batch.
-        threads: CPU threads for computation. None: as many as torch takes.
+        threads: CPU threads for computation. None: torch decides.
         csv: New CSV file for paths, classes and probabilities. None: no such file.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Settings of a training run that are fine alone and not together."""
+"""Checks of training settings that are valid one by one but not together."""
 
 import os
 
@@ -10,9 +10,9 @@ from train.terminal import warn
 
 
 def checked(settings: TrainSettings) -> TrainSettings:
-    """The same settings with the size of the images, once it is known that they go together.
+    """Check that settings go together, and return them with the image size filled in.
 
-    A process that other launchers than torchrun have started beside others gets a warning, since it trains alone.
+    A process that a launcher other than torchrun has started beside others is warned that it trains alone.
 
     Raises:
         UserError: If they do not go together.
@@ -43,7 +43,7 @@ def check_training(settings: TrainSettings, *, num_processes: int, is_launched: 
         where = f" in each of {num_processes} processes" if num_processes > 1 else ""
         raise UserError(
             f"--batch_size is {settings.batch_size}, but must be {settings.accum_steps * num_processes} or more: "
-            f"an image for each part of --accum_steps {settings.accum_steps}{where}"
+            f"an image for each micro-batch of --accum_steps {settings.accum_steps}{where}"
         )
     for flag, is_asked in (("compile", settings.compile), ("sync_bn", settings.sync_bn)):
         if is_asked and settings.efficient in BUFFERS:
@@ -61,10 +61,12 @@ def check_training(settings: TrainSettings, *, num_processes: int, is_launched: 
 
 
 def check_last_batch(settings: TrainSettings, *, num_images: int, num_processes: int) -> None:
-    """Make sure that no process has nothing to do in the last batch of an epoch while norm layers wait for it.
+    """Make sure that with --sync_bn every part of the last batch has an image.
+
+    Otherwise the norm layers of other processes would wait for those of a process that runs none.
 
     Raises:
-        UserError: If norm layers would wait.
+        UserError: If a part would be empty.
     """
     parts, rest = settings.accum_steps * num_processes, num_images % settings.batch_size
     if settings.sync_bn and 0 < rest < parts:

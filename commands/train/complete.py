@@ -1,4 +1,4 @@
-"""Flags that other flags of a training run stand for: those of a recipe, a network, or a run that goes on."""
+"""Flags that other flags stand for: those of a recipe, of an ImageNet network, or of a run that is resumed."""
 
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,13 @@ from train.run.config import CONFIG, recorded_flags
 
 
 def complete(given: dict[str, Any]) -> dict[str, Any]:
-    """Add the flags that others stand for to the flags that a line names. Flags that are named take precedence.
+    """Add the flags that others stand for to those that a command line names, which take precedence.
 
     Args:
         given: Typed and checked values by name.
 
     Raises:
-        UserError: If the run that goes on cannot be read.
+        UserError: If the run that is to be resumed cannot be read.
     """
     given = with_flags_of_network(given) | {"save": without_links(given["save"])}
     if given.get("resume"):

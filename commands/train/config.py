@@ -15,7 +15,7 @@ def config_of(settings: TrainSettings, network: nn.Module, source: Dataset, *, d
     """The content of config.json.
 
     Args:
-        settings: Settings of the run, with all that the program has chosen.
+        settings: Settings of the run, with everything that the program has chosen.
         network: Network that is trained.
         source: Data set that it is trained on.
         device: Description of the device.

@@ -20,7 +20,7 @@ class Curves:
     Args:
         directory: The folder of the run.
         title: A line above all panels.
-        label_smoothing: The share of label smoothing in the training loss.
+        label_smoothing: Fraction of each label that was spread over all classes in the training loss.
     """
 
     def __init__(self, directory: OpenFolder, *, title: str, label_smoothing: float = 0.0):
@@ -32,7 +32,7 @@ class Curves:
         """Draw the rows of the run.
 
         Raises:
-            RunError: If the system refuses, or the folder of the run is not ours any more.
+            RunError: If the system refuses, or the folder of the run is no longer ours.
         """
         self.directory.write(
             CURVES, lambda file: draw_curves(rows, file, title=self.title, label_smoothing=self.label_smoothing)
@@ -49,8 +49,8 @@ def draw_curves(rows: Sequence[Row], file: BinaryIO, *, title: str, label_smooth
         rows: The epochs, at least one.
         file: A file that is open for writing.
         title: A line above all panels.
-        label_smoothing: The share of label smoothing in the training loss. The validation loss has none, which a legend
-            of the losses then says.
+        label_smoothing: Fraction of each label that was spread over all classes in the training loss. The validation
+            loss is without it; if it is not 0, a legend says so.
     """
     figure = Figure(figsize=(10, 5), dpi=160, layout="constrained")
     loss_panel, rate_panel, error_panel = make_panels(figure, last_epoch=len(rows))

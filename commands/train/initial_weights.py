@@ -13,7 +13,10 @@ from train.run.legacy_weights import load_legacy_weights
 
 
 def read_initial_weights(settings: TrainSettings) -> dict[str, Any] | None:
-    """Read the weights of the file. They fit the network of the run, whatever its classes will be; None without a file.
+    """Read the weights of the file, and make sure that they fit the network of the run, except for its classifier.
+
+    Returns:
+        The weights, or None if no file is named.
 
     Raises:
         UserError: If they are of another network, are not finite, or cannot be read.
@@ -31,7 +34,7 @@ def read_initial_weights(settings: TrainSettings) -> dict[str, Any] | None:
 
 
 def load_initial_weights(path: Path, weights: Mapping[str, Any], network: DenseNet) -> str:
-    """Put the weights of a file into a network, and return a line about it."""
+    """Load the weights of a file into a network, and return a line for the user."""
     left_out = load_weights(network, weights, replace_classifier=True)
     taken, *others = (repr(place) for place in weight_places(network, weights))
     where = f" ({taken}, not {' or '.join(others)})" if others else ""

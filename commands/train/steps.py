@@ -15,12 +15,10 @@ from commands.train.tensorboard import Events
 from data.datasets import DATASETS, validation_size
 from data.splits import Dataset
 from models import DenseNet
-from train import runtime
-from train.cpu_contention import warn_if_busy
+from train import cpu_contention, replicas, runtime
 from train.engine import Loaders, Run, Schedule
 from train.optim import make_optimizer
 from train.processes import current_group
-from train.replicas import Replicas, replicate, require_devices
 from train.run.checkpoint import Checkpoint
 from train.run.run_folder import RunFolder
 from train.step import Stepper
@@ -29,10 +27,10 @@ from train.terminal import say
 
 @dataclass(frozen=True)
 class Inputs:
-    """All that a run reads before it builds its network.
+    """Everything that a run reads before it builds its network.
 
     Attributes:
-        settings: Settings of the run, with all that the program has chosen.
+        settings: Settings of the run, with everything that the program has chosen.
         device: Device of this process.
         source: Data set of the run.
         loaders: Batches of this process.
@@ -47,7 +45,7 @@ class Inputs:
 
 
 def choose(settings: TrainSettings) -> TrainSettings:
-    """Choose the seed and the augmentation that the settings leave open."""
+    """Choose the seed and the augmentation if the settings leave them open."""
     seed = current_group().on_main(runtime.draw_seed) if settings.seed is None else settings.seed
     augment = DATASETS[settings.dataset].augment if settings.augment is None else settings.augment
     return replace(settings, seed=seed, augment=augment)
@@ -75,13 +73,13 @@ def read_inputs(settings: TrainSettings, *, is_new: bool) -> Inputs:
 
     Raises:
         DataError: If the data cannot be read.
-        UserError: If the settings need other devices than there are, or other data or weights than there are.
+        UserError: If the devices, the data or the weights do not allow what the settings ask for.
     """
     processes = current_group()
     runtime.use_threads(settings.threads)
     device = runtime.pick_device(processes)
     runtime.be_deterministic()
-    require_devices(device, compile=settings.compile, sync_bn=settings.sync_bn, processes=processes)
+    replicas.require_devices(device, compile=settings.compile, sync_bn=settings.sync_bn, processes=processes)
     initial_weights = processes.on_main_only(read_initial_weights, settings) if is_new else None
     source, loaders = read_dataset(settings, device, processes, is_new=is_new)
     valid_size = validation_size(source, DATASETS[settings.dataset], settings.valid_size)
@@ -99,10 +97,10 @@ def build_network(inputs: Inputs, *, is_new: bool) -> DenseNet:
     return network
 
 
-def place(network: DenseNet, inputs: Inputs) -> Replicas:
+def place(network: DenseNet, inputs: Inputs) -> replicas.Replicas:
     """Move the network to its device, and make the replicas that train and evaluate it."""
     settings = inputs.settings
-    return replicate(
+    return replicas.replicate(
         runtime.placed(network, inputs.device),
         inputs.device,
         precision=settings.precision,
@@ -112,8 +110,8 @@ def place(network: DenseNet, inputs: Inputs) -> Replicas:
     )
 
 
-def fit(replicas: Replicas, inputs: Inputs, folder: RunFolder, checkpoint: Checkpoint) -> float:
-    """Train until the last epoch, from where the checkpoint stands, and return the test error of the chosen weights.
+def fit(placed: replicas.Replicas, inputs: Inputs, folder: RunFolder, checkpoint: Checkpoint) -> float:
+    """Train from the checkpoint to the last epoch, and return the test error of the chosen weights.
 
     Raises:
         UserError: If the checkpoint is of another network.
@@ -123,15 +121,15 @@ def fit(replicas: Replicas, inputs: Inputs, folder: RunFolder, checkpoint: Check
     settings, processes = inputs.settings, current_group()
     assert settings.seed is not None, "chosen before"
     stepper = Stepper(
-        replicas.training,
-        make_optimizer(replicas.network.parameters(), lr=settings.lr, momentum=settings.momentum, wd=settings.wd),
+        placed.training,
+        make_optimizer(placed.network.parameters(), lr=settings.lr, momentum=settings.momentum, wd=settings.wd),
         runtime.make_scaler(settings.precision, inputs.device),
         processes=processes,
         accum_steps=settings.accum_steps,
         label_smoothing=settings.label_smoothing,
     )
     device = runtime.describe_device(inputs.device, processes)
-    config = config_of(settings, replicas.network, inputs.source, device=device)
+    config = config_of(settings, placed.network, inputs.source, device=device)
     folder.write_config(config)
     say(f"{title_of(settings)}: {config['parameters']:,} parameters, {device}")
     sizes = inputs.loaders.describe(limit=settings.limit_batches)
@@ -139,6 +137,6 @@ def fit(replicas: Replicas, inputs: Inputs, folder: RunFolder, checkpoint: Check
     if checkpoint.epoch:
         say(f"Resuming after epoch {checkpoint.epoch}.")
     schedule = Schedule(settings.n_epochs, settings.lr, settings.lr_schedule, settings.warmup_epochs)
-    run = Run(replicas, stepper, inputs.loaders, folder, schedule=schedule, seed=settings.seed)
-    with warn_if_busy(inputs.device):
+    run = Run(placed, stepper, inputs.loaders, folder, schedule=schedule, seed=settings.seed)
+    with cpu_contention.warn_if_busy(inputs.device):
         return run.fit(checkpoint)

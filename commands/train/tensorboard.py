@@ -3,7 +3,6 @@
 The package tensorboard is needed to write them. It is imported, which takes a second, when the first event is written.
 """
 
-import importlib.util
 import re
 import threading
 import time
@@ -33,16 +32,6 @@ TAGS = {
 }
 
 
-def require_tensorboard(is_enabled: bool) -> None:
-    """Make sure that events can be written if --tensorboard asks for them.
-
-    Raises:
-        UserError: If the package tensorboard is missing.
-    """
-    if is_enabled and importlib.util.find_spec("tensorboard") is None:
-        raise UserError("--tensorboard is True, but the package tensorboard is missing: pip install tensorboard")
-
-
 class Scalar(NamedTuple):
     """A value of an epoch.
 
@@ -60,7 +49,7 @@ class Scalar(NamedTuple):
 
 
 def scalars(rows: Sequence[Row]) -> list[Scalar]:
-    """Return all values of some epochs. A further row, or the test error at the end, only adds values at the end."""
+    """Return all values of some epochs. Further rows, and the test error, only add values at the end."""
     ages = [0.0]
     for row in reversed(rows[1:]):
         ages.append(ages[-1] + row.seconds)
@@ -75,7 +64,7 @@ def scalars(rows: Sequence[Row]) -> list[Scalar]:
 class Events:
     """The events of a run, in one file that each process begins anew and that grows with the rows.
 
-    A new file, instead of more events in the old one, tells the same epochs as results.csv wherever the earlier process
+    A new file, instead of more events in the old one, shows the same epochs as results.csv wherever the earlier process
     was killed. Its first event, the purge step, makes TensorBoard drop the events of earlier files, should this process
     be killed before it has removed them.
 
@@ -85,7 +74,7 @@ class Events:
         name: The folder of the events.
 
     Raises:
-        UserError: If there is something else in its place.
+        UserError: If something that is not a folder has its name.
     """
 
     def __init__(self, directory: OpenFolder, name: str = FOLDER):
@@ -104,7 +93,7 @@ class Events:
         """Bring the events up to date with the rows of the run, which begin with those of the last call.
 
         Raises:
-            RunError: If the system refuses, or the folder of the run is not ours any more.
+            RunError: If the system refuses, or the folder of the run is no longer ours.
         """
         known = scalars(rows)
         try:

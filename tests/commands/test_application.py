@@ -102,16 +102,18 @@ def test_the_whole_path_works_through_data_parallel(tmp_path, monkeypatch):
 
     words = ["--dataset=digits", *NETWORK, "--n_epochs=1"]
     assert run_here(*words, f"--save={tmp_path / 'plain'}") == 0
-    real = replicas.replicate
+    real, wrapped = replicas.replicate, []
 
     def in_threads(network, device, **settings):
         made = real(network, device, **settings)
+        wrapped.append(made)
         return replicas.Replicas(network, *(torch.nn.DataParallel(model) for model in (made.training, made.evaluation)))
 
     monkeypatch.setattr(replicas, "replicate", in_threads)
     assert run_here(*words, f"--save={tmp_path / 'parallel'}") == 0
     assert (tmp_path / "plain/model.pt").read_bytes() == (tmp_path / "parallel/model.pt").read_bytes()
     assert run_here(f"--save={tmp_path / 'parallel'}", "--resume", "--n_epochs=2") == 0
+    assert len(wrapped) == 2
 
 
 @pytest.mark.gpu

@@ -22,7 +22,7 @@ def reading(clock, waited, *, ran=None, process=0.0):
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "share"),
+    ("before", "after", "fraction"),
     [
         ({1: 2.0, 2: 5.0}, {1: 3.0, 2: 10.0}, 0.5),  # 5 of 10 seconds
         ({1: 2.0}, {1: 2.0, 7: 4.0}, 0.4),  # a thread that began meanwhile
@@ -32,16 +32,16 @@ def reading(clock, waited, *, ran=None, process=0.0):
         ({}, {}, 0.0),
     ],
 )
-def test_the_thread_that_waits_longest_counts(before, after, share):
-    assert cpu_contention.share_of_waiting(reading(100, before), reading(110, after)) == pytest.approx(share)
+def test_the_thread_that_waits_longest_counts(before, after, fraction):
+    assert cpu_contention.fraction_of_waiting(reading(100, before), reading(110, after)) == pytest.approx(fraction)
 
 
-@pytest.mark.parametrize(("process", "share"), [(11.0, 0.6), (12.0, 0.5), (19.0, 0.0), (10.9, 0.6)])
-def test_waiting_for_threads_of_its_own_does_not_count(process, share):
+@pytest.mark.parametrize(("process", "fraction"), [(11.0, 0.6), (12.0, 0.5), (19.0, 0.0), (10.9, 0.6)])
+def test_waiting_for_threads_of_its_own_does_not_count(process, fraction):
     """Two threads compute for 4 and 7 seconds and one waits for 6; the rest of the process ran for 0, 1 and 8."""
     before = reading(0, {1: 0.0, 2: 1.0}, ran={1: 3.0, 2: 0.0}, process=5.0)
     after = reading(10, {1: 6.0, 2: 1.0}, ran={1: 7.0, 2: 7.0}, process=5.0 + process)
-    assert cpu_contention.share_of_waiting(before, after) == pytest.approx(share)
+    assert cpu_contention.fraction_of_waiting(before, after) == pytest.approx(fraction)
 
 
 def make_task(root, task, text):
@@ -94,7 +94,7 @@ def test_the_line_names_cause_and_remedy():
 
 @pytest.mark.parametrize(("waited", "number"), [(0.9, 1), (0.0, 0)])
 def test_a_busy_machine_is_said_once(waited, number, monkeypatch):
-    """The scheduler's figures are made: each time they are read, a thread has waited for this share of a minute."""
+    """The figures are synthetic: each time they are read, a thread has waited for this fraction of a minute."""
     reads, warnings, enough = [], [], threading.Event()
 
     def read():

@@ -1,8 +1,8 @@
 """Acquire the folder of a run: one run at a time may write into it, and only a new run or the one that is in it.
 
 The lock belongs to an open file, `.lock` in the folder, and ends with the process that holds it, however that ends. The
-package filelock locks it, on Windows too. That the file is looked up in the open folder, is no link, and names its
-owner is our part.
+package filelock locks it, on Windows too. This module looks the file up in the open folder, refuses links, and writes
+the name of the owner into it.
 """
 
 import errno
@@ -187,7 +187,7 @@ def _open_and_lock(folder: OpenFolder) -> int | None:
             is_there = True
             with if_supported(None):  # `OpenFolder` has given the warning
                 is_there = folder.is_at(LOCK, descriptor)
-            # A file that is another one each time is on a system where files have no lasting numbers.
+            # If it is never there, the files of this system have no lasting numbers.
             if is_locked and (is_there or not tries_left):
                 return descriptor
         except BaseException:

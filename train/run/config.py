@@ -117,7 +117,7 @@ def require_classes(classes: Sequence[str], recorded: Sequence[str], *, folder: 
 
 
 def require_recorded_data(folder: Path, *, classes: Sequence[str], sizes: Mapping[str, int]) -> None:
-    """Make sure, as far as config.json can tell, that a resumed run gets the data that it began with.
+    """Make sure, as far as config.json records it, that a resumed run gets the data that it began with.
 
     The test set may change, because nothing that was done so far depends on it.
 

@@ -28,7 +28,7 @@ MEMBERS = {
 
 
 def kind_of(path: Path, head: bytes) -> str | None:
-    """Say which kind of file, not of torch.save, it is and what to do; return None if its first bytes do not tell.
+    """Say which kind of file, not of torch.save, it is and what to do; return None if its first bytes do not show it.
 
     Args:
         path: The file, for the command lines in the advice.

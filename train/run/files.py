@@ -14,7 +14,7 @@ from train.errors import DamagedFile, RunError, UserError
 from train.out_of_memory import is_out_of_memory
 from train.run.file_kinds import BEFORE_ARCHIVES, HEAD, kind_of, kind_of_archive, model_in, python_line
 
-# The comment of the archive ends with a digest of everything in front of it.
+# The comment of the archive ends with a digest of everything before it.
 DIGEST_LABEL = b"sha256 "
 DIGEST_SIZE = 64
 

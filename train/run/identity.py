@@ -1,4 +1,4 @@
-"""Which run it is: the settings that decide its results, compared with those that were recorded."""
+"""The identity of a run: the settings that decide its results, compared with those that were recorded."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace

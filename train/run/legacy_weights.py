@@ -38,7 +38,7 @@ def load_legacy_weights(path: Path) -> dict[str, Any]:
     else:
         form, weights = "torch's old form", read_tensors(path, content, is_verified=is_verified)
     if not is_verified:
-        warn(f"{path} is in {form}, which has no checksum: damage would not be seen")
+        warn(f"{path} is in {form}, which has no checksum: damage would not be noticed")
     return weights
 
 

@@ -101,7 +101,7 @@ class OpenFolder:
         """Return whether an open file still has this name in the folder, and was neither removed nor replaced.
 
         Raises:
-            OSError: If the system refuses to tell.
+            OSError: If the system does not say.
         """
         return _is_same(os.fstat(descriptor), self._at(name), dir_fd=self._dir_fd)
 
@@ -109,7 +109,7 @@ class OpenFolder:
         """Make sure that the path still leads to this folder, and that nobody has removed or replaced its marks.
 
         Raises:
-            RunError: If the folder is not ours any more.
+            RunError: If the folder is no longer ours.
         """
         if self._parent is not None:
             self._parent.require_same()
@@ -142,7 +142,7 @@ class OpenFolder:
             keep: Name under which the old contents are kept. For a moment only that file exists, and none at `name`.
 
         Raises:
-            RunError: If the system refuses (disk full, no such folder, ...), or the folder is not ours any more. The
+            RunError: If the system refuses (disk full, no such folder, ...), or the folder is no longer ours. The
                 old file is untouched.
         """
         with self._explained(name), self._prepared(name, write) as temporary:
@@ -158,7 +158,7 @@ class OpenFolder:
         The last file does not exist while the first one is replaced. The new contents of both are on the disk by then.
 
         Raises:
-            RunError: If the system refuses, or the folder is not ours any more.
+            RunError: If the system refuses, or the folder is no longer ours.
         """
         with (
             self._explained(first),
@@ -176,7 +176,7 @@ class OpenFolder:
         """Give a file another name.
 
         Raises:
-            RunError: If the system refuses, or the folder is not ours any more.
+            RunError: If the system refuses, or the folder is no longer ours.
         """
         self.require_same()
         try:

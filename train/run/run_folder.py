@@ -93,7 +93,7 @@ class RunFolder:
         """Write config.json, and use the flags in it as the settings of the run from now on.
 
         Raises:
-            RunError: If the system refuses, or the folder is not ours any more.
+            RunError: If the system refuses, or the folder is no longer ours.
         """
         self.identity = self.identity.with_settings(config["flags"])
         text = json.dumps(config, indent=2) + "\n"
@@ -103,7 +103,7 @@ class RunFolder:
         """Write checkpoint.pt with the settings that decide the results, and everything that is derived from it.
 
         Raises:
-            RunError: If the system refuses, or the folder is not ours any more.
+            RunError: If the system refuses, or the folder is no longer ours.
         """
         self.processes.on_main(self._save, checkpoint)
 
@@ -111,7 +111,7 @@ class RunFolder:
         """Write everything that is derived from the checkpoint: results.csv, model.pt, and the output of the writers.
 
         Raises:
-            RunError: If the system refuses, or the folder is not ours any more.
+            RunError: If the system refuses, or the folder is no longer ours.
         """
         self.processes.on_main(self._write_products, checkpoint)
 
@@ -139,7 +139,7 @@ class RunFolder:
         Raises:
             UserError: If no checkpoint is undamaged, or the checkpoint is of a newer version, of another run, or of one
                 longer than `n_epochs`.
-            RunError: If a checkpoint has appeared in the folder of a new run, or the folder is not ours any more.
+            RunError: If a checkpoint has appeared in the folder of a new run, or the folder is no longer ours.
         """
         checkpoint = self.processes.on_main(self._read)
         if checkpoint.epoch > n_epochs:

@@ -108,7 +108,7 @@ def test_networks_for_imagenet_that_fit_are_named(monkeypatch):
     case = small(network="densenet169", depth=169, growth_rate=32, image_size=64)
 
     def count(variant, case):
-        return TrainingBytes(0, int(1e6 * case.network.depth * case.batch_size))
+        return TrainingBytes(0, 0, int(1e6 * case.network.depth * case.batch_size))
 
     monkeypatch.setattr(budget, "training_bytes", count)
     fitting = find_what_fits([variant("naive")], case, budget=4 * 170e6)
@@ -116,7 +116,7 @@ def test_networks_for_imagenet_that_fit_are_named(monkeypatch):
     text = fitting.as_text()
     assert re.search(r"\nnaive +676.0 +4 +121, 169, 161\n", text)
     assert "densenet169 with batches of 4 fits with naive." in text
-    assert "With naive and batches of 4 fit densenet121, densenet169, densenet161." in text
+    assert "With naive and batches of 4, these networks fit: densenet121, densenet169, densenet161." in text
     assert "deepest" not in text
     (record,) = csv.DictReader(fitting.as_csv().decode().splitlines())
     assert (record["networks"], record["largest_depth"]) == ("densenet121 densenet169 densenet161", "")

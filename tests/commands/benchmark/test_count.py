@@ -6,15 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from commands.benchmark.count import LiveBytes, peak_of_fake_step, state_bytes, training_bytes
+from commands.benchmark.count import LiveBytes, state_bytes, training_bytes
 from commands.benchmark.measure import memory_of, peak_of_step
 from models import STRATEGIES
 from models.buffer import rows
 from tests.support.benchmark_cases import BASELINES, CPU, small, variant, variants
 
 # Large enough that temporaries of a few kB inside operators, which only the measurement sees, are below 1 %.
-SIZE = {"depth": 16, "growth_rate": 8, "batch_size": 16, "image_size": 32}
-CASE = small(**SIZE)
+SIZES = {"depth": 16, "growth_rate": 8, "batch_size": 16, "image_size": 32}
+CASE = small(**SIZES)
 CASES = {
     "fp32": {},
     "bf16": {"precision": "bf16"},
@@ -28,33 +28,39 @@ CASES = {
 @pytest.mark.parametrize("changes", CASES.values(), ids=CASES)
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_counted_peak_of_a_strategy_is_the_measured_one(strategy, changes):
-    case = small(**(SIZE | changes))
-    assert peak_of_fake_step(variant(strategy), case) == pytest.approx(peak_of_step(variant(strategy).step(case)), 0.01)
+    case = small(**SIZES | changes)
+    assert training_bytes(variant(strategy), case).peak == pytest.approx(
+        peak_of_step(variant(strategy).step(case)), 0.01
+    )
 
 
 @pytest.mark.parametrize("name", BASELINES)
 def test_counted_peak_of_other_implementations_is_the_measured_one(name):
-    assert peak_of_fake_step(variant(name), CASE) == pytest.approx(peak_of_step(variant(name).step(CASE)), 0.01)
+    assert training_bytes(variant(name), CASE).peak == pytest.approx(peak_of_step(variant(name).step(CASE)), 0.01)
 
 
 def test_counted_peak_in_the_other_memory_format_is_the_measured_one():
     contiguous = variants()[1]
     assert contiguous.memory_format == "contiguous"
-    assert peak_of_fake_step(contiguous, CASE) == pytest.approx(peak_of_step(contiguous.step(CASE)), 0.01)
+    assert training_bytes(contiguous, CASE).peak == pytest.approx(peak_of_step(contiguous.step(CASE)), 0.01)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_counted_peak_of_densenet121_is_the_measured_one(strategy):
     """Weights of many channels and few pixels, so that temporaries inside operators weigh more."""
     case = small(network="densenet121", depth=121, growth_rate=32, image_size=64, batch_size=2)
-    assert peak_of_fake_step(variant(strategy), case) == pytest.approx(peak_of_step(variant(strategy).step(case)), 0.03)
+    assert training_bytes(variant(strategy), case).peak == pytest.approx(
+        peak_of_step(variant(strategy).step(case)), 0.03
+    )
 
 
 @pytest.mark.parametrize("strategy", ["buffer", "buffer_fast"])
 def test_two_chunks_stand_for_many(strategy, monkeypatch):
     monkeypatch.setattr(rows, "CPU_CHUNK_BYTES", 2**16)
     case = replace(CASE, batch_size=20)
-    assert peak_of_fake_step(variant(strategy), case) == pytest.approx(peak_of_step(variant(strategy).step(case)), 0.01)
+    assert training_bytes(variant(strategy), case).peak == pytest.approx(
+        peak_of_step(variant(strategy).step(case)), 0.01
+    )
 
 
 def test_chunks_are_left_out_during_a_count_only():
@@ -68,8 +74,8 @@ def test_chunks_are_left_out_during_a_count_only():
 
 @pytest.mark.parametrize("image_size", [32, 512])
 def test_a_count_allocates_no_feature_maps(image_size):
-    case = small(**(SIZE | {"image_size": image_size, "batch_size": 1000}))
-    counted, memory = memory_of(lambda: peak_of_fake_step(variant("naive"), case), CPU)
+    case = small(**SIZES | {"image_size": image_size, "batch_size": 1000})
+    counted, memory = memory_of(lambda: training_bytes(variant("naive"), case).peak, CPU)
     assert counted > 500 * 2**20
     # Labels and the seed of the images are the only tensors, if any, that are real.
     assert memory.peak < 2**20
@@ -94,7 +100,8 @@ def test_training_bytes_are_state_batch_and_peak():
     images, labels = 16 * 3 * 32 * 32 * 4, 16 * 8
     counted = training_bytes(variant("naive"), CASE)
     assert counted.state == state_bytes(variant("naive").step(CASE).network)
-    assert counted.step == peak_of_fake_step(variant("naive"), CASE) + images + labels
+    assert counted.batch == images + labels
+    assert counted.step == counted.batch + counted.peak
     assert counted.total == counted.state + counted.step
 
 
@@ -108,5 +115,5 @@ def test_state_of_training_is_weights_gradients_momentum_and_buffers():
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_counted_peak_on_a_gpu_is_that_of_its_allocator_but_for_workspaces(strategy):
     case = replace(CASE, batch_size=64, device=torch.device("cuda", 0))
-    counted = peak_of_fake_step(variant(strategy), case)
+    counted = training_bytes(variant(strategy), case).peak
     assert counted <= 1.03 * peak_of_step(variant(strategy).step(case))

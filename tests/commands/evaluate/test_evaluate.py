@@ -79,7 +79,7 @@ def test_the_recorded_error_of_a_dry_run_is_of_fewer_images(here, capsys):
     recorded = float(read_results(here / "dry")[-1]["test_error"])
     assert run_here("evaluate", "--save=dry") == 0
     out = capsys.readouterr().out
-    assert f"\nthe run recorded {recorded:.2%}, of few test images: it had --limit_batches 1\n" in out
+    assert f"\nthe run recorded {recorded:.2%}, on few test images: it had --limit_batches 1\n" in out
     assert "warning" not in out
 
 

@@ -34,7 +34,7 @@ def test_both_forms_hold_the_same(weights, tmp_path, capsys):
     assert new.keys() == old.keys() == weights.keys()
     assert all(torch.equal(old[name], value) and torch.equal(new[name], value) for name, value in weights.items())
     warning = (
-        f"warning: {tmp_path / 'old.pth'} is in torch's old form, which has no checksum: damage would not be seen\n"
+        f"warning: {tmp_path / 'old.pth'} is in torch's old form, which has no checksum: damage would not be noticed\n"
     )
     assert capsys.readouterr().err == warning
 
