@@ -3,7 +3,6 @@
 The package tensorboard is needed to write them. It is imported, which takes a second, when the first event is written.
 """
 
-import importlib.util
 import re
 import threading
 import time
@@ -31,16 +30,6 @@ TAGS = {
     "peak_memory_mb": "memory/peak_mb",
     "test_error": "error/test",
 }
-
-
-def require_tensorboard(is_enabled: bool) -> None:
-    """Make sure that events can be written if --tensorboard asks for them.
-
-    Raises:
-        UserError: If the package tensorboard is missing.
-    """
-    if is_enabled and importlib.util.find_spec("tensorboard") is None:
-        raise UserError("--tensorboard is True, but the package tensorboard is missing: pip install tensorboard")
 
 
 class Scalar(NamedTuple):
