@@ -8,7 +8,6 @@ import torch
 from commands.recipes import describe_altered
 from commands.settings import TrainSettings
 from commands.train.config import config_of
-from commands.train.curves import Curves
 from commands.train.dataset import read_dataset
 from commands.train.initial_weights import load_initial_weights, read_initial_weights
 from commands.train.tensorboard import Events
@@ -22,7 +21,8 @@ from train.optim import make_optimizer
 from train.processes import current_group
 from train.replicas import Replicas, replicate, require_devices
 from train.run.checkpoint import Checkpoint
-from train.run.run_folder import RunFolder
+from train.run.open_folder import OpenFolder
+from train.run.run_folder import RunFolder, Writer
 from train.step import Stepper
 from train.terminal import say
 
@@ -36,7 +36,8 @@ class Inputs:
         device: Device of this process.
         source: Data set of the run.
         loaders: Batches of this process.
-        initial_weights: Weights of --init_weights, in the main process of a new run that names a file.
+        initial_weights: Weights of --init_weights, in the main process of a new run that names a file, until the
+            network has them.
     """
 
     settings: TrainSettings
@@ -46,17 +47,24 @@ class Inputs:
     initial_weights: dict[str, Any] | None
 
 
-def choose(settings: TrainSettings) -> TrainSettings:
-    """Choose the seed and the augmentation that the settings leave open."""
+def choose(settings: TrainSettings, folder: RunFolder) -> TrainSettings:
+    """Choose the seed and the augmentation that the settings leave open; a checkpoint in the folder has to agree."""
     seed = current_group().on_main(runtime.draw_seed) if settings.seed is None else settings.seed
     augment = DATASETS[settings.dataset].augment if settings.augment is None else settings.augment
-    return replace(settings, seed=seed, augment=augment)
+    settings = replace(settings, seed=seed, augment=augment)
+    folder.identity = settings.identity()
+    return settings
 
 
 def add_writers(settings: TrainSettings, folder: RunFolder) -> None:
     """Let the folder write curves.png, and events for TensorBoard if they are asked for, after each epoch."""
-    smoothing = settings.label_smoothing
-    folder.add_writer(lambda directory: Curves(directory, title=title_of(settings), label_smoothing=smoothing))
+
+    def curves(directory: OpenFolder) -> Writer:
+        from commands.train.curves import Curves  # only the main process draws, and only it imports matplotlib
+
+        return Curves(directory, title=title_of(settings), label_smoothing=settings.label_smoothing)
+
+    folder.add_writer(curves)
     if settings.tensorboard:
         folder.add_writer(Events)
 
@@ -96,6 +104,8 @@ def build_network(inputs: Inputs, *, is_new: bool) -> DenseNet:
     network = settings.network_settings.build(len(inputs.source.classes))
     if settings.init_weights and is_new:
         say(current_group().on_main(load_initial_weights, settings.init_weights, inputs.initial_weights, network))
+        if inputs.initial_weights is not None:
+            inputs.initial_weights.clear()  # or they would take memory as long as the run
     return network
 
 
