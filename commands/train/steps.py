@@ -8,6 +8,7 @@ import torch
 from commands.recipes import describe_altered
 from commands.settings import TrainSettings
 from commands.train.config import config_of
+from commands.train.curves import Curves
 from commands.train.dataset import read_dataset
 from commands.train.initial_weights import load_initial_weights, read_initial_weights
 from commands.train.tensorboard import Events
@@ -21,8 +22,7 @@ from train.optim import make_optimizer
 from train.processes import current_group
 from train.replicas import Replicas, replicate, require_devices
 from train.run.checkpoint import Checkpoint
-from train.run.open_folder import OpenFolder
-from train.run.run_folder import RunFolder, Writer
+from train.run.run_folder import RunFolder
 from train.step import Stepper
 from train.terminal import say
 
@@ -58,13 +58,8 @@ def choose(settings: TrainSettings, folder: RunFolder) -> TrainSettings:
 
 def add_writers(settings: TrainSettings, folder: RunFolder) -> None:
     """Let the folder write curves.png, and events for TensorBoard if they are asked for, after each epoch."""
-
-    def curves(directory: OpenFolder) -> Writer:
-        from commands.train.curves import Curves  # only the main process draws, and only it imports matplotlib
-
-        return Curves(directory, title=title_of(settings), label_smoothing=settings.label_smoothing)
-
-    folder.add_writer(curves)
+    smoothing = settings.label_smoothing
+    folder.add_writer(lambda directory: Curves(directory, title=title_of(settings), label_smoothing=smoothing))
     if settings.tensorboard:
         folder.add_writer(Events)
 
