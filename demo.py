@@ -64,7 +64,7 @@ def train(settings: TrainSettings) -> None:
     with training_folder(settings) as folder:
         from commands.train import steps  # torch takes seconds to import
 
-        settings = steps.choose(settings)
+        settings = steps.choose(settings, folder)
         steps.add_writers(settings, folder)
         checkpoint = folder.load(n_epochs=settings.n_epochs)
         if checkpoint.is_finished(settings.n_epochs):

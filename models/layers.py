@@ -4,6 +4,8 @@ Letters of the paper and of the shape comments: N images, C channels, H x W pixe
 """
 
 from collections.abc import Iterable, Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -160,3 +162,11 @@ def _drop(x: Tensor, drop_rate: float, is_training: bool) -> Tensor:
 
 
 register(PlainLayer, DenseLayer, Transition)
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        # Networks that were pickled as a whole by earlier versions look for dense blocks here.
+        if name == "DenseBlock":
+            return import_module(".features", __package__).DenseBlock
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

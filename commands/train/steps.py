@@ -34,7 +34,8 @@ class Inputs:
         device: Device of this process.
         source: Data set of the run.
         loaders: Batches of this process.
-        initial_weights: Weights of --init_weights, in the main process of a new run that names a file.
+        initial_weights: Weights of --init_weights, in the main process of a new run that names a file, until the
+            network has them.
     """
 
     settings: TrainSettings
@@ -44,11 +45,13 @@ class Inputs:
     initial_weights: dict[str, Any] | None
 
 
-def choose(settings: TrainSettings) -> TrainSettings:
-    """Choose the seed and the augmentation if the settings leave them open."""
+def choose(settings: TrainSettings, folder: RunFolder) -> TrainSettings:
+    """Choose the seed and the augmentation if the settings leave them open; a checkpoint in the folder has to agree."""
     seed = current_group().on_main(runtime.draw_seed) if settings.seed is None else settings.seed
     augment = DATASETS[settings.dataset].augment if settings.augment is None else settings.augment
-    return replace(settings, seed=seed, augment=augment)
+    settings = replace(settings, seed=seed, augment=augment)
+    folder.identity = settings.identity()
+    return settings
 
 
 def add_writers(settings: TrainSettings, folder: RunFolder) -> None:
@@ -94,6 +97,8 @@ def build_network(inputs: Inputs, *, is_new: bool) -> DenseNet:
     network = settings.network_settings.build(len(inputs.source.classes))
     if settings.init_weights and is_new:
         say(current_group().on_main(load_initial_weights, settings.init_weights, inputs.initial_weights, network))
+        if inputs.initial_weights is not None:
+            inputs.initial_weights.clear()  # or they would take memory as long as the run
     return network
 
 

@@ -289,6 +289,12 @@ def test_torch_is_not_imported_before_the_line_is_known_to_be_good():
         assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True).returncode == 0
 
 
+def test_a_run_imports_matplotlib_with_its_first_plot():
+    """It takes a second, and memory in processes that draw nothing."""
+    program = "import sys, commands.train.steps; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True).returncode == 0
+
+
 def test_defaults_are_those_of_the_mission():
     defaults = TrainSettings.defaults()
     expected = {"depth": 40, "growth_rate": 12, "n_epochs": 300, "batch_size": 256, "seed": None}

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 from commands.plots import top_of
-from commands.train.curves import draw_curves
+from commands.train.plot import draw_curves
 from tests.support.synthetic_runs import make_rows, num_shades, read_png
 
 

@@ -10,6 +10,9 @@ import time
 import pytest
 import torch
 
+from commands import requirements
+from commands.settings import TrainSettings
+from commands.train.checks import check_training
 from commands.train.tensorboard import Events
 from tests.support.application import ROOT, SMALL, read_results, run_here
 from tests.support.synthetic_runs import make_rows
@@ -129,12 +132,13 @@ def test_time_between_events_is_time_of_training(tmp_path):
 
 
 def test_no_package_is_one_line_before_any_work(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    monkeypatch.setattr(requirements, "find_spec", lambda name: None)
     assert run_here(*SMALL, f"--save={tmp_path / 'run'}", "--tensorboard") == 2
     assert capsys.readouterr().err == (
         "demo.py: error: --tensorboard is True, but the package tensorboard is missing: pip install tensorboard\n"
     )
     assert list(tmp_path.iterdir()) == []
+    check_training(TrainSettings(save=tmp_path), num_processes=1, is_launched=False)  # without --tensorboard
 
 
 def test_something_else_in_place_of_the_folder_is_refused(tmp_path):

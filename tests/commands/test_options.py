@@ -82,7 +82,7 @@ def test_the_curves_are_told_of_smoothed_labels(tmp_path, monkeypatch):
     def draw_curves(rows, file, *, label_smoothing, **_):
         told.append((len(rows), label_smoothing))
 
-    monkeypatch.setattr("commands.train.curves.draw_curves", draw_curves)
+    monkeypatch.setattr("commands.train.plot.draw_curves", draw_curves)
     results_of(tmp_path / "smooth", "--n_epochs=1", "--label_smoothing=0.1")
     assert run_here(f"--save={tmp_path / 'smooth'}", "--resume") == 0  # which draws them anew
     assert set(told) == {(1, 0.1)}

@@ -1,5 +1,6 @@
 """The features of a network as a backbone: whole, in part, and watched by hooks."""
 
+import pickle
 from collections import OrderedDict
 
 import pytest
@@ -181,3 +182,14 @@ def test_one_value_of_each_channel_is_enough_for_frozen_norms(strategy):
 def test_features_can_be_built_of_modules_by_name():
     features = Features(OrderedDict(conv0=nn.Conv2d(3, 8, 3), denseblock1=DenseBlock(1, 8, 4, 4, 0)))
     assert features(random_images()).shape == (4, 12, 6, 6)
+
+
+def test_whole_networks_that_earlier_versions_pickled_are_loaded():
+    """They look for dense blocks in `models.layers`."""
+    network = DenseNet(**SMALL, efficient="buffer").eval()
+    ours, theirs = (f"c{DenseBlock.__module__}\nDenseBlock\n".encode(), b"cmodels.layers\nDenseBlock\n")
+    content = pickle.dumps(network, protocol=0)
+    assert content.count(ours) == 1  # later blocks refer to it
+    loaded = pickle.loads(content.replace(ours, theirs))
+    images = random_images()
+    assert torch.equal(loaded(images), network(images))

@@ -124,6 +124,17 @@ def test_a_checkpoint_of_another_run_is_refused_by_the_program(finished, tmp_pat
     assert everything_in(run) == before
 
 
+def test_a_checkpoint_that_was_augmented_otherwise_than_the_program_chooses_is_refused(long_copy, capsys):
+    config = json.loads((long_copy / "config.json").read_text())
+    config["flags"]["augment"] = None  # on digits the program chooses False
+    (long_copy / "config.json").write_text(json.dumps(config))
+    before = everything_in(long_copy)
+    assert run_here(f"--save={long_copy}", "--resume", "--n_epochs=5") == 2
+    error = capsys.readouterr().err
+    assert "is of another run: it was trained with --augment True, and this run has --augment False; " in error
+    assert everything_in(long_copy) == before
+
+
 def test_links_on_the_way_are_followed_once(tmp_path, monkeypatch):
     """Another run may turn them round while this one goes on."""
     for name in ("one", "two"):

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from commands.saved_run import read_saved_run
+from commands.train import steps
 from models import densenet_bc
 from tests.support.application import SMALL, run_here
 from tests.support.malicious_pickle import Hostile
@@ -109,6 +110,21 @@ def test_a_run_begins_with_them_and_gets_a_new_classifier_for_other_classes(tmp_
     for name, parameter in theirs.named_parameters():
         if not name.startswith("classifier"):
             torch.testing.assert_close(ours[name], parameter.detach(), rtol=0, atol=1e-12)
+
+
+def test_they_take_no_memory_once_the_network_has_them(weights, tmp_path, monkeypatch):
+    torch.save(weights, tmp_path / "weights.pt")
+    in_training = []
+    fit = steps.fit
+
+    def note(replicas, inputs, *others):
+        in_training.append(inputs.initial_weights)
+        return fit(replicas, inputs, *others)
+
+    monkeypatch.setattr(steps, "fit", note)
+    words = [*SMALL, "--limit_batches=1", "--n_epochs=1", f"--save={tmp_path / 'run'}"]
+    assert run_here(*words, f"--init_weights={tmp_path / 'weights.pt'}") == 0
+    assert in_training == [{}]
 
 
 def test_a_run_that_goes_on_needs_them_no_more(weights, tmp_path, capsys):
