@@ -17,6 +17,7 @@ from tests.support.tensor_measurements import unequal
 from train.run.checkpoint import Checkpoint
 from train.run.files import load_tensors
 from train.run.history import Row
+from train.run.identity import RunIdentity
 from train.run.open_folder import OpenFolder
 from train.run.run_folder import RunFolder
 
@@ -101,7 +102,7 @@ def test_counters_that_old_files_lack_are_left_and_named():
 
 
 def test_the_files_of_a_run_are_loaded(tmp_path):
-    weights, folder = other_weights(), RunFolder(tmp_path, OpenFolder(tmp_path))
+    weights, folder = other_weights(), RunFolder(tmp_path, OpenFolder(tmp_path), identity=RunIdentity())
     later = {name: value + 1 for name, value in weights.items()}
     rows = [Row(1, 2.0, 0.75, 2.0, 0.5, None, 0.1, 1.5, 100.0, None)]
     folder.save(Checkpoint(rows, network=later, chosen=weights))

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from commands.predict.predictions import Prediction, as_csv, as_line, most_likely, predict_files
-from data.datasets import DATASETS, load, read_digits
+from data.datasets import DATASETS, load
 from data.errors import DataError
 from data.images import ImageBatch
 from data.loader import make_test_loader
@@ -151,7 +151,7 @@ def run(tmp_path_factory) -> FinishedRun:
     """A short run on digits."""
     root = tmp_path_factory.mktemp("run")
     assert run_here(*SMALL, "--n_epochs=2", f"--save={root / 'save'}") == 0
-    test = read_digits(None, False).test
+    test = load("digits", folder=None, download=False).test
     assert isinstance(test, Split)
     for i, pixels in enumerate(test.images):
         write(root / f"images/{i:03}.png", encoded(Image.fromarray(pixels.permute(1, 2, 0).numpy()), "PNG"))
