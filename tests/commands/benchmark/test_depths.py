@@ -38,7 +38,7 @@ def test_measurements_by_depth_are_those_of_single_steps_and_linear_in_the_batch
     assert measured.seconds == {}
     # Products of forward and of both gradients, but for that of the images: first convolution; layers of 1x1 and 3x3;
     # transitions to half of the channels; classifier. A multiplication and an addition count as two.
-    k, pixels = SMALL.growth_rate, SMALL.image_size**2
+    k, pixels = SMALL.network.growth_rate, SMALL.network.image_size**2
     for m, flops in zip((1, 2), measured.flops, strict=True):
         channels, products = 2 * k, 2 * 3 * 2 * k * 9 * pixels
         for block in range(3):
