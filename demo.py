@@ -126,7 +126,7 @@ def start(argv: list[str]) -> NoReturn:
     try:
         main(argv)
     except SystemExit as stop:
-        leave(stop.code if isinstance(stop.code, int) else 1)
+        leave(stop.code if isinstance(stop.code, int) else int(stop.code is not None))
     except Exception:
         say_traceback()  # a mistake of this program; Python's own way to end could wait for other processes
         leave(1)

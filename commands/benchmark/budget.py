@@ -88,22 +88,23 @@ class Fitting:
         network, batch = self.case.size, self.case.batch_size
         fitting = [answer.strategy for answer in self.answers if answer.needed <= self.budget]
         lines = [f"{network} with batches of {batch} fits with {', '.join(fitting) or 'none of them'}."]
-        best = self._best(lambda answer: answer.largest_batch)
+        best, strategies = self._best(lambda answer: answer.largest_batch or 0)
         if best.largest_batch:
-            lines.append(f"The largest batch for {network} is {best.largest_batch:,}, with {best.strategy}.")
-        best = self._best(lambda answer: answer.largest_depth)
+            lines.append(f"The largest batch for {network} is {best.largest_batch:,}, with {strategies}.")
+        best, strategies = self._best(lambda answer: answer.largest_depth or 0)
         if best.largest_depth:
             depth = _depth_in_words(best.largest_depth, self.case)
-            lines.append(f"The deepest network with batches of {batch} has depth {depth}, with {best.strategy}.")
-        best = self._best(lambda answer: len(answer.networks))
+            lines.append(f"The deepest network with batches of {batch} has depth {depth}, with {strategies}.")
+        best, strategies = self._best(lambda answer: len(answer.networks))
         if best.networks:
-            lines.append(
-                f"With {best.strategy} and batches of {batch}, these networks fit: {', '.join(best.networks)}."
-            )
+            lines.append(f"With {strategies} and batches of {batch}, these networks fit: {', '.join(best.networks)}.")
         return lines
 
-    def _best(self, size: Callable[[Answer], int | None]) -> Answer:
-        return max(self.answers, key=lambda answer: size(answer) or 0)
+    def _best(self, size: Callable[[Answer], int]) -> tuple[Answer, str]:
+        """An answer of the largest size, and the names of all strategies that reach it."""
+        largest = max(map(size, self.answers))
+        best = [answer for answer in self.answers if size(answer) == largest]
+        return best[0], ", ".join(answer.strategy for answer in best)
 
     def _legend(self) -> list[str]:
         kind = "GPU" if self.case.device.type == "cuda" else "CPU"

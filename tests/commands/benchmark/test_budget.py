@@ -2,6 +2,7 @@
 
 import csv
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -99,6 +100,8 @@ def test_the_largest_depth_that_is_tried_is_no_limit(monkeypatch):
     text = Fitting(SMALL, 1e8, [answer]).as_text()
     assert "The deepest network with batches of 4 has depth 22 or more, with naive." in text
     assert "deepest network: depths up to 22 are tried" in text
+    fitting = Fitting(SMALL, 1e8, [answer, replace(answer, strategy="buffer")])
+    assert "has depth 22 or more, with naive, buffer." in fitting.as_text()
     deeper = small(depth=28)
     (answer,) = find_what_fits([variant("naive")], deeper, budget=1e8).answers
     assert answer.largest_depth == 28
