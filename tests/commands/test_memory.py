@@ -11,7 +11,6 @@ from PIL import Image
 from commands.export.exporters import EXPORTERS
 from commands.memory import advice_for_training, memory_explained, smaller_batch
 from commands.settings import TrainSettings
-from commands.train import steps
 from data import images, loader
 from data.splits import Split
 from tests.support.application import SMALL, assert_refused, everything_in, run_here
@@ -117,7 +116,7 @@ TRY = (
 TRY += "densenet_bc --depth 10"
 
 
-@pytest.mark.parametrize(("owner", "name"), [(Split, "to"), (runtime, "placed"), (steps, "replicate")])
+@pytest.mark.parametrize(("owner", "name"), [(Split, "to"), (runtime, "placed"), (replicas, "replicate")])
 def test_a_run_that_does_not_begin_says_what_to_try_and_leaves_nothing(owner, name, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(owner, name, take_all)
     assert run_here(*SMALL, f"--save={tmp_path / 'run'}") == 1

@@ -137,8 +137,7 @@ def test_all_commands_that_compute_take_threads_and_watch_the_machine(here, aske
         watched.append(device.type)
         yield
 
-    for user in ("train.cpu_contention", "commands.train.steps", "commands.benchmark.report"):
-        monkeypatch.setattr(f"{user}.warn_if_busy", watch)
+    monkeypatch.setattr(cpu_contention, "warn_if_busy", watch)
     write(here / "picture.png", encoded(picture(40, 32), "PNG"))
     assert run_here(*SMALL, "--n_epochs=1", "--limit_batches=1", "--save=new", "--threads=3") == 0
     assert run_here("evaluate", "--save=run", "--threads=4") == 0
