@@ -49,9 +49,13 @@ class Dropout:
             kept = F.dropout(ones, drop_rate) != 0
         return cls(1 - drop_rate, as_rows(kept))
 
-    def apply(self, rows: Tensor, chunk: slice) -> Tensor:
-        """Drop values of a chunk of rows (r, C) in place; dropout of their gradients is the same."""
-        return rows if self.mask is None else drop(rows, self.mask[chunk], self.keep_rate)
+    def of(self, chunk: slice) -> "Dropout":
+        """Return the dropout of a chunk of the rows."""
+        return self if self.mask is None else Dropout(self.keep_rate, self.mask[chunk])
+
+    def apply(self, rows: Tensor) -> Tensor:
+        """Drop values of rows (R, C) in place; dropout of their gradients is the same."""
+        return rows if self.mask is None else drop(rows, self.mask, self.keep_rate)
 
 
 NO_DROPOUT = Dropout()

@@ -113,7 +113,7 @@ class BlockFunction(torch.autograd.Function):
             block.running.update()
             result = result.contiguous(memory_format=memory_format) if result.dim() == 4 else result
         buffer = block.buffer
-        saved = Saved(buffer.rows, buffer.statistics, buffer.shape, x.shape[1], layer_passes, transition_pass)
+        saved = Saved(buffer.rows, buffer.statistics, buffer.work.shape, x.shape[1], layer_passes, transition_pass)
         ctx.structure, tensors = flatten(saved)
         ctx.save_for_backward(*tensors)
         return result
@@ -132,7 +132,7 @@ def _backward(saved: Saved, grad: Tensor) -> tuple[Tensor | None, ...]:
     grad_parameters: list[tuple[Tensor, ...]] = [saved.transition.backward(grad, block)]
     for layer in reversed(saved.layers):
         grad_parameters.append(layer.backward(block))
-    grad_x = as_nchw(block.gradients.take(slice(saved.num_inputs))(slice(None)), saved.shape)
+    grad_x = as_nchw(block.gradients.take_inputs(saved.num_inputs), saved.shape)
     return grad_x, None, None, None, *(tensor for group in reversed(grad_parameters) for tensor in group)
 
 

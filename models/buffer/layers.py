@@ -3,11 +3,11 @@
 A plain layer keeps nothing of its own for the backward pass except the mask of its dropout, because its whole input is
 in the buffer. Nothing is as large as a whole batch except the channels that it makes.
 
-A bottleneck z, the result of a 1x1 convolution, has only one reader, and is not stored normalised as the channels of
-the buffer are. The norm after it needs mean and variance over the whole batch; before and after it everything goes in
-chunks. Dropout of the bottleneck acts before that norm: where z is kept, it is kept with values dropped, and where it
-is computed again, the same values are dropped again. For that a mask (R, b) is kept for each layer, a byte for each
-value: a quarter of z itself in 32 bits, and in a block of m layers together about as much as m / 4 bottlenecks.
+A bottleneck z, the result of a 1x1 convolution, has only one reader. The norm after it needs mean and variance over the
+whole batch; before and after it everything goes in chunks. Dropout of the bottleneck acts before that norm: where z is
+kept, it is kept with values dropped, and where it is computed again, the same values are dropped again. For that a mask
+(R, b) is kept for each layer, a byte for each value: a quarter of z itself in 32 bits, and in a block of m layers
+together about as much as m / 4 bottlenecks.
 
 R rows, N images, H x W pixels; c channels that a layer reads, b of its bottleneck, k that it makes.
 """
@@ -19,11 +19,12 @@ from torch import Tensor
 
 from ..layers import DenseLayer, PlainLayer
 from .dropout import Dropout
-from .feature_buffer import Workspace
-from .norms import BottleneckNorm, BufferNorm, Norm
-from .operations import Affine, NormGradient, add_chunks, affine_relu, norm_backward, relu_backward
+from .norm_relu import NormRelu
+from .norms import ChannelNorm
+from .operations import add_up
 from .passes import BlockBackward, BlockForward
-from .rows import as_nchw, as_rows, chunks_of_rows, convolution_backward, pointwise, pointwise_backward
+from .rows import as_nchw, as_rows, convolution_backward, pointwise, pointwise_backward
+from .workspace import Workspace
 
 
 class PlainLayerParameters(NamedTuple):
@@ -73,38 +74,40 @@ class PlainLayerPass:
         dropout: Dropout of the new channels (R, k).
     """
 
-    norm: Norm
+    norm: ChannelNorm
     weight: Tensor
     dropout: Dropout
 
     @classmethod
     def forward(cls, layer: PlainLayer, block: BlockForward) -> "PlainLayerPass":
         """Let a layer read the buffer and append its channels."""
-        norm, affine = block.norm(layer.norm1)
-        weight = layer.conv1.weight
+        norm, weight = block.norm(layer.norm1), layer.conv1.weight
+        x, norm_relu = block.work.rows[:, : weight.shape[1]], block.work.norm_relu(norm)
         dropout = block.draw_dropout(layer.drop_rate, len(weight), training=layer.training)
-        block.append_convolution(lambda chunk: block.work.activated(chunk, affine), weight, dropout)
+        block.append_convolution(lambda chunk: norm_relu.forward(x[chunk]), weight, dropout)
         return cls(norm, weight, dropout)
 
     def backward(self, block: BlockBackward) -> PlainLayerParameters:
         """Take the gradient of the layer's channels out, and add that of its inputs."""
         num_new, num_inputs, *_ = self.weight.shape
         work, weight = block.work, self.weight.to(block.dtype)
-        norm = block.norm(self.norm)
+        x, g, norm_relu = work.rows[:, :num_inputs], block.gradients.rows[:, :num_inputs], work.norm_relu(self.norm)
         grad_of_new = block.gradients.take(slice(num_inputs, num_inputs + num_new))
 
-        def backward_chunk(images: slice, chunk: slice) -> tuple[Tensor, ...]:
+        def backward_chunk(images: slice, chunk: slice) -> Tensor:
             shape = work.shape_of(images)
-            grad_new = self.dropout.apply(grad_of_new(chunk), chunk)
-            xhat, activated = work.read(chunk, norm.affine)
+            grad_new, inputs = grad_of_new(chunk, self.dropout.of(chunk)), norm_relu.again(x[chunk])
             grad_activated, grad_weight = convolution_backward(
-                as_nchw(grad_new, shape), as_nchw(activated, shape), weight, padding=1
+                as_nchw(grad_new, shape), as_nchw(inputs.activated, shape), weight, padding=1
             )
-            g = relu_backward(as_rows(grad_activated), activated)
-            return *block.gradients.add(chunk, g, xhat, norm.affine), grad_weight
+            norm_relu.backward_into(g[chunk], as_rows(grad_activated), inputs)
+            return grad_weight
 
-        chunks = (backward_chunk(*slices) for slices in work.chunks_of_images(max(num_new, num_inputs)))
-        return PlainLayerParameters(*block.gradients.close(norm, chunks))
+        chunks = work.chunks_of_images(max(num_new, num_inputs))
+        grad_weight = add_up((backward_chunk(*slices) for slices in chunks), self.norm.mean.dtype)
+        norm_bias, norm_weight = norm_relu.sums()
+        block.gradients.close(self.norm, norm_bias, norm_weight)
+        return PlainLayerParameters(norm_weight, norm_bias, grad_weight)
 
 
 @dataclass(frozen=True)
@@ -121,11 +124,11 @@ class DenseLayerPass:
         dropout: Dropout of the new channels (R, k).
     """
 
-    norm1: Norm
+    norm1: ChannelNorm
     weight1: Tensor
     bottleneck_dropout: Dropout
     bottleneck: Tensor | None
-    norm2: BottleneckNorm
+    norm2: ChannelNorm
     weight2: Tensor
     dropout: Dropout
 
@@ -139,105 +142,99 @@ class DenseLayerPass:
             keeps_bottleneck: Keep the bottleneck for the backward pass, instead of computing it again.
         """
         work, weight1, weight2 = block.work, layer.conv1.weight, layer.conv2.weight
-        norm1, affine1 = block.norm(layer.norm1)
+        norm1, size = block.norm(layer.norm1), (work.num_rows, len(weight1))
         bottleneck_dropout = block.draw_dropout(layer.bottleneck_drop_rate, len(weight1), training=layer.training)
-        size = work.num_rows, len(weight1)
         z = work.rows.new_empty(size) if keeps_bottleneck else work.bottleneck.shaped(*size)
-        _fill_bottleneck(z, work, affine1, weight1.to(z.dtype), bottleneck_dropout)
-        norm2 = BottleneckNorm.of(layer.norm2, z, block.running)
-        affine2 = norm2.affine
+        moments, norm_relu = work.moments(), work.norm_relu(norm1)
+        for chunk in work.chunks_of_rows(max(weight1.shape[:2])):
+            bottleneck = _bottleneck_of(chunk, work, norm_relu, weight1.to(z.dtype))
+            moments.add(bottleneck, bottleneck_dropout.of(chunk), out=z[chunk])
+        norm2 = block.norm_of_bottleneck(layer.norm2, moments.result())
+        norm_relu = work.norm_relu_of_bottleneck(norm2)
         dropout = block.draw_dropout(layer.drop_rate, len(weight2), training=layer.training)
-        block.append_convolution(lambda chunk: affine_relu(z[chunk], affine2, work.bottleneck_chunk), weight2, dropout)
+        block.append_convolution(lambda chunk: norm_relu.forward(z[chunk]), weight2, dropout)
         return cls(norm1, weight1, bottleneck_dropout, z if keeps_bottleneck else None, norm2, weight2, dropout)
 
     def backward(self, block: BlockBackward) -> DenseLayerParameters:
         """Take the gradient of the layer's channels out, and add that of its inputs."""
         work, size = block.work, (block.work.num_rows, len(self.weight1))
-        norm1, weight1 = block.norm(self.norm1), self.weight1.to(block.dtype)
         z = work.bottleneck.shaped(*size) if self.bottleneck is None else self.bottleneck
         g = work.bottleneck_grad.shaped(*size)
-        norm2_bias, norm2_weight, conv2_weight = self._backward_to_bottleneck(block, norm1.affine, weight1, z, g)
-        gradient = self.norm2.gradient(norm2_bias, norm2_weight, work.num_rows)
-        norm1_weight, norm1_bias, conv1_weight = self._backward_to_inputs(block, norm1, weight1, z, g, gradient)
+        norm2_bias, norm2_weight, conv2_weight = self._backward_to_bottleneck(block, z, g)
+        norm1_bias, norm1_weight, conv1_weight = self._backward_to_inputs(block, z, g, norm2_bias, norm2_weight)
         return DenseLayerParameters(norm1_weight, norm1_bias, conv1_weight, norm2_weight, norm2_bias, conv2_weight)
 
-    def _backward_to_bottleneck(
-        self, block: BlockBackward, affine1: Affine, weight1: Tensor, z: Tensor, g: Tensor
-    ) -> list[Tensor]:
+    def _backward_to_bottleneck(self, block: BlockBackward, z: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Go back through the 3x3 convolution and the second ReLU.
 
         Args:
             block: The block's backward pass.
-            affine1: The first norm, to compute the bottleneck again if it was not kept.
-            weight1: For the same, in the dtype of the rows.
             z: The bottleneck (R, b), or memory for it.
             g: Memory for the gradient of the ReLU's input (R, b).
 
         Returns:
             dbeta (b,), dgamma (b,), and the gradient of the weight (k, b, 3, 3).
         """
-        work, weight2, affine2 = block.work, self.weight2.to(block.dtype), self.norm2.affine
+        work, weight2 = block.work, self.weight2.to(block.dtype)
         num_inputs = self.weight1.shape[1]
+        norm_relu1, norm_relu2 = work.norm_relu(self.norm1), work.norm_relu_of_bottleneck(self.norm2)
         grad_of_new = block.gradients.take(slice(num_inputs, num_inputs + len(weight2)))
 
-        def backward_chunk(images: slice, chunk: slice) -> tuple[Tensor, ...]:
+        def backward_chunk(images: slice, chunk: slice) -> Tensor:
             if self.bottleneck is None:
-                _fill_bottleneck(z, work, affine1, weight1, self.bottleneck_dropout, chunk)
-            shape = work.shape_of(images)
-            grad_new = self.dropout.apply(grad_of_new(chunk), chunk)
-            activated = affine_relu(z[chunk], affine2, work.bottleneck_chunk)
+                self._fill_bottleneck(z, chunk, work, norm_relu1)
+            shape, inputs = work.shape_of(images), norm_relu2.again(z[chunk])
+            grad_new = grad_of_new(chunk, self.dropout.of(chunk))
             grad_activated, grad_weight = convolution_backward(
-                as_nchw(grad_new, shape), as_nchw(activated, shape), weight2, padding=1
+                as_nchw(grad_new, shape), as_nchw(inputs.activated, shape), weight2, padding=1
             )
-            g_of_chunk = relu_backward(as_rows(grad_activated), activated)
-            g[chunk] = g_of_chunk
-            return *self.norm2.sums(g_of_chunk, z[chunk]), grad_weight
+            g[chunk] = norm_relu2.backward(as_rows(grad_activated), inputs)
+            return grad_weight
 
-        chunks = (backward_chunk(*slices) for slices in work.chunks_of_images(max(self.weight1.shape[:2])))
-        return add_chunks(chunks, affine1.scale.dtype)
+        chunks = work.chunks_of_images(max(self.weight1.shape[:2]))
+        grad_weight = add_up((backward_chunk(*slices) for slices in chunks), self.norm2.mean.dtype)
+        return *norm_relu2.sums(), grad_weight
 
     def _backward_to_inputs(
-        self, block: BlockBackward, norm1: BufferNorm, weight1: Tensor, z: Tensor, g: Tensor, gradient: NormGradient
-    ) -> tuple[Tensor, ...]:
+        self, block: BlockBackward, z: Tensor, g: Tensor, total: Tensor, product: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Go back through the second norm, the 1x1 convolution and the first ReLU and norm.
 
         Args:
             block: The block's backward pass.
-            norm1: The first norm.
-            weight1: (b, c, 1, 1), in the dtype of the rows.
             z: The bottleneck (R, b).
             g: The gradient of the second ReLU's input (R, b).
-            gradient: The gradient of z as a function of g and z.
+            total: dbeta of the second norm (b,).
+            product: dgamma of the second norm (b,).
 
         Returns:
-            dgamma (c,), dbeta (c,), and the gradient of the weight (b, c, 1, 1).
+            dbeta (c,), dgamma (c,), and the gradient of the weight (b, c, 1, 1).
         """
-        work = block.work
+        work, weight1 = block.work, self.weight1.to(block.dtype)
+        x, gradients = (rows[:, : weight1.shape[1]] for rows in (work.rows, block.gradients.rows))
+        norm_relu, grad_of_z = work.norm_relu(self.norm1), work.bottleneck_gradient(self.norm2, total, product)
 
-        def backward_chunk(chunk: slice) -> tuple[Tensor, ...]:
-            grad_z = norm_backward(g[chunk], z[chunk], gradient, work.bottleneck_chunk)
-            grad_z = self.bottleneck_dropout.apply(grad_z, chunk)
-            xhat, activated = work.read(chunk, norm1.affine)
-            grad_activated, grad_weight = pointwise_backward(grad_z, activated, weight1)
-            grad = relu_backward(grad_activated, activated)
-            return *block.gradients.add(chunk, grad, xhat, norm1.affine), grad_weight
+        def backward_chunk(chunk: slice) -> Tensor:
+            grad_z = grad_of_z(g[chunk], z[chunk], self.bottleneck_dropout.of(chunk))
+            inputs = norm_relu.again(x[chunk])
+            grad_activated, grad_weight = pointwise_backward(grad_z, inputs.activated, weight1)
+            norm_relu.backward_into(gradients[chunk], grad_activated, inputs)
+            return grad_weight
 
-        chunks = (backward_chunk(chunk) for chunk in chunks_of_rows(work.rows, max(weight1.shape[:2])))
-        return block.gradients.close(norm1, chunks)
+        chunks = work.chunks_of_rows(max(weight1.shape[:2]))
+        grad_weight = add_up(map(backward_chunk, chunks), self.norm1.mean.dtype)
+        norm1_bias, norm1_weight = norm_relu.sums()
+        block.gradients.close(self.norm1, norm1_bias, norm1_weight)
+        return norm1_bias, norm1_weight, grad_weight
+
+    def _fill_bottleneck(self, z: Tensor, within: slice, work: Workspace, norm_relu: NormRelu) -> None:
+        """Compute some rows of the bottleneck z (R, b) again."""
+        weight = self.weight1.to(z.dtype)
+        for chunk in work.chunks_of_rows(max(weight.shape[:2]), within):
+            bottleneck = _bottleneck_of(chunk, work, norm_relu, weight)
+            z[chunk] = self.bottleneck_dropout.of(chunk).apply(bottleneck)
 
 
-def _fill_bottleneck(
-    z: Tensor, work: Workspace, affine: Affine, weight: Tensor, dropout: Dropout, within: slice | None = None
-) -> None:
-    """Write norm, ReLU, 1x1 convolution and dropout of the first c channels to z (R, b).
-
-    Args:
-        z: The bottleneck.
-        work: Holds the rows to read.
-        affine: The norm.
-        weight: (b, c, 1, 1), in the dtype of the rows.
-        dropout: Dropout of the bottleneck.
-        within: Fill these rows only.
-    """
-    for chunk in chunks_of_rows(work.rows, max(weight.shape[:2]), within):
-        z[chunk] = dropout.apply(pointwise(work.activated(chunk, affine), weight), chunk)
+def _bottleneck_of(chunk: slice, work: Workspace, norm_relu: NormRelu, weight: Tensor) -> Tensor:
+    """Compute norm, ReLU and 1x1 convolution of the first c channels of a chunk: (r, b)."""
+    return pointwise(norm_relu.forward(work.rows[chunk, : weight.shape[1]]), weight)

@@ -1,7 +1,6 @@
-"""Elementwise operations on rows and reductions over them, which everything else here is built of.
+"""Elementwise operations on rows and reductions over them, built from operations of PyTorch.
 
-Kernels for a device can replace these functions one by one. They know tensors and coefficients, but neither modules
-nor buffers.
+They know tensors and coefficients, but neither modules nor buffers.
 
 The reductions are means, variances and sums over the rows, for each column, and use the kernels of batch norm. These
 read everything once or twice and write only the result, where `torch.var_mean`, or products that are then summed, take
@@ -15,13 +14,15 @@ their number.
 R rows, r of them in a chunk, C or c columns, j rows joined.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from math import gcd
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from .device import capability_of
+from .norms import ChannelNorm, Moments
 from .rows import Scratch, as_any_images
 
 CACHE_LINE = 64 // 4  # 32-bit numbers, in which the kernels accumulate; 64-bit numbers fill two lines
@@ -40,32 +41,38 @@ class Affine(NamedTuple):
     shift: Tensor
 
 
-class NormGradient(NamedTuple):
-    """The gradient with respect to the input x of a norm, given the gradient g: scale * g + slope * x + offset.
+class LinearGradient(NamedTuple):
+    """The gradient with respect to the input x of a norm, given a gradient g: scale * g + slope * x + offset.
 
     Attributes:
-        scale: (c,).
+        scale: (c,); None for 1.
         slope: (c,).
         offset: (c,).
     """
 
-    scale: Tensor
+    scale: Tensor | None
     slope: Tensor
     offset: Tensor
 
 
-class Moments(NamedTuple):
-    """Mean and variance of each column, (C,) in at least 32 bits.
+class ChunkMoments(NamedTuple):
+    """Mean and variance of each column of a chunk of rows.
 
     Attributes:
-        mean: Over all rows.
-        variance: With divisor R.
-        unbiased: Variance with divisor R - 1, as in running variances.
+        num_rows: r.
+        mean: (C,), in at least 32 bits.
+        variance: (C,), with divisor r.
     """
 
+    num_rows: int
     mean: Tensor
     variance: Tensor
-    unbiased: Tensor
+
+
+def affine_of(norm: ChannelNorm) -> Affine:
+    """Return a norm layer as an affine function of each column."""
+    scale = norm.weight * norm.invstd
+    return Affine(scale, torch.addcmul(norm.bias, scale, norm.mean, value=-1))
 
 
 def apply_affine(rows: Tensor, coefficients: Affine, *, out: Tensor) -> Tensor:
@@ -83,16 +90,11 @@ def relu_backward(grad: Tensor, activated: Tensor) -> Tensor:
     return torch.ops.aten.threshold_backward.grad_input(grad, activated, 0, grad_input=grad)
 
 
-def normalise(rows: Tensor, mean: Tensor, invstd: Tensor, *, out: Tensor) -> Tensor:
-    """Compute (x - mean) * invstd for rows (R, c) and write it to `out` (R, c)."""
-    # Subtract first: with a mean far above the standard deviation, x * invstd - mean * invstd would lose the digits.
-    return torch.mul(rows - mean, invstd, out=out)
-
-
-def norm_backward(grad: Tensor, rows: Tensor, coefficients: NormGradient, scratch: Scratch) -> Tensor:
+def linear_gradient(grad: Tensor, rows: Tensor, coefficients: LinearGradient, scratch: Scratch) -> Tensor:
     """Compute scale * g + slope * x + offset for a chunk of g and x, (r, c) each, in their dtype."""
     scale, slope, offset = coefficients
-    return torch.addcmul(offset, rows, slope, out=scratch.shaped(*grad.shape)).addcmul_(grad, scale)
+    result = torch.addcmul(offset, rows, slope, out=scratch.shaped(*grad.shape))
+    return result.add_(grad) if scale is None else result.addcmul_(grad, scale)
 
 
 def write_scaled(grad: Tensor, scale: Tensor, *, out: Tensor) -> None:
@@ -111,10 +113,10 @@ def drop(rows: Tensor, mask: Tensor, keep_rate: float) -> Tensor:
     return rows.mul_(mask.view(torch.uint8)).div_(keep_rate)
 
 
-def moments(rows: Tensor) -> Moments:
-    """Compute mean and variance of each column of contiguous rows (R, C), R at least 2."""
+def chunk_moments(rows: Tensor) -> ChunkMoments:
+    """Compute mean and variance of each column of contiguous rows (r, C)."""
     joined = _joined(rows)
-    count, num_columns = rows.shape
+    num_rows, num_columns = rows.shape
     # For 16-bit rows, the kernel returns 32 bits only if it is given running statistics of 32 bits. They are thrown
     # away; with a momentum of 1 their values do not matter.
     unused = joined.new_zeros(2, joined.shape[1], dtype=torch.promote_types(rows.dtype, torch.float32))
@@ -124,7 +126,27 @@ def moments(rows: Tensor) -> Moments:
         means, variances = mean.view(-1, num_columns), variance.view(-1, num_columns)
         variance, mean = torch.var_mean(means, 0, correction=0)
         variance += variances.mean(0)
-    return Moments(mean, variance, variance * (count / (count - 1)))
+    return ChunkMoments(num_rows, mean, variance)
+
+
+def join_moments(chunks: Sequence[ChunkMoments]) -> Moments:
+    """Join the moments of chunks, which may have any numbers of rows, at least two in all."""
+    num_rows = sum(chunk.num_rows for chunk in chunks)
+    _, mean, variance = chunks[0]
+    if len(chunks) > 1:
+        means, variances = (torch.stack(values) for values in list(zip(*chunks, strict=True))[1:])
+        shares = [chunk.num_rows / num_rows for chunk in chunks]
+        mean = _weighted_sum(means, shares)
+        variance = _weighted_sum(variances.add_((means - mean).square_()), shares)
+    return Moments(mean, variance, variance * (num_rows / (num_rows - 1)))
+
+
+def _weighted_sum(rows: Tensor, weights: Sequence[float]) -> Tensor:
+    """Add up rows, each multiplied by a number."""
+    total = rows[0] * weights[0]
+    for row, weight in zip(rows[1:], weights[1:], strict=True):
+        total.add_(row, alpha=weight)
+    return total
 
 
 def sums_of_products(
@@ -179,12 +201,18 @@ def add_chunks(chunks: Iterable[tuple[Tensor, ...]], dtype: torch.dtype) -> list
     return sums
 
 
+def add_up(chunks: Iterable[Tensor], dtype: torch.dtype) -> Tensor:
+    """Add up tensors of one shape, one for each chunk; see `add_chunks`."""
+    (total,) = add_chunks(((chunk,) for chunk in chunks), dtype)
+    return total
+
+
 def _joined(rows: Tensor) -> Tensor:
     """View rows (R, C) as (R / j, j * C), with a j that fills whole cache lines; unchanged if there is none."""
     num_rows, num_columns = rows.shape
     num_joined = CACHE_LINE // gcd(CACHE_LINE, num_columns)
     while 2 * num_joined * num_columns <= MAX_COLUMNS and num_rows % (2 * num_joined) == 0:
         num_joined *= 2
-    if num_joined == 1 or num_rows % num_joined or rows.device.type != "cpu":
+    if num_joined == 1 or num_rows % num_joined or rows.device.type != "cpu" or capability_of(rows):
         return rows
     return rows.view(num_rows // num_joined, num_joined * num_columns)

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .dropout import NO_DROPOUT, Dropout
-from .feature_buffer import FeatureBuffer, GradientBuffer, Workspace
-from .norms import BufferNorm, Norm, RunningStatistics, Statistics
-from .operations import Affine
+from .feature_buffer import FeatureBuffer, GradientBuffer
+from .norms import ChannelNorm, Moments, RunningStatistics, Statistics
 from .rows import Shape, as_nchw, as_rows
+from .workspace import Workspace
 
 
 class BlockForward:
@@ -30,27 +30,29 @@ class BlockForward:
         memory_format: The memory format of the plain network; which values dropout drops depends on it.
 
     Attributes:
-        buffer: Holds the normalised channels; layers append theirs.
-        work: Scratch memory.
+        buffer: Holds the channels; layers append theirs.
+        work: Operations on its rows.
         running: Notes how running statistics change.
     """
 
     def __init__(self, x: Tensor, num_features: int, dtype: torch.dtype, memory_format: torch.memory_format):
         self.buffer = FeatureBuffer(x, num_features, dtype)
-        self.work = Workspace(self.buffer.rows, self.buffer.shape)
+        self.work = self.buffer.work
         self.running = RunningStatistics()
         self.memory_format = memory_format
 
-    def norm(self, module: nn.BatchNorm2d) -> tuple[Norm, Affine]:
-        """Let a norm layer read the first c channels, and note the change of its running statistics.
-
-        Returns:
-            The layer as it is now, and what it does to the buffer's channels.
-        """
+    def norm(self, module: nn.BatchNorm2d) -> ChannelNorm:
+        """Let a norm layer read the first c channels, and note the change of its running statistics."""
         statistics = self.buffer.statistics
         self.running.note(module, statistics.mean, statistics.unbiased)
-        norm = Norm.of(module)
-        return norm, norm.over_buffer(statistics, self.work.num_rows).affine
+        return ChannelNorm.over_buffer(module, statistics, self.work.num_rows)
+
+    def norm_of_bottleneck(self, module: nn.BatchNorm2d, moments: Moments) -> ChannelNorm:
+        """Let a norm layer read a bottleneck, and note the change of its running statistics."""
+        norm = ChannelNorm.over_rows(module, moments)
+        if not norm.is_frozen:
+            self.running.note(module, moments.mean, moments.unbiased)
+        return norm
 
     def draw_dropout(self, drop_rate: float, num_columns: int, *, training: bool) -> Dropout:
         """Draw the mask (R, num_columns) of a module: as in the plain network, in the order in which modules run."""
@@ -67,11 +69,11 @@ class BlockForward:
             dropout: Dropout of the result.
         """
         rows, weight = self.work.rows, weight.to(self.work.rows.dtype)
-        new = rows.new_empty(self.work.num_rows, weight.shape[0])
+        new, moments = slice(self.buffer.end, self.buffer.end + len(weight)), self.work.moments()
         for images, chunk in self.work.chunks_of_images(max(weight.shape[:2])):
             x = as_nchw(activated(chunk), self.work.shape_of(images))
-            new[chunk] = dropout.apply(as_rows(F.conv2d(x, weight, padding=1)), chunk)
-        self.buffer.append(new)
+            moments.add(as_rows(F.conv2d(x, weight, padding=1)), dropout.of(chunk), out=rows[chunk, new])
+        self.buffer.append(moments.result())
 
 
 class BlockBackward:
@@ -83,20 +85,15 @@ class BlockBackward:
         shape: (N, H, W).
 
     Attributes:
+        work: Operations on the rows.
         gradients: Gradients of all channels. A layer takes those of its own channels out, and adds those of its inputs.
-        work: Scratch memory.
     """
 
     def __init__(self, rows: Tensor, statistics: Statistics, shape: Shape):
-        self.statistics = statistics
-        self.gradients = GradientBuffer(rows, statistics)
         self.work = Workspace(rows, shape)
+        self.gradients = GradientBuffer(self.work, statistics.mean)
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype to compute in."""
         return self.work.rows.dtype
-
-    def norm(self, norm: Norm) -> BufferNorm:
-        """Combine a norm with the statistics of the buffer once more, as in the forward pass."""
-        return norm.over_buffer(self.statistics, self.work.num_rows)

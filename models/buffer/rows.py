@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .device import capability_of
+
 # Rows are processed in chunks of about this size. On a CPU, a chunk and its results should stay in the caches, but many
 # small chunks cost time of their own. Sizes of 4 to 16 MiB were tried here with `python demo.py benchmark` on an AMD
 # EPYC (1 MiB of second-level cache a core, 32 MiB of third-level cache): 4 was a little faster than 8 at L=100, k=12,
@@ -25,6 +27,8 @@ MAX_CHUNK_DIVISOR = 4
 # On a CPU with one thread, ATen takes a much slower path for 1x1 convolutions of fewer than 16 images. All rows are
 # alike to a 1x1 convolution, so they can be passed as 16 images of one column.
 NUM_IMAGES = 16
+
+ROW_MULTIPLE = 16  # numbers: on a GPU, a row of a buffer has a multiple of these
 
 Shape = tuple[int, int, int]  # (N, H, W)
 
@@ -44,6 +48,19 @@ def as_any_images(rows: Tensor) -> Tensor:
     num_rows, num_columns = rows.shape
     n = NUM_IMAGES if num_rows % NUM_IMAGES == 0 else 1
     return rows.view(n, num_rows // n, 1, num_columns).permute(0, 3, 1, 2)
+
+
+def empty_buffer(like: Tensor, num_rows: int, num_columns: int, dtype: torch.dtype) -> Tensor:
+    """Return uninitialised rows (R, C) for a buffer. On a GPU they are padded, so that each begins at 16 bytes or more.
+
+    Args:
+        like: A tensor on the same device.
+        num_rows: R.
+        num_columns: C.
+        dtype: The dtype of the rows.
+    """
+    pitch = -(-num_columns // ROW_MULTIPLE) * ROW_MULTIPLE if capability_of(like) else num_columns
+    return like.new_empty(num_rows, pitch, dtype=dtype)[:, :num_columns]
 
 
 def pointwise(rows: Tensor, weight: Tensor) -> Tensor:
@@ -101,7 +118,8 @@ def chunks_of_images(
 
 
 def _numbers_in_a_chunk(rows: Tensor) -> int:
-    most = CPU_CHUNK_BYTES if rows.device.type == "cpu" else GPU_CHUNK_BYTES
+    is_cpu = rows.device.type == "cpu" and not capability_of(rows)
+    most = CPU_CHUNK_BYTES if is_cpu else GPU_CHUNK_BYTES
     return min(most, max(most // MAX_CHUNK_DIVISOR, rows.nbytes // 3)) // rows.element_size()
 
 
@@ -145,5 +163,6 @@ class Scratch:
     def shaped(self, num_rows: int, num_columns: int) -> Tensor:
         """Return uninitialised rows that share their memory with all rows returned earlier."""
         if self.memory.numel() < num_rows * num_columns:
+            self.memory = self.memory.new_empty(0)  # freed first: two of them are never alive
             self.memory = self.memory.new_empty(num_rows * num_columns)
         return self.memory[: num_rows * num_columns].view(num_rows, num_columns)

@@ -4,7 +4,6 @@ N images, H x W pixels, R = N * H * W rows; C channels of the block, C' that a t
 chunk.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,10 +13,11 @@ from torch import Tensor, nn
 
 from ..layers import Transition
 from .dropout import NO_DROPOUT, Dropout
-from .norms import Norm
-from .operations import Affine, apply_affine, relu_backward
+from .norm_relu import pooling_backward
+from .norms import ChannelNorm
+from .operations import add_up
 from .passes import BlockBackward, BlockForward
-from .rows import as_nchw, as_rows, pointwise, pointwise_backward
+from .rows import Shape, as_nchw, as_rows, pointwise, pointwise_backward
 
 
 class TransitionParameters(NamedTuple):
@@ -77,44 +77,48 @@ class TransitionPass:
         dropout: Dropout of the convolution's result (R, C').
     """
 
-    norm: Norm
+    norm: ChannelNorm
     weight: Tensor
     dropout: Dropout
 
     @classmethod
     def forward(cls, module: Transition, block: BlockForward) -> tuple["TransitionPass", Tensor]:
         """Compute the transition: (N, C', H // 2, W // 2)."""
-        norm, affine = block.norm(module.norm)
-        drop, dropout = module.dropout, NO_DROPOUT
+        work, norm, drop, dropout = block.work, block.norm(module.norm), module.dropout, NO_DROPOUT
         if drop is not None:
             dropout = block.draw_dropout(drop.p, module.conv.out_channels, training=drop.training)
-        weight = module.conv.weight.to(block.work.rows.dtype)
-
-        def step(x: Tensor, chunk: slice) -> Tensor:
+        norm_relu, weight, results = work.norm_relu(norm), module.conv.weight.to(work.rows.dtype), []
+        for images, chunk in work.chunks_of_images(work.rows.shape[1], are_joined=True):
+            shape, x = work.shape_of(images), norm_relu.first(work.rows[chunk])
             if dropout.mask is None:
-                pooled = F.avg_pool2d(x, 2)
-                return as_nchw(pointwise(as_rows(pooled), weight), (len(pooled), *pooled.shape[2:]))
-            rows = dropout.apply(pointwise(as_rows(x), weight), chunk)
-            return F.avg_pool2d(as_nchw(rows, (len(x), *x.shape[2:])), 2)
-
-        return cls(norm, module.conv.weight, dropout), _forward_activated(block, affine, step)
+                results.append(as_nchw(pointwise(x.pooled(shape), weight), _halved(shape)))
+            else:
+                rows = dropout.of(chunk).apply(pointwise(x.activated, weight))
+                results.append(F.avg_pool2d(as_nchw(rows, shape), 2))
+        return cls(norm, module.conv.weight, dropout), _joined(results)
 
     def backward(self, grad: Tensor, block: BlockBackward) -> TransitionParameters:
-        """Begin the gradients of the block from that of the result."""
-        weight = self.weight.to(block.dtype)
+        """Begin the gradients of the block from that of the result, (N, C', H // 2, W // 2)."""
+        work, weight, norm_relu = block.work, self.weight.to(block.dtype), block.work.norm_relu(self.norm)
 
-        def step(grad: Tensor, x: Tensor, chunk: slice) -> tuple[Tensor, Tensor]:
+        def backward_chunk(images: slice, chunk: slice) -> Tensor:
+            shape, x, gradients = work.shape_of(images), norm_relu.again(work.rows[chunk]), block.gradients.rows[chunk]
             if self.dropout.mask is None:
-                pooled = as_rows(F.avg_pool2d(x, 2))
-                grad_pooled, grad_weight = pointwise_backward(as_rows(grad), pooled, weight)
-                grad_pooled = as_nchw(grad_pooled, (len(grad), *grad.shape[2:]))
-                return as_rows(_pooling_backward(grad_pooled, x)), grad_weight
+                grad_x, grad_weight = pointwise_backward(as_rows(grad[images]), x.pooled(shape), weight)
+                norm_relu.backward_into(gradients, grad_x, x, is_first=True, spread="pooled", shape=shape)
+                return grad_weight
             # The gradient of pooling needs the shape of what was pooled, but no values.
-            convolved = as_nchw(x.new_empty(chunk.stop - chunk.start, len(weight)), (len(x), *x.shape[2:]))
-            grad_rows = self.dropout.apply(as_rows(_pooling_backward(grad, convolved)), chunk)
-            return pointwise_backward(grad_rows, as_rows(x), weight)
+            convolved = as_nchw(x.rows.new_empty(len(x.rows), len(weight)), shape)
+            grad_rows = self.dropout.of(chunk).apply(as_rows(pooling_backward(grad[images], convolved)))
+            grad_x, grad_weight = pointwise_backward(grad_rows, x.activated, weight)
+            norm_relu.backward_into(gradients, grad_x, x, is_first=True)
+            return grad_weight
 
-        return TransitionParameters(*_backward_activated(block, self.norm, grad, step))
+        chunks = work.chunks_of_images(work.rows.shape[1])
+        grad_weight = add_up((backward_chunk(*slices) for slices in chunks), self.norm.mean.dtype)
+        norm_bias, norm_weight = norm_relu.sums()
+        block.gradients.close(self.norm, norm_bias, norm_weight)
+        return TransitionParameters(norm_weight, norm_bias, grad_weight)
 
 
 @dataclass(frozen=True)
@@ -126,97 +130,56 @@ class FinalNormPass:
         averages: Whether ReLU and the average over all pixels follow.
     """
 
-    norm: Norm
+    norm: ChannelNorm
     averages: bool
 
     @classmethod
     def forward(cls, module: nn.BatchNorm2d, block: BlockForward, *, averages: bool) -> tuple["FinalNormPass", Tensor]:
         """Compute norm, ReLU and average (N, C), or the norm alone (N, C, H, W)."""
-        norm, affine = block.norm(module)
-        if averages:
-            return cls(norm, averages), _forward_activated(block, affine, lambda x, chunk: x.mean((2, 3)))
-        return cls(norm, averages), _forward_affine(block, affine)
+        work, norm = block.work, block.norm(module)
+        norm_relu, rows = work.norm_relu(norm), work.rows
+        if not averages:
+            return cls(norm, averages), as_nchw(norm_relu.norm_alone(rows, out=rows.new_empty(rows.shape)), work.shape)
+        results = []
+        for images, chunk in work.chunks_of_images(rows.shape[1], are_joined=True):
+            results.append(norm_relu.first(rows[chunk]).averaged(work.shape_of(images)))
+        return cls(norm, averages), _joined(results)
 
     def backward(self, grad: Tensor, block: BlockBackward) -> FinalNormParameters:
         """Begin the gradients of the block from that of the result."""
+        work, gradients, norm_relu = block.work, block.gradients.rows, block.work.norm_relu(self.norm)
         if self.averages:
-            return FinalNormParameters(*_backward_activated(block, self.norm, grad, _average_backward))
-        norm = block.norm(self.norm)
-        sums = block.gradients.begin(slice(None), as_rows(grad), block.work.rows, norm.affine)
-        return FinalNormParameters(*block.gradients.close(norm, [sums]))
+            for images, chunk in work.chunks_of_images(work.rows.shape[1]):
+                x, shape = norm_relu.again(work.rows[chunk]), work.shape_of(images)
+                norm_relu.backward_into(
+                    gradients[chunk], grad[images], x, is_first=True, spread="averaged", shape=shape
+                )
+        else:
+            norm_relu.norm_backward_into(gradients, as_rows(grad), work.rows)
+        bias, weight = norm_relu.sums()
+        block.gradients.close(self.norm, bias, weight)
+        return FinalNormParameters(weight, bias)
 
 
 @dataclass(frozen=True)
 class NoTransitionPass:
-    """The end of a block that runs alone: its channels as they were before they were normalised."""
+    """The end of a block that runs alone: its channels as they are."""
 
     @classmethod
     def forward(cls, block: BlockForward) -> tuple["NoTransitionPass", Tensor]:
-        """Compute all channels of the block, (N, C, H, W)."""
-        statistics = block.buffer.statistics
-        return cls(), _forward_affine(block, Affine(statistics.invstd.reciprocal(), statistics.mean))
+        """Return all channels of the block, (N, C, H, W)."""
+        return cls(), as_nchw(block.work.rows.clone(memory_format=torch.contiguous_format), block.work.shape)
 
     def backward(self, grad: Tensor, block: BlockBackward) -> tuple[()]:
         """Begin the gradients of the block from that of the result."""
-        statistics = block.statistics
-        affine = Affine(statistics.invstd.reciprocal(), statistics.mean)
-        block.gradients.begin(slice(None), as_rows(grad), block.work.rows, affine)
+        block.gradients.rows.copy_(as_rows(grad))
         return ()
 
 
-def _forward_affine(block: BlockForward, affine: Affine) -> Tensor:
-    """Apply an affine function to all channels of the buffer: (N, C, H, W)."""
-    rows = block.work.rows
-    return as_nchw(apply_affine(rows, affine, out=torch.empty_like(rows)), block.work.shape)
+def _halved(shape: Shape) -> Shape:
+    n, height, width = shape
+    return n, height // 2, width // 2
 
 
-def _forward_activated(block: BlockForward, affine: Affine, step: Callable[[Tensor, slice], Tensor]) -> Tensor:
-    """Compute norm and ReLU of the whole block, and a step after them, a chunk of images at a time.
-
-    Args:
-        block: The block's forward pass.
-        affine: The norm.
-        step: Gets norm and ReLU of a chunk (n, C, H, W), and its slice of rows; the results are concatenated.
-    """
-    work, results = block.work, []
-    for images, chunk in work.chunks_of_images(work.rows.shape[1], are_joined=True):
-        results.append(step(as_nchw(work.activated(chunk, affine), work.shape_of(images)), chunk))
-    return torch.cat(results)
-
-
-def _backward_activated(
-    block: BlockBackward, norm: Norm, grad: Tensor, step: Callable[[Tensor, Tensor, slice], tuple[Tensor, ...]]
-) -> tuple[Tensor, ...]:
-    """Go back through the step of `_forward_activated`, and through ReLU and norm.
-
-    Args:
-        block: The block's backward pass.
-        norm: The norm.
-        grad: The gradient of the result.
-        step: Gets the gradient of the result for a chunk of images, norm and ReLU of it (n, C, H, W), and its slice of
-            rows. Returns the gradient of the latter as rows (r, C), and that of a weight if the step has one.
-
-    Returns:
-        The gradients of the norm's weight and bias, and of the step's weight.
-    """
-    work, buffer_norm = block.work, block.norm(norm)
-
-    def backward_chunk(images: slice, chunk: slice) -> tuple[Tensor, ...]:
-        xhat, activated = work.read(chunk, buffer_norm.affine)
-        grad_activated, *grad_weight = step(grad[images], as_nchw(activated, work.shape_of(images)), chunk)
-        g = relu_backward(grad_activated, activated)
-        return *block.gradients.begin(chunk, g, xhat, buffer_norm.affine), *grad_weight
-
-    chunks = (backward_chunk(*slices) for slices in work.chunks_of_images(work.rows.shape[1]))
-    return block.gradients.close(buffer_norm, chunks)
-
-
-def _average_backward(grad: Tensor, x: Tensor, chunk: slice) -> tuple[Tensor]:
-    """Share the gradient of an average (n, C) out among the pixels of x (n, C, H, W), as rows (r, C)."""
-    num_pixels = x.shape[2] * x.shape[3]
-    return ((grad / num_pixels).repeat_interleave(num_pixels, 0),)
-
-
-def _pooling_backward(grad: Tensor, x: Tensor) -> Tensor:
-    """Compute the gradient of x (n, C, H, W) in average pooling with stride 2."""
-    return torch.ops.aten.avg_pool2d_backward.default(grad, x, [2, 2], [2, 2], [0, 0], False, True, None)
+def _joined(chunks: list[Tensor]) -> Tensor:
+    return chunks[0] if len(chunks) == 1 else torch.cat(chunks)

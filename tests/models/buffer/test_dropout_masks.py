@@ -20,14 +20,14 @@ def test_a_mask_keeps_what_pytorch_keeps(dtype, memory_format, channels):
     dropout = Dropout.draw(0.3, rows, (3, 5, 4), channels, memory_format)
     assert dropout.mask.dtype == torch.bool
     assert torch.equal(torch.get_rng_state(), state)
-    result = torch.cat([dropout.apply(rows[chunk].clone(), chunk) for chunk in (slice(0, 37), slice(37, 60))])
+    result = torch.cat([dropout.of(chunk).apply(rows[chunk].clone()) for chunk in (slice(0, 37), slice(37, 60))])
     torch.testing.assert_close(result, as_rows(expected))
     assert torch.equal(result == 0, as_rows(expected) == 0)
 
 
 def test_nothing_dropped_leaves_rows_alone():
     rows = torch.randn(4, 3)
-    assert NO_DROPOUT.apply(rows, slice(0, 4)) is rows
+    assert NO_DROPOUT.of(slice(0, 4)).apply(rows) is rows
     assert NO_DROPOUT.mask is None
 
 

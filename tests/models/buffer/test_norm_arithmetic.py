@@ -2,10 +2,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from models.buffer.dropout import NO_DROPOUT
 from models.buffer.feature_buffer import FeatureBuffer
-from models.buffer.norms import EPS, BottleneckNorm, Norm, RunningStatistics
-from models.buffer.operations import norm_backward
-from models.buffer.rows import Scratch, as_rows
+from models.buffer.norms import ChannelNorm, Moments, RunningStatistics
+from models.buffer.operations import affine_of, chunk_moments, join_moments, sums_of_products
+from models.buffer.rows import as_rows
+from models.buffer.workspace import Workspace
 
 MAPS = torch.randn(3, 4, 5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 2 + 3
 
@@ -24,11 +26,16 @@ def random_norm(**settings) -> nn.BatchNorm2d:
 def through_the_buffer(norm: nn.BatchNorm2d) -> Tensor:
     """Normalise MAPS as a reader of all channels of a buffer does, which holds two more channels than these."""
     buffer = FeatureBuffer(MAPS, 6, torch.float64)
-    buffer.append(torch.zeros(3 * 5 * 2, 2, dtype=torch.float64))
-    affine = Norm.of(norm).over_buffer(buffer.statistics, buffer.num_rows).affine
+    buffer.append(Moments(*torch.ones(3, 2, dtype=torch.float64)))
+    of_channels = ChannelNorm.over_buffer(norm, buffer.statistics, len(buffer.rows))
     move_running_statistics(norm, buffer.statistics.mean, buffer.statistics.unbiased)
-    rows = buffer.rows[:, :4] * affine.scale + affine.shift
+    rows = normalised(buffer.rows[:, :4], of_channels)
     return rows.view(3, 5, 2, 4).permute(0, 3, 1, 2)
+
+
+def normalised(rows: Tensor, norm: ChannelNorm) -> Tensor:
+    scale, shift = affine_of(norm)
+    return rows * scale + shift
 
 
 def move_running_statistics(norm: nn.BatchNorm2d, mean: Tensor, unbiased: Tensor) -> None:
@@ -37,11 +44,11 @@ def move_running_statistics(norm: nn.BatchNorm2d, mean: Tensor, unbiased: Tensor
     running.update()
 
 
-def normalise(rows: Tensor, norm: nn.BatchNorm2d) -> BottleneckNorm:
-    running = RunningStatistics()
-    of_rows = BottleneckNorm.of(norm, rows, running)
-    running.update()
-    return of_rows
+def over_rows(rows: Tensor, norm: nn.BatchNorm2d) -> ChannelNorm:
+    """Let a layer read rows as it reads a bottleneck, and update its running statistics."""
+    moments = join_moments([chunk_moments(rows)])
+    move_running_statistics(norm, moments.mean, moments.unbiased)
+    return ChannelNorm.over_rows(norm, moments)
 
 
 SETTINGS = {
@@ -74,10 +81,10 @@ def test_raw_rows_are_normalised_and_differentiated_as_by_the_layer(name, traini
     gradients = torch.autograd.grad(result, (maps, expected.bias, expected.weight), grad)
     rows, grad_rows = as_rows(MAPS), as_rows(grad)
     with torch.no_grad():
-        norm = normalise(rows, actual)
-        affine, sums = norm.affine, norm.sums(grad_rows, rows)
-        of_rows = norm_backward(grad_rows, rows, norm.gradient(*sums, len(rows)), Scratch(rows, rows.dtype))
-    torch.testing.assert_close(rows * affine.scale + affine.shift, as_rows(result), rtol=1e-12, atol=1e-12)
+        norm = over_rows(rows, actual)
+        sums = sums_of_products(grad_rows, rows, norm.mean, norm.invstd)
+        of_rows = Workspace(rows, (3, 5, 2)).bottleneck_gradient(norm, *sums)(grad_rows, rows, NO_DROPOUT)
+    torch.testing.assert_close(normalised(rows, norm), as_rows(result), rtol=1e-12, atol=1e-12)
     for key, tensor in expected.named_buffers():
         torch.testing.assert_close(actual.get_buffer(key), tensor, rtol=1e-12, atol=1e-12)
     of_maps, *of_parameters = gradients
@@ -85,20 +92,11 @@ def test_raw_rows_are_normalised_and_differentiated_as_by_the_layer(name, traini
     torch.testing.assert_close(sums, tuple(of_parameters), rtol=1e-10, atol=1e-10)
 
 
-def test_a_frozen_layer_normalises_as_it_did_when_its_statistics_move_later():
-    norm = random_norm().eval()
-    rows = as_rows(MAPS)
-    of_rows = normalise(rows, norm)
-    before = of_rows.mean.clone()
-    norm.running_mean.add_(1)
-    assert torch.equal(of_rows.mean, before)
-
-
 def test_a_layer_that_does_not_count_steps_is_the_same():
     expected, actual = random_norm(), random_norm()
     expected.num_batches_tracked = actual.num_batches_tracked = None
     expected(MAPS)
-    normalise(as_rows(MAPS), actual)
+    over_rows(as_rows(MAPS), actual)
     torch.testing.assert_close(actual.running_mean, expected.running_mean, rtol=1e-12, atol=1e-12)
 
 
@@ -123,9 +121,12 @@ def test_layers_of_different_momentum_move_together_as_each_alone():
         assert all(torch.equal(left, right) for left, right in zip(one.buffers(), other.buffers(), strict=True))
 
 
-def test_maps_of_16_bits_are_normalised_in_32():
+def test_maps_of_16_bits_have_statistics_of_32():
     maps = (torch.randn(4, 16, 8, 8, generator=torch.Generator().manual_seed(0)) + 30).bfloat16()
-    rows = as_rows(maps).double()
-    expected = (rows - rows.mean(0)) * (rows.var(0, correction=0) + EPS).rsqrt()
-    actual = FeatureBuffer(maps, 16, torch.bfloat16).rows
-    torch.testing.assert_close(actual.double(), expected, rtol=2**-8, atol=1e-5)
+    buffer = FeatureBuffer(maps, 16, torch.bfloat16)
+    rows = as_rows(maps)
+    assert torch.equal(buffer.rows, rows)
+    expected = (rows.double().mean(0), rows.double().var(0), (rows.double().var(0, correction=0) + 1e-5).rsqrt())
+    for found, exact in zip(buffer.statistics, expected, strict=True):
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=0)

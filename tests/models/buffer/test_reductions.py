@@ -1,9 +1,12 @@
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.buffer.operations import add_chunks, moments, sums_of_products
+from models.buffer.norms import Moments
+from models.buffer.operations import add_chunks, chunk_moments, join_moments, sums_of_products
 
 generated = settings(deadline=None, derandomize=True, max_examples=60)
 
@@ -13,6 +16,12 @@ def random_rows(num_rows: int, num_columns: int, dtype: torch.dtype = torch.floa
     spread = torch.linspace(0.5, 2, num_columns, dtype=torch.float64)
     rows = torch.randn(num_rows, num_columns, dtype=torch.float64, generator=generator) * spread + 3 * spread
     return rows.to(dtype)
+
+
+def moments(rows: torch.Tensor, *cuts: int) -> Moments:
+    """Compute the moments of rows as a whole, or of chunks that begin at the given rows."""
+    bounds = [0, *cuts, len(rows)]
+    return join_moments([chunk_moments(rows[i:j]) for i, j in pairwise(bounds)])
 
 
 # 1 to 40 columns fill cache lines in all ways; rows are a multiple of those that are joined, or are not.
@@ -27,6 +36,17 @@ def test_moments_are_mean_and_variances(size):
     torch.testing.assert_close(mean, rows.mean(0), rtol=1e-12, atol=0)
     torch.testing.assert_close(variance, rows.var(0, correction=0), rtol=1e-11, atol=1e-14)
     torch.testing.assert_close(unbiased, rows.var(0), rtol=1e-11, atol=1e-14)
+
+
+@generated
+@given(sizes, st.data())
+def test_moments_of_chunks_are_those_of_the_whole(size, data):
+    rows = random_rows(*size)
+    cuts = data.draw(st.sets(st.integers(1, len(rows) - 1), max_size=4))
+    found = moments(rows, *sorted(cuts))
+    torch.testing.assert_close(found.mean, rows.mean(0), rtol=1e-12, atol=0)
+    torch.testing.assert_close(found.variance, rows.var(0, correction=0), rtol=1e-11, atol=1e-14)
+    torch.testing.assert_close(found.unbiased, rows.var(0), rtol=1e-11, atol=1e-14)
 
 
 @pytest.mark.parametrize("num_columns", [12, 16])

@@ -1,0 +1,141 @@
+"""How a block works on its rows: chunk by chunk, with operations of PyTorch, in scratch memory.
+
+R rows, C channels of a block, c of them read by a layer, b of a bottleneck, k new ones; r rows in a chunk.
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from .dropout import NO_DROPOUT, Dropout
+from .norm_relu import NormRelu
+from .norms import ChannelNorm, Moments
+from .operations import ChunkMoments, LinearGradient, chunk_moments, join_moments, linear_gradient
+from .rows import Scratch, Shape, chunks_of_images, chunks_of_rows
+
+
+class Workspace:
+    """The rows of a feature buffer, and scratch memory that all parts of the block use one after the other.
+
+    Args:
+        rows: (R, C).
+        shape: (N, H, W) with R = N * H * W.
+
+    Attributes:
+        bottleneck: For the bottleneck of a layer, z (R, b).
+        bottleneck_grad: For the gradient of a bottleneck.
+    """
+
+    def __init__(self, rows: Tensor, shape: Shape):
+        self.rows = rows
+        self.num_rows = rows.shape[0]
+        self.shape = shape
+        self.bottleneck, self.bottleneck_grad = Scratch(rows, rows.dtype), Scratch(rows, rows.dtype)
+        self._chunk_of_bottleneck, self._chunk_of_new = Scratch(rows, rows.dtype), Scratch(rows, rows.dtype)
+        self._contiguous, self._activated = Scratch(rows, rows.dtype), Scratch(rows, rows.dtype)
+
+    def chunks_of_images(self, num_columns: int, *, are_joined: bool = False) -> Iterator[tuple[slice, slice]]:
+        """Slice all images into chunks of about `num_columns` columns; see `rows.chunks_of_images`."""
+        return chunks_of_images(self.rows, self.shape, num_columns, are_joined=are_joined)
+
+    def chunks_of_rows(self, num_columns: int, within: slice | None = None) -> Iterator[slice]:
+        """Slice all rows into chunks of about `num_columns` columns; see `rows.chunks_of_rows`."""
+        return chunks_of_rows(self.rows, num_columns, within)
+
+    def shape_of(self, images: slice) -> Shape:
+        """Return the shape (n, H, W) of some images."""
+        _, height, width = self.shape
+        return images.stop - images.start, height, width
+
+    def norm_relu(self, norm: ChannelNorm) -> NormRelu:
+        """Apply a norm and ReLU to chunks of the first c channels of the buffer."""
+        return NormRelu(norm, activated=self._activated, contiguous=self._contiguous)
+
+    def norm_relu_of_bottleneck(self, norm: ChannelNorm) -> NormRelu:
+        """Apply a norm and ReLU to chunks of a bottleneck."""
+        return NormRelu(norm, activated=self._chunk_of_bottleneck, contiguous=self._contiguous)
+
+    def moments(self) -> "MomentsOfChunks":
+        """Begin to compute mean and variance of rows that come in chunks."""
+        return MomentsOfChunks()
+
+    def bottleneck_gradient(
+        self, norm: ChannelNorm, total: Tensor, product: Tensor
+    ) -> Callable[[Tensor, Tensor, Dropout], Tensor]:
+        """Return a function that computes the gradient of a bottleneck from that of its norm, for a chunk.
+
+            dLoss/dz = gamma * invstd * (g - sum(g) / R - zhat * sum(g * zhat) / R),   zhat = (z - mean) * invstd
+
+        or only its first term if the norm is frozen.
+
+        Args:
+            norm: The norm.
+            total: sum(g), (b,).
+            product: sum(g * zhat), (b,).
+
+        Returns:
+            A function of g (r, b), z (r, b) and the dropout of the bottleneck. The next result overwrites the last.
+        """
+        scale = norm.weight * norm.invstd
+        if norm.is_frozen:
+            gradient = LinearGradient(scale, torch.zeros_like(scale), torch.zeros_like(scale))
+        else:
+            per_row = scale / -self.num_rows
+            slope = per_row * norm.invstd * product
+            gradient = LinearGradient(scale, slope, torch.addcmul(per_row * total, slope, norm.mean, value=-1))
+
+        def compute(g: Tensor, z: Tensor, dropout: Dropout) -> Tensor:
+            return dropout.apply(linear_gradient(g, z, gradient, self._chunk_of_bottleneck))
+
+        return compute
+
+    def gradient_of_channels(
+        self, gradients: Tensor, columns: slice, mean: Tensor, sums: Tensor, products: Tensor
+    ) -> Callable[[slice, Dropout], Tensor]:
+        """Return a function that computes the gradient of some channels of the buffer, for a chunk.
+
+            dLoss/dx = G - A / R - (x - mean) * D / R
+
+        Args:
+            gradients: G (R, C).
+            columns: The channels.
+            mean: Their means (k,).
+            sums: A (k,).
+            products: D (k,).
+
+        Returns:
+            A function of a slice of rows and their dropout. The next result overwrites the last.
+        """
+        slope = products / -self.num_rows
+        offset = torch.addcmul(sums / -self.num_rows, slope, mean, value=-1)
+        gradient = LinearGradient(None, slope, offset)
+
+        def compute(chunk: slice, dropout: Dropout) -> Tensor:
+            grad, x = gradients[chunk, columns], self.rows[chunk, columns]
+            return dropout.apply(linear_gradient(grad, x, gradient, self._chunk_of_new))
+
+        return compute
+
+
+class MomentsOfChunks:
+    """Computes mean and variance of each column of rows that come in chunks."""
+
+    def __init__(self) -> None:
+        self._chunks: list[ChunkMoments] = []
+
+    def add(self, rows: Tensor, dropout: Dropout = NO_DROPOUT, *, out: Tensor | None = None) -> None:
+        """Add a chunk.
+
+        Args:
+            rows: (r, c), contiguous. Values are dropped in place.
+            dropout: The dropout of the chunk.
+            out: Where to copy the chunk to, (r, c).
+        """
+        self._chunks.append(chunk_moments(dropout.apply(rows)))
+        if out is not None:
+            out.copy_(rows)
+
+    def result(self) -> Moments:
+        """Return the moments of all chunks."""
+        return join_moments(self._chunks)
