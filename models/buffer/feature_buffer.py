@@ -47,6 +47,7 @@ class FeatureBuffer:
         x: Input of the block (N, C0, H, W).
         num_features: Channels C of the whole block.
         dtype: The dtype of the rows.
+        is_small: See `Workspace`.
 
     Attributes:
         rows: The feature maps (R, C).
@@ -54,11 +55,11 @@ class FeatureBuffer:
         work: Operations on the rows.
     """
 
-    def __init__(self, x: Tensor, num_features: int, dtype: torch.dtype):
+    def __init__(self, x: Tensor, num_features: int, dtype: torch.dtype, *, is_small: bool = False):
         n, num_inputs, height, width = x.shape
         self.rows = empty_buffer(x, n * height * width, num_features, dtype)
         self.statistics = Statistics(*x.new_zeros(3, num_features, dtype=torch.promote_types(dtype, torch.float32)))
-        self.work = Workspace(self.rows, (n, height, width))
+        self.work = Workspace(self.rows, (n, height, width), is_small=is_small)
         self.end = 0
         moments = self.work.moments()
         moments.add(as_rows(x.to(dtype)), out=self.rows[:, :num_inputs])

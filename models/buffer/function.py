@@ -27,7 +27,13 @@ from .transition import (
 
 
 def block_over_buffer(
-    x: Tensor, block: nn.Module, transition: nn.Module | None, *, num_bottlenecks: int = 0, averages: bool = True
+    x: Tensor,
+    block: nn.Module,
+    transition: nn.Module | None,
+    *,
+    num_bottlenecks: int = 0,
+    averages: bool = True,
+    is_small: bool = False,
 ) -> Tensor:
     """Run a dense block and its transition in training mode, keeping little for the backward pass.
 
@@ -37,6 +43,7 @@ def block_over_buffer(
         transition: A `Transition`, the final norm of a network, or None for the block alone.
         num_bottlenecks: How many of the last layers keep their bottlenecks for the backward pass.
         averages: Whether ReLU and the average over all pixels follow a final norm.
+        is_small: Whether to take less memory and more time; see `Workspace`.
 
     Returns:
         The result of the transition, (N, C', H // 2, W // 2). With a final norm: norm, ReLU and average, (N, C), or
@@ -45,7 +52,7 @@ def block_over_buffer(
     """
     layers = layers_of(block)
     parameters = [tensor for layer in layers for tensor in parameters_of_layer(layer)]
-    settings = Settings(num_bottlenecks, averages)
+    settings = Settings(num_bottlenecks, averages, is_small)
     return BlockFunction.apply(x, layers, transition, settings, *parameters, *parameters_of_transition(transition))
 
 
@@ -59,10 +66,11 @@ def layers_of(block: nn.Module) -> list[DenseLayer | PlainLayer]:
 
 
 class Settings(NamedTuple):
-    """`num_bottlenecks` and `averages` of `block_over_buffer`."""
+    """`num_bottlenecks`, `averages` and `is_small` of `block_over_buffer`."""
 
     num_bottlenecks: int
     averages: bool
+    is_small: bool
 
 
 class Saved(NamedTuple):
@@ -75,6 +83,7 @@ class Saved(NamedTuple):
         num_inputs: Channels C0 of the block's input.
         layers: The layers, in order.
         transition: The transition, the final norm or nothing.
+        is_small: See `Workspace`.
     """
 
     rows: Tensor
@@ -83,6 +92,7 @@ class Saved(NamedTuple):
     num_inputs: int
     layers: list[DenseLayerPass | PlainLayerPass]
     transition: TransitionPass | FinalNormPass | NoTransitionPass
+    is_small: bool
 
 
 class BlockFunction(torch.autograd.Function):
@@ -105,15 +115,22 @@ class BlockFunction(torch.autograd.Function):
         num_features = x.shape[1] + sum(layer.growth_rate for layer in layers)
         first_kept = len(layers) - settings.num_bottlenecks
         with _without_autocast(x):
-            block = BlockForward(x, num_features, dtype, memory_format)
+            block = BlockForward(x, num_features, dtype, memory_format, is_small=settings.is_small)
             layer_passes = [
                 forward_layer(layer, block, keeps_bottleneck=i >= first_kept) for i, layer in enumerate(layers)
             ]
             transition_pass, result = forward_transition(transition, block, averages=settings.averages)
             block.running.update()
             result = result.contiguous(memory_format=memory_format) if result.dim() == 4 else result
-        buffer = block.buffer
-        saved = Saved(buffer.rows, buffer.statistics, buffer.work.shape, x.shape[1], layer_passes, transition_pass)
+        saved = Saved(
+            rows=block.work.rows,
+            statistics=block.buffer.statistics,
+            shape=block.work.shape,
+            num_inputs=x.shape[1],
+            layers=layer_passes,
+            transition=transition_pass,
+            is_small=settings.is_small,
+        )
         ctx.structure, tensors = flatten(saved)
         ctx.save_for_backward(*tensors)
         return result
@@ -128,7 +145,7 @@ class BlockFunction(torch.autograd.Function):
 
 def _backward(saved: Saved, grad: Tensor) -> tuple[Tensor | None, ...]:
     """Go back through the transition and the layers, and accumulate the gradients in one buffer."""
-    block = BlockBackward(saved.rows, saved.statistics, saved.shape)
+    block = BlockBackward(saved.rows, saved.statistics, saved.shape, is_small=saved.is_small)
     grad_parameters: list[tuple[Tensor, ...]] = [saved.transition.backward(grad, block)]
     for layer in reversed(saved.layers):
         grad_parameters.append(layer.backward(block))

@@ -157,19 +157,22 @@ class DenseLayerPass:
 
     def backward(self, block: BlockBackward) -> DenseLayerParameters:
         """Take the gradient of the layer's channels out, and add that of its inputs."""
-        work, size = block.work, (block.work.num_rows, len(self.weight1))
-        z = work.bottleneck.shaped(*size) if self.bottleneck is None else self.bottleneck
+        work, size, z = block.work, (block.work.num_rows, len(self.weight1)), self.bottleneck
+        if z is None and not work.is_small:
+            z = work.bottleneck.shaped(*size)
         g = work.bottleneck_grad.shaped(*size)
         norm2_bias, norm2_weight, conv2_weight = self._backward_to_bottleneck(block, z, g)
         norm1_bias, norm1_weight, conv1_weight = self._backward_to_inputs(block, z, g, norm2_bias, norm2_weight)
         return DenseLayerParameters(norm1_weight, norm1_bias, conv1_weight, norm2_weight, norm2_bias, conv2_weight)
 
-    def _backward_to_bottleneck(self, block: BlockBackward, z: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _backward_to_bottleneck(
+        self, block: BlockBackward, z: Tensor | None, g: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Go back through the 3x3 convolution and the second ReLU.
 
         Args:
             block: The block's backward pass.
-            z: The bottleneck (R, b), or memory for it.
+            z: The bottleneck (R, b), or memory for it; None for memory of a chunk.
             g: Memory for the gradient of the ReLU's input (R, b).
 
         Returns:
@@ -181,10 +184,11 @@ class DenseLayerPass:
         grad_of_new = block.gradients.take(slice(num_inputs, num_inputs + len(weight2)))
 
         def backward_chunk(images: slice, chunk: slice) -> Tensor:
+            shape = work.shape_of(images)
+            z_of_chunk = work.bottleneck.shaped(chunk.stop - chunk.start, g.shape[1]) if z is None else z[chunk]
             if self.bottleneck is None:
-                self._fill_bottleneck(z, chunk, work, norm_relu1)
-            shape, inputs = work.shape_of(images), norm_relu2.again(z[chunk])
-            grad_new = grad_of_new(chunk, self.dropout.of(chunk))
+                self._compute_again(z_of_chunk, chunk, work, norm_relu1)
+            grad_new, inputs = grad_of_new(chunk, self.dropout.of(chunk)), norm_relu2.again(z_of_chunk)
             grad_activated, grad_weight = convolution_backward(
                 as_nchw(grad_new, shape), as_nchw(inputs.activated, shape), weight2, padding=1
             )
@@ -196,13 +200,13 @@ class DenseLayerPass:
         return *norm_relu2.sums(), grad_weight
 
     def _backward_to_inputs(
-        self, block: BlockBackward, z: Tensor, g: Tensor, total: Tensor, product: Tensor
+        self, block: BlockBackward, z: Tensor | None, g: Tensor, total: Tensor, product: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Go back through the second norm, the 1x1 convolution and the first ReLU and norm.
 
         Args:
             block: The block's backward pass.
-            z: The bottleneck (R, b).
+            z: The bottleneck (R, b); None if it is to be computed again.
             g: The gradient of the second ReLU's input (R, b).
             total: dbeta of the second norm (b,).
             product: dgamma of the second norm (b,).
@@ -215,8 +219,10 @@ class DenseLayerPass:
         norm_relu, grad_of_z = work.norm_relu(self.norm1), work.bottleneck_gradient(self.norm2, total, product)
 
         def backward_chunk(chunk: slice) -> Tensor:
-            grad_z = grad_of_z(g[chunk], z[chunk], self.bottleneck_dropout.of(chunk))
-            inputs = norm_relu.again(x[chunk])
+            inputs, dropout = norm_relu.again(x[chunk]), self.bottleneck_dropout.of(chunk)
+            z_of_chunk = dropout.apply(pointwise(inputs.activated, weight1)) if z is None else z[chunk]
+            grad_z = grad_of_z(g[chunk], z_of_chunk, dropout)
+            del z_of_chunk
             grad_activated, grad_weight = pointwise_backward(grad_z, inputs.activated, weight1)
             norm_relu.backward_into(gradients[chunk], grad_activated, inputs)
             return grad_weight
@@ -227,12 +233,12 @@ class DenseLayerPass:
         block.gradients.close(self.norm1, norm1_bias, norm1_weight)
         return norm1_bias, norm1_weight, grad_weight
 
-    def _fill_bottleneck(self, z: Tensor, within: slice, work: Workspace, norm_relu: NormRelu) -> None:
-        """Compute some rows of the bottleneck z (R, b) again."""
+    def _compute_again(self, z: Tensor, rows: slice, work: Workspace, norm_relu: NormRelu) -> None:
+        """Compute some rows of the bottleneck, and write them to z (r, b)."""
         weight = self.weight1.to(z.dtype)
-        for chunk in work.chunks_of_rows(max(weight.shape[:2]), within):
+        for chunk in work.chunks_of_rows(max(weight.shape[:2]), rows):
             bottleneck = _bottleneck_of(chunk, work, norm_relu, weight)
-            z[chunk] = self.bottleneck_dropout.of(chunk).apply(bottleneck)
+            z[chunk.start - rows.start : chunk.stop - rows.start] = self.bottleneck_dropout.of(chunk).apply(bottleneck)
 
 
 def _bottleneck_of(chunk: slice, work: Workspace, norm_relu: NormRelu, weight: Tensor) -> Tensor:

@@ -96,29 +96,35 @@ def _columns_of_masks(block: nn.Module, transition: nn.Module | None) -> Iterato
 
 
 @lru_cache
-def bottlenecks_for_free(blocks: tuple[BlockSize, ...]) -> tuple[int, ...]:
+def bottlenecks_for_free(blocks: tuple[BlockSize, ...], *, is_small: bool = False) -> tuple[int, ...]:
     """Compute how many of its last layers each block can let keep their bottlenecks without a higher peak.
 
     The last blocks come first: the memory that they take is freed first, and their layers read the most channels, so
     that computing their bottlenecks again would take the longest.
+
+    Args:
+        blocks: The size of each block.
+        is_small: Whether a bottleneck that is computed again never exists as a whole.
     """
     counts = [0] * len(blocks)
-    limit = _peak(blocks, counts)
+    limit = _peak(blocks, counts, is_small=is_small)
     for i in reversed(range(len(blocks))):
         fitting = range(blocks[i].num_layers, -1, -1)
-        counts[i] = next(n for n in fitting if _peak(blocks, [*counts[:i], n, *counts[i + 1 :]]) <= limit)
+        counts[i] = next(
+            n for n in fitting if _peak(blocks, [*counts[:i], n, *counts[i + 1 :]], is_small=is_small) <= limit
+        )
     return tuple(counts)
 
 
-def _peak(blocks: Sequence[BlockSize], counts: Sequence[int]) -> int:
+def _peak(blocks: Sequence[BlockSize], counts: Sequence[int], *, is_small: bool) -> int:
     """Compute the most bytes that are alive in the backward pass, leaving out all that is the same in every block.
 
     Alive in the backward pass of a block is all that this block and earlier ones keep, one buffer of gradients, the
-    gradient of a bottleneck, and one bottleneck that is computed again.
+    gradient of a bottleneck, and one bottleneck that is computed again, unless `is_small`.
     """
     kept, most = 0, 0
     for block, count in zip(blocks, counts, strict=True):
         kept += block.of_buffer + block.of_masks + count * block.of_bottleneck
-        num_bottlenecks = 1 if count == block.num_layers else 2
+        num_bottlenecks = 1 if is_small or count == block.num_layers else 2
         most = max(most, kept + block.of_buffer + num_bottlenecks * block.of_bottleneck)
     return most

@@ -18,7 +18,8 @@ from .eligible import why_call_itself, why_call_layers, why_call_stem, why_call_
 from .function import block_over_buffer
 from .memory_plan import BlockWithTransition, bottlenecks_for_free, sizes_of
 
-BUFFER_STRATEGIES = ("buffer", "buffer_fast")
+BUFFER_STRATEGIES = ("buffer", "buffer_fast", "buffer_small")
+SMALL = BUFFER_STRATEGIES[-1]
 
 
 def is_buffer_wanted(strategy: str, x: Tensor, *, training: bool) -> bool:
@@ -53,7 +54,7 @@ def run_block(block: nn.Module, x: Tensor, *, strategy: str) -> Tensor | None:
         warn(reason)
         return None
     (count,) = _bottlenecks_kept(x, [(block, None)], [True], strategy=strategy)
-    return block_over_buffer(x, block, None, num_bottlenecks=count)
+    return block_over_buffer(x, block, None, num_bottlenecks=count, is_small=strategy == SMALL)
 
 
 def run_stem(modules: Sequence[nn.Module], images: Tensor) -> Tensor:
@@ -92,7 +93,14 @@ def run_blocks(blocks: Sequence[tuple[nn.Module, nn.Module]], x: Tensor, *, stra
     for i, (block, transition) in enumerate(blocks):
         if over_buffer[i] and _has_statistics(x) and not why_not_from(block, x):
             is_last = i == len(blocks) - 1
-            x = block_over_buffer(x, block, transition, num_bottlenecks=counts[i], averages=averages and is_last)
+            x = block_over_buffer(
+                x,
+                block,
+                transition,
+                num_bottlenecks=counts[i],
+                averages=averages and is_last,
+                is_small=strategy == SMALL,
+            )
         else:
             x = transition(block(x))
     return x
@@ -124,8 +132,8 @@ def _bottlenecks_kept(
         x: Input of the first block (N, C, H, W).
         blocks: Each block with its transition.
         over_buffer: Which of them run over a buffer.
-        strategy: "buffer_fast" keeps all bottlenecks, "buffer" those that do not raise the peak of memory.
+        strategy: "buffer_fast" keeps all bottlenecks, the others those that do not raise the peak of memory.
     """
     if strategy == "buffer_fast":
         return tuple(len(list(block.children())) for block, _ in blocks)
-    return bottlenecks_for_free(tuple(sizes_of(x, blocks, over_buffer)))
+    return bottlenecks_for_free(tuple(sizes_of(x, blocks, over_buffer)), is_small=strategy == SMALL)

@@ -28,6 +28,7 @@ class BlockForward:
         num_features: Channels C of the whole block.
         dtype: The dtype to compute in.
         memory_format: The memory format of the plain network; which values dropout drops depends on it.
+        is_small: See `Workspace`.
 
     Attributes:
         buffer: Holds the channels; layers append theirs.
@@ -35,8 +36,10 @@ class BlockForward:
         running: Notes how running statistics change.
     """
 
-    def __init__(self, x: Tensor, num_features: int, dtype: torch.dtype, memory_format: torch.memory_format):
-        self.buffer = FeatureBuffer(x, num_features, dtype)
+    def __init__(
+        self, x: Tensor, num_features: int, dtype: torch.dtype, memory_format: torch.memory_format, *, is_small: bool
+    ):
+        self.buffer = FeatureBuffer(x, num_features, dtype, is_small=is_small)
         self.work = self.buffer.work
         self.running = RunningStatistics()
         self.memory_format = memory_format
@@ -83,14 +86,15 @@ class BlockBackward:
         rows: The rows of the feature buffer (R, C).
         statistics: The statistics of its channels.
         shape: (N, H, W).
+        is_small: See `Workspace`.
 
     Attributes:
         work: Operations on the rows.
         gradients: Gradients of all channels. A layer takes those of its own channels out, and adds those of its inputs.
     """
 
-    def __init__(self, rows: Tensor, statistics: Statistics, shape: Shape):
-        self.work = Workspace(rows, shape)
+    def __init__(self, rows: Tensor, statistics: Statistics, shape: Shape, *, is_small: bool):
+        self.work = Workspace(rows, shape, is_small=is_small)
         self.gradients = GradientBuffer(self.work, statistics.mean)
 
     @property

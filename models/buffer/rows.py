@@ -80,7 +80,7 @@ def convolution_backward(grad: Tensor, x: Tensor, weight: Tensor, *, padding: in
     return torch.ops.aten.convolution_backward.default(grad, x, weight, None, *geometry, [True, True, False])[:2]
 
 
-def chunks_of_rows(rows: Tensor, num_columns: int, within: slice | None = None) -> Iterator[slice]:
+def chunks_of_rows(rows: Tensor, num_columns: int, within: slice | None = None, *, divisor: int = 1) -> Iterator[slice]:
     """Slice rows into chunks; `num_columns` columns of a chunk have about the size that suits the device.
 
     Unless everything fits into one chunk, its length is a power of two, a multiple of the blocks in which convolutions
@@ -90,14 +90,15 @@ def chunks_of_rows(rows: Tensor, num_columns: int, within: slice | None = None) 
         rows: The rows of the feature buffer.
         num_columns: Columns of a chunk.
         within: Cover these rows only.
+        divisor: How many times smaller than that chunks are.
     """
     start, stop, _ = (within or slice(None)).indices(rows.shape[0])
-    most = max(NUM_IMAGES, _numbers_in_a_chunk(rows) // num_columns)
+    most = max(NUM_IMAGES, _numbers_in_a_chunk(rows) // divisor // num_columns)
     return _slices(start, stop, stop - start if stop - start <= most else _power_of_two(most), _most_chunks)
 
 
 def chunks_of_images(
-    rows: Tensor, shape: Shape, num_columns: int, *, are_joined: bool = False
+    rows: Tensor, shape: Shape, num_columns: int, *, are_joined: bool = False, divisor: int = 1
 ) -> Iterator[tuple[slice, slice]]:
     """Slice images into chunks, and yield each slice of images with the slice of their rows.
 
@@ -109,10 +110,11 @@ def chunks_of_images(
         num_columns: Columns of a chunk.
         are_joined: Whether the results of all chunks are concatenated, so that `two_chunks_for_all` may not leave any
             out.
+        divisor: How many times smaller than that chunks are.
     """
     num_images, height, width = shape
     num_pixels = height * width
-    step = _power_of_two(max(1, _numbers_in_a_chunk(rows) // (num_pixels * num_columns)))
+    step = _power_of_two(max(1, _numbers_in_a_chunk(rows) // divisor // (num_pixels * num_columns)))
     for images in _slices(0, num_images, step, None if are_joined else _most_chunks):
         yield images, slice(images.start * num_pixels, images.stop * num_pixels)
 

@@ -21,27 +21,29 @@ class Workspace:
     Args:
         rows: (R, C).
         shape: (N, H, W) with R = N * H * W.
+        is_small: Take less memory and more time: chunks are a quarter as large, and the backward pass computes a
+            bottleneck that was not kept twice, a chunk at a time, so that it never exists as a whole.
 
     Attributes:
-        bottleneck: For the bottleneck of a layer, z (R, b).
+        bottleneck: For the bottleneck of a layer, z (R, b), or a chunk of it.
         bottleneck_grad: For the gradient of a bottleneck.
     """
 
-    def __init__(self, rows: Tensor, shape: Shape):
-        self.rows = rows
+    def __init__(self, rows: Tensor, shape: Shape, *, is_small: bool):
+        self.rows, self.is_small = rows, is_small
         self.num_rows = rows.shape[0]
         self.shape = shape
         self.bottleneck, self.bottleneck_grad = Scratch(rows, rows.dtype), Scratch(rows, rows.dtype)
-        self._chunk_of_bottleneck, self._chunk_of_new = Scratch(rows, rows.dtype), Scratch(rows, rows.dtype)
+        self._chunk_of_bottleneck = Scratch(rows, rows.dtype)
         self._contiguous, self._activated = Scratch(rows, rows.dtype), Scratch(rows, rows.dtype)
 
     def chunks_of_images(self, num_columns: int, *, are_joined: bool = False) -> Iterator[tuple[slice, slice]]:
         """Slice all images into chunks of about `num_columns` columns; see `rows.chunks_of_images`."""
-        return chunks_of_images(self.rows, self.shape, num_columns, are_joined=are_joined)
+        return chunks_of_images(self.rows, self.shape, num_columns, are_joined=are_joined, divisor=4 if self.is_small else 1)
 
     def chunks_of_rows(self, num_columns: int, within: slice | None = None) -> Iterator[slice]:
         """Slice all rows into chunks of about `num_columns` columns; see `rows.chunks_of_rows`."""
-        return chunks_of_rows(self.rows, num_columns, within)
+        return chunks_of_rows(self.rows, num_columns, within, divisor=4 if self.is_small else 1)
 
     def shape_of(self, images: slice) -> Shape:
         """Return the shape (n, H, W) of some images."""
@@ -109,11 +111,11 @@ class Workspace:
         """
         slope = products / -self.num_rows
         offset = torch.addcmul(sums / -self.num_rows, slope, mean, value=-1)
-        gradient = LinearGradient(None, slope, offset)
+        gradient, scratch = LinearGradient(None, slope, offset), Scratch(self.rows, self.rows.dtype)
 
         def compute(chunk: slice, dropout: Dropout) -> Tensor:
             grad, x = gradients[chunk, columns], self.rows[chunk, columns]
-            return dropout.apply(linear_gradient(grad, x, gradient, self._chunk_of_new))
+            return dropout.apply(linear_gradient(grad, x, gradient, scratch))
 
         return compute
 

@@ -83,7 +83,7 @@ def test_raw_rows_are_normalised_and_differentiated_as_by_the_layer(name, traini
     with torch.no_grad():
         norm = over_rows(rows, actual)
         sums = sums_of_products(grad_rows, rows, norm.mean, norm.invstd)
-        of_rows = Workspace(rows, (3, 5, 2)).bottleneck_gradient(norm, *sums)(grad_rows, rows, NO_DROPOUT)
+        of_rows = Workspace(rows, (3, 5, 2), is_small=False).bottleneck_gradient(norm, *sums)(grad_rows, rows, NO_DROPOUT)
     torch.testing.assert_close(normalised(rows, norm), as_rows(result), rtol=1e-12, atol=1e-12)
     for key, tensor in expected.named_buffers():
         torch.testing.assert_close(actual.get_buffer(key), tensor, rtol=1e-12, atol=1e-12)
