@@ -138,6 +138,8 @@ def moments_of_rows(
     column_ok = columns < NUM_COLUMNS
     first = tl.program_id(1) * rows_per_program
     last = tl.minimum(first + rows_per_program, num_rows)
+    # Sums of large means lose digits, so means are taken from a value near them.
+    origin = tl.load(rows_ptr + first.to(tl.int64) * PITCH + columns, mask=column_ok, other=0.0).to(tl.float32)
     # Welford's update, for each place of a tile on its own; the places are joined at the end.
     count = tl.zeros((BLOCK_M, 1), tl.float32)
     means = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
@@ -152,7 +154,7 @@ def moments_of_rows(
         if STORES:
             value = value.to(tl.float32).to(out_ptr.dtype.element_ty)
             tl.store(out_ptr + rows * out_pitch + columns[None, :], value, mask=inside)
-        value = value.to(tl.float32)
+        value = value.to(tl.float32) - origin[None, :]
         count += row_ok.to(tl.float32)
         difference = tl.where(row_ok, value - means, 0.0)
         means += difference / tl.maximum(count, 1.0)
@@ -161,9 +163,8 @@ def moments_of_rows(
     mean = tl.sum(means * count, 0) / total
     difference = means - mean[None, :]
     m2 = tl.sum(m2s + difference * difference * count, 0)
-    mean += tl.sum(difference * count, 0) / total  # digits that the sum of large means has lost
     part = parts_ptr + tl.program_id(1) * 3 * NUM_COLUMNS + columns
-    tl.store(part, mean, mask=column_ok)
+    tl.store(part, origin + mean, mask=column_ok)
     tl.store(part + NUM_COLUMNS, m2, mask=column_ok)
     tl.store(part + 2 * NUM_COLUMNS, tl.zeros((BLOCK_N,), tl.float32) + total, mask=column_ok)
 
