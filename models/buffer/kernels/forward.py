@@ -42,7 +42,7 @@ class Moments:
             rows, mask, keep_rate, rows if stored is None else stored, parts,
             num_rows, tiles.num_rows, 0 if stored is None else stored.stride(0),
             reads=[tensor for tensor in (rows, mask) if tensor is not None],
-            writes=[parts] if stored is None else [parts, stored],
+            writes=[parts] if stored is None else [stored, parts],
             PITCH=rows.stride(0), NUM_COLUMNS=num_columns, DROPS=dropout is not None, STORES=stored is not None,
             **tiles.constants,
         )  # fmt: skip
