@@ -157,7 +157,7 @@ def moments_of_rows(
         value = value.to(tl.float32) - origin[None, :]
         count += row_ok.to(tl.float32)
         difference = tl.where(row_ok, value - means, 0.0)
-        means += difference / tl.maximum(count, 1.0)
+        means += difference * (1.0 / tl.maximum(count, 1.0))
         m2s += difference * (value - means)
     total = (last - first).to(tl.float32)
     mean = tl.sum(means * count, 0) / total
