@@ -35,9 +35,10 @@ import torch
 from torch import Tensor
 
 from .dropout import NO_DROPOUT, Dropout
-from .norms import EPS, ChannelNorm, Moments, Statistics
+from .norm_relu import NormRelu
+from .norms import EPS, Statistics
 from .rows import as_rows, empty_buffer
-from .workspace import Workspace
+from .workspace import MomentsOfChunks, Workspace
 
 
 class FeatureBuffer:
@@ -61,17 +62,14 @@ class FeatureBuffer:
         self.statistics = Statistics(*x.new_zeros(3, num_features, dtype=torch.promote_types(dtype, torch.float32)))
         self.work = Workspace(self.rows, (n, height, width), is_small=is_small)
         self.end = 0
-        moments = self.work.moments()
-        moments.add(as_rows(x.to(dtype)), out=self.rows[:, :num_inputs])
-        self.append(moments.result())
+        moments, inputs = self.work.moments(), as_rows(x.to(dtype))
+        moments.add(inputs, out=self.rows[:, :num_inputs])
+        self.append(moments, num_inputs)
 
-    def append(self, moments: Moments) -> None:
-        """Note that k channels have been written after those that were there, with moments of (k,)."""
-        new = slice(self.end, self.end + len(moments.mean))
-        mean, unbiased, invstd = (values[new] for values in self.statistics)
-        mean.copy_(moments.mean)
-        unbiased.copy_(moments.unbiased)
-        torch.rsqrt(moments.variance + EPS, out=invstd)
+    def append(self, moments: MomentsOfChunks, num_new: int) -> None:
+        """Note that k = `num_new` channels have been written after those that were there, and their moments."""
+        new = slice(self.end, self.end + num_new)
+        moments.result(EPS, out=self.statistics.of(new))
         self.end = new.stop
 
 
@@ -92,18 +90,16 @@ class GradientBuffer:
         self._sums = torch.zeros_like(mean)  # A
         self._products = torch.zeros_like(mean)  # D
 
-    def close(self, norm: ChannelNorm, total: Tensor, product: Tensor) -> None:
-        """Note the gradient of a reader that goes through mean and variance.
+    def close(self, norm_relu: NormRelu) -> tuple[Tensor, Tensor]:
+        """Note the gradient of a reader of the first c channels that goes through mean and variance.
 
         Args:
-            norm: The reader's norm of the first c channels.
-            total: sum(g), (c,).
-            product: sum(g * (x - mean)) * invstd, (c,).
+            norm_relu: The reader's, after all chunks.
+
+        Returns:
+            The gradients of the norm's bias and weight, (c,) each.
         """
-        if not norm.is_frozen:
-            columns, scale = slice(len(total)), norm.weight * norm.invstd
-            self._sums[columns].addcmul_(scale, total)
-            self._products[columns].addcmul_(scale * norm.invstd, product)
+        return norm_relu.sums(None if norm_relu.norm.is_frozen else (self._sums, self._products))
 
     def take(self, columns: slice) -> Callable[[slice, Dropout], Tensor]:
         """Return a function that computes dLoss/dx (r, k) of some columns, for a chunk of rows and their dropout.

@@ -105,8 +105,7 @@ class PlainLayerPass:
 
         chunks = work.chunks_of_images(max(num_new, num_inputs))
         grad_weight = add_up((backward_chunk(*slices) for slices in chunks), self.norm.mean.dtype)
-        norm_bias, norm_weight = norm_relu.sums()
-        block.gradients.close(self.norm, norm_bias, norm_weight)
+        norm_bias, norm_weight = block.gradients.close(norm_relu)
         return PlainLayerParameters(norm_weight, norm_bias, grad_weight)
 
 
@@ -149,7 +148,7 @@ class DenseLayerPass:
         for chunk in work.chunks_of_rows(max(weight1.shape[:2])):
             bottleneck = _bottleneck_of(chunk, work, norm_relu, weight1.to(z.dtype))
             moments.add(bottleneck, bottleneck_dropout.of(chunk), out=z[chunk])
-        norm2 = block.norm_of_bottleneck(layer.norm2, moments.result())
+        norm2 = block.norm_of_bottleneck(layer.norm2, moments)
         norm_relu = work.norm_relu_of_bottleneck(norm2)
         dropout = block.draw_dropout(layer.drop_rate, len(weight2), training=layer.training)
         block.append_convolution(lambda chunk: norm_relu.forward(z[chunk]), weight2, dropout)
@@ -229,8 +228,7 @@ class DenseLayerPass:
 
         chunks = work.chunks_of_rows(max(weight1.shape[:2]))
         grad_weight = add_up(map(backward_chunk, chunks), self.norm1.mean.dtype)
-        norm1_bias, norm1_weight = norm_relu.sums()
-        block.gradients.close(self.norm1, norm1_bias, norm1_weight)
+        norm1_bias, norm1_weight = block.gradients.close(norm_relu)
         return norm1_bias, norm1_weight, grad_weight
 
     def _compute_again(self, z: Tensor, rows: slice, work: Workspace, norm_relu: NormRelu) -> None:

@@ -112,10 +112,23 @@ class NormRelu:
         self._sums.append(sums_of_products(grad, rows, self.norm.mean, self.norm.invstd))
         write_scaled(grad, self._affine.scale, out=gradients)
 
-    def sums(self) -> tuple[Tensor, Tensor]:
-        """Add up the sums of all chunks: sum(g) and sum(g * (x - mean) * invstd), which are dbeta and dgamma."""
-        total, product = add_chunks(self._sums, self._affine.scale.dtype)
+    def sums(self, collected: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """Add up the sums of all chunks.
+
+        Args:
+            collected: A and D (C,) of a buffer, C >= c, to which the gradient through mean and variance is added; None
+                if there is none.
+
+        Returns:
+            sum(g) and sum(g * (x - mean) * invstd), (c,) each: the gradients of the norm's bias and weight.
+        """
+        scale = self._affine.scale
+        total, product = add_chunks(self._sums, scale.dtype)
         self._sums.clear()
+        if collected:
+            sums, products = (values[: len(total)] for values in collected)
+            sums.addcmul_(scale, total)
+            products.addcmul_(scale * self.norm.invstd, product)
         return total, product
 
 

@@ -13,32 +13,22 @@ from torch import Tensor, nn
 EPS = 1e-5  # the default of torch.nn.BatchNorm2d; layers with it share their inverse standard deviations
 
 
-class Moments(NamedTuple):
-    """Mean and variances of each column of rows, (C,) in at least 32 bits.
-
-    Attributes:
-        mean: The mean.
-        variance: The variance with divisor R.
-        unbiased: The variance with divisor R - 1, as in running variances.
-    """
-
-    mean: Tensor
-    variance: Tensor
-    unbiased: Tensor
-
-
 class Statistics(NamedTuple):
-    """Statistics of the channels of a feature buffer over the batch, (C,) each, in at least 32 bits.
+    """Statistics of each column of rows over the batch, (C,) each, in at least 32 bits.
 
     Attributes:
         mean: The mean.
-        unbiased: The variance with divisor R - 1.
-        invstd: 1 / sqrt(variance + EPS), with divisor R.
+        unbiased: The variance with divisor R - 1, as in running variances.
+        invstd: 1 / sqrt(variance + eps), with divisor R and the eps of whoever asked for them.
     """
 
     mean: Tensor
     unbiased: Tensor
     invstd: Tensor
+
+    def of(self, columns: slice) -> "Statistics":
+        """Return the statistics of some columns."""
+        return Statistics(*(values[columns] for values in self))
 
 
 class ChannelNorm(NamedTuple):
@@ -60,22 +50,27 @@ class ChannelNorm(NamedTuple):
     running: tuple[Tensor, Tensor] | None = None
 
     @property
+    def vectors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Mean, invstd, weight and bias."""
+        return self[:4]
+
+    @property
     def is_frozen(self) -> bool:
         """Whether mean and variance are running ones."""
         return self.running is not None
 
     @classmethod
     def over_buffer(cls, module: nn.BatchNorm2d, statistics: Statistics, num_rows: int) -> "ChannelNorm":
-        """Combine a layer with the statistics (C,) of a feature buffer with `num_rows` rows, C >= c."""
-        mean, unbiased, invstd = (values[: module.num_features] for values in statistics)
+        """Combine a layer with the statistics (C,) of a feature buffer with `num_rows` rows and EPS, C >= c."""
+        mean, unbiased, invstd = statistics.of(slice(module.num_features))
         if module.eps != EPS:
             invstd = (unbiased * ((num_rows - 1) / num_rows) + module.eps).rsqrt()
         return cls._of(module, mean, invstd)
 
     @classmethod
-    def over_rows(cls, module: nn.BatchNorm2d, moments: Moments) -> "ChannelNorm":
-        """Combine a layer with the moments of the rows that it alone reads."""
-        return cls._of(module, moments.mean, (moments.variance + module.eps).rsqrt())
+    def over_rows(cls, module: nn.BatchNorm2d, statistics: Statistics) -> "ChannelNorm":
+        """Combine a layer with the statistics of the rows that it alone reads, computed with its eps."""
+        return cls._of(module, statistics.mean, statistics.invstd)
 
     @classmethod
     def _of(cls, module: nn.BatchNorm2d, mean: Tensor, invstd: Tensor) -> "ChannelNorm":

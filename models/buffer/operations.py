@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from .device import capability_of
-from .norms import ChannelNorm, Moments
+from .norms import ChannelNorm, Statistics
 from .rows import Scratch, as_any_images
 
 CACHE_LINE = 64 // 4  # 32-bit numbers, in which the kernels accumulate; 64-bit numbers fill two lines
@@ -129,8 +129,13 @@ def chunk_moments(rows: Tensor) -> ChunkMoments:
     return ChunkMoments(num_rows, mean, variance)
 
 
-def join_moments(chunks: Sequence[ChunkMoments]) -> Moments:
-    """Join the moments of chunks, which may have any numbers of rows, at least two in all."""
+def join_moments(chunks: Sequence[ChunkMoments], eps: float) -> Statistics:
+    """Join the moments of chunks, which may have any numbers of rows, at least two in all.
+
+    Args:
+        chunks: The moments of each chunk.
+        eps: Added to the variance.
+    """
     num_rows = sum(chunk.num_rows for chunk in chunks)
     _, mean, variance = chunks[0]
     if len(chunks) > 1:
@@ -138,7 +143,7 @@ def join_moments(chunks: Sequence[ChunkMoments]) -> Moments:
         shares = [chunk.num_rows / num_rows for chunk in chunks]
         mean = _weighted_sum(means, shares)
         variance = _weighted_sum(variances.add_((means - mean).square_()), shares)
-    return Moments(mean, variance, variance * (num_rows / (num_rows - 1)))
+    return Statistics(mean, variance * (num_rows / (num_rows - 1)), (variance + eps).rsqrt())
 
 
 def _weighted_sum(rows: Tensor, weights: Sequence[float]) -> Tensor:

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from .dropout import NO_DROPOUT, Dropout
 from .feature_buffer import FeatureBuffer, GradientBuffer
-from .norms import ChannelNorm, Moments, RunningStatistics, Statistics
+from .norms import ChannelNorm, RunningStatistics, Statistics
 from .rows import Shape, as_nchw, as_rows
-from .workspace import Workspace
+from .workspace import MomentsOfChunks, Workspace
 
 
 class BlockForward:
@@ -50,11 +50,12 @@ class BlockForward:
         self.running.note(module, statistics.mean, statistics.unbiased)
         return ChannelNorm.over_buffer(module, statistics, self.work.num_rows)
 
-    def norm_of_bottleneck(self, module: nn.BatchNorm2d, moments: Moments) -> ChannelNorm:
+    def norm_of_bottleneck(self, module: nn.BatchNorm2d, moments: MomentsOfChunks) -> ChannelNorm:
         """Let a norm layer read a bottleneck, and note the change of its running statistics."""
-        norm = ChannelNorm.over_rows(module, moments)
+        statistics = moments.result(module.eps)
+        norm = ChannelNorm.over_rows(module, statistics)
         if not norm.is_frozen:
-            self.running.note(module, moments.mean, moments.unbiased)
+            self.running.note(module, statistics.mean, statistics.unbiased)
         return norm
 
     def draw_dropout(self, drop_rate: float, num_columns: int, *, training: bool) -> Dropout:
@@ -76,7 +77,7 @@ class BlockForward:
         for images, chunk in self.work.chunks_of_images(max(weight.shape[:2])):
             x = as_nchw(activated(chunk), self.work.shape_of(images))
             moments.add(as_rows(F.conv2d(x, weight, padding=1)), dropout.of(chunk), out=rows[chunk, new])
-        self.buffer.append(moments.result())
+        self.buffer.append(moments, len(weight))
 
 
 class BlockBackward:

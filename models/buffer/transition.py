@@ -116,8 +116,7 @@ class TransitionPass:
 
         chunks = work.chunks_of_images(work.rows.shape[1])
         grad_weight = add_up((backward_chunk(*slices) for slices in chunks), self.norm.mean.dtype)
-        norm_bias, norm_weight = norm_relu.sums()
-        block.gradients.close(self.norm, norm_bias, norm_weight)
+        norm_bias, norm_weight = block.gradients.close(norm_relu)
         return TransitionParameters(norm_weight, norm_bias, grad_weight)
 
 
@@ -156,8 +155,7 @@ class FinalNormPass:
                 )
         else:
             norm_relu.norm_backward_into(gradients, as_rows(grad), work.rows)
-        bias, weight = norm_relu.sums()
-        block.gradients.close(self.norm, bias, weight)
+        bias, weight = block.gradients.close(norm_relu)
         return FinalNormParameters(weight, bias)
 
 

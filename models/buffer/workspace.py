@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .dropout import NO_DROPOUT, Dropout
 from .norm_relu import NormRelu
-from .norms import ChannelNorm, Moments
+from .norms import ChannelNorm, Statistics
 from .operations import ChunkMoments, LinearGradient, chunk_moments, join_moments, linear_gradient
 from .rows import Scratch, Shape, chunks_of_images, chunks_of_rows
 
@@ -39,7 +39,9 @@ class Workspace:
 
     def chunks_of_images(self, num_columns: int, *, are_joined: bool = False) -> Iterator[tuple[slice, slice]]:
         """Slice all images into chunks of about `num_columns` columns; see `rows.chunks_of_images`."""
-        return chunks_of_images(self.rows, self.shape, num_columns, are_joined=are_joined, divisor=4 if self.is_small else 1)
+        return chunks_of_images(
+            self.rows, self.shape, num_columns, are_joined=are_joined, divisor=4 if self.is_small else 1
+        )
 
     def chunks_of_rows(self, num_columns: int, within: slice | None = None) -> Iterator[slice]:
         """Slice all rows into chunks of about `num_columns` columns; see `rows.chunks_of_rows`."""
@@ -138,6 +140,14 @@ class MomentsOfChunks:
         if out is not None:
             out.copy_(rows)
 
-    def result(self) -> Moments:
-        """Return the moments of all chunks."""
-        return join_moments(self._chunks)
+    def result(self, eps: float, *, out: Statistics | None = None) -> Statistics:
+        """Return the statistics of all chunks.
+
+        Args:
+            eps: Added to the variance.
+            out: Where to write them to, (c,) each; None for new memory.
+        """
+        statistics = join_moments(self._chunks, eps)
+        for values, found in zip(out or (), statistics, strict=False):
+            values.copy_(found)
+        return out or statistics

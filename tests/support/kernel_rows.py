@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from models.buffer.channel_norm import ChannelNorm
 from models.buffer.kernels import tiles
+from models.buffer.norms import ChannelNorm
 
 from .triton_interpreter import DEVICE
 
@@ -43,7 +43,15 @@ def features(num_rows, num_columns, dtype, *, mean=3.0):
     return in_buffer((mean + spread * numbers(num_rows, num_columns)).to(dtype))
 
 
-def batch_norm_of(x, eps=1e-5):
+EPS = 1e-5
+
+
+def as_moments(statistics):
+    """Mean, variance and unbiased variance, of statistics that were computed with EPS."""
+    return statistics.mean, (statistics.invstd.double() ** -2 - EPS).float(), statistics.unbiased
+
+
+def batch_norm_of(x, eps=EPS):
     """A norm with the statistics of rows, and random weights of either sign."""
     variance, mean = torch.var_mean(x.double(), 0, correction=0)
     return ChannelNorm(mean.float(), (variance + eps).rsqrt().float(), numbers(x.shape[1]), numbers(x.shape[1]))
@@ -59,7 +67,7 @@ def as_rows(images):
 
 def exact(x, norm):
     """Norm and ReLU in float64."""
-    mean, invstd, weight, bias = (vector.double() for vector in norm)
+    mean, invstd, weight, bias = (vector.double() for vector in norm.vectors)
     return F.relu((x.double() - mean) * (weight * invstd) + bias)
 
 

@@ -19,11 +19,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..channel_norm import ChannelNorm
-from .forward import Shape
+from ..dropout import NO_DROPOUT, Dropout
+from ..norms import ChannelNorm
+from ..rows import Shape
 from .launch import launch
 from .sums import finish_reader
-from .tiles import Dropout, Tiles, columns_to_load, drop, load_norm, normalise
+from .tiles import Tiles, columns_to_load, drop, load_norm, normalise
 
 # What a row of a gradient belongs to: a pixel, 2x2 pixels that were averaged, or an image whose pixels all were.
 Source = Literal["pixel", "2x2", "image"]
@@ -87,10 +88,10 @@ class NormSums:
         grad_read = grad[:, :num_columns]
         launch(
             sums_of_norm, tiles.grid,
-            grad, grad.stride(0), x, x.stride(0), *self._norm, out, out.stride(0), parts,
+            grad, grad.stride(0), x, x.stride(0), *self._norm.vectors, out, out.stride(0), parts,
             num_rows, tiles.num_rows, num_columns, columns_to_load(num_columns, grad),
             columns_to_load(num_columns, x, out), height, width,
-            reads=[grad_read, x, *self._norm, *([out] if adds else [])], writes=[out[:, :num_columns], parts],
+            reads=[grad_read, x, *self._norm.vectors, *([out] if adds else [])], writes=[out[:, :num_columns], parts],
             SOURCE=source, SCALES=scales, ADDS=adds, **tiles.constants,
         )  # fmt: skip
         self._parts.append(parts)
@@ -98,7 +99,7 @@ class NormSums:
 
 def norm_backward(
     g: Tensor, x: Tensor, norm: ChannelNorm, sums: tuple[Tensor, Tensor] | None, num_rows: int, out: Tensor,
-    dropout: Dropout | None = None,
+    dropout: Dropout = NO_DROPOUT,
 ) -> Tensor:  # fmt: skip
     """Compute the gradient of the input of a norm, and of the dropout that made this input.
 
@@ -109,7 +110,7 @@ def norm_backward(
         sums: total and product (c,); None if the norm does not use the statistics of the batch.
         num_rows: R, of all chunks together.
         out: The result (r, c), which may be g itself.
-        dropout: The dropout, with a mask (r, c), if there was any.
+        dropout: The dropout of (r, c).
 
     Returns:
         `out`.
@@ -120,7 +121,7 @@ def norm_backward(
 
 def finish_gradient(
     gradients: Tensor, x: Tensor, mean: Tensor, collected: tuple[Tensor, Tensor], num_rows: int, out: Tensor,
-    dropout: Dropout | None = None,
+    dropout: Dropout = NO_DROPOUT,
 ) -> Tensor:  # fmt: skip
     """Compute the gradient of some columns of a buffer whose readers are all done, and of the dropout before them.
 
@@ -131,7 +132,7 @@ def finish_gradient(
         collected: Their A and D (k,).
         num_rows: R, of all chunks together.
         out: The result (r, w), w >= k, with zeros from column k on.
-        dropout: The dropout, with a mask (r, k), if there was any.
+        dropout: The dropout of (r, k).
 
     Returns:
         `out`.
@@ -141,18 +142,18 @@ def finish_gradient(
 
 def _input_gradient(
     g: Tensor, x: Tensor, through_statistics: tuple[Tensor, Tensor | None, Tensor | None],
-    weight_and_invstd: tuple[Tensor, Tensor] | None, num_rows: int, out: Tensor, dropout: Dropout | None,
+    weight_and_invstd: tuple[Tensor, Tensor] | None, num_rows: int, out: Tensor, dropout: Dropout,
 ) -> Tensor:  # fmt: skip
     mean, total, product = through_statistics
     weight, invstd = weight_and_invstd or (None, None)
-    mask, keep_rate = dropout or (None, 1.0)
+    mask = dropout.mask
     tiles = Tiles.of(*out.shape)
     vectors = [tensor for tensor in (mean, total, product, weight, invstd) if tensor is not None]
     is_frozen = total is None
     launch(
         input_gradient, tiles.grid,
-        g, g.stride(0), x, x.stride(0), mean, total, product, weight, invstd, mask, keep_rate, out, out.stride(0),
-        g.shape[0], tiles.num_rows, num_rows, out.shape[1],
+        g, g.stride(0), x, x.stride(0), mean, total, product, weight, invstd, mask, dropout.keep_rate,
+        out, out.stride(0), g.shape[0], tiles.num_rows, num_rows, out.shape[1],
         reads=[g, *vectors, *([] if is_frozen else [x]), *([] if mask is None else [mask])], writes=[out],
         NUM_COLUMNS=x.shape[1], SCALES=weight is not None, IS_FROZEN=is_frozen, DROPS=mask is not None,
         **tiles.constants,

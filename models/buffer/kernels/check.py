@@ -4,6 +4,7 @@ The first feature maps of a kind on a device decide it, by a small case that ker
 never gets wrong gradients, nor a traceback of a compiler.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from threading import Lock
@@ -13,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from ..channel_norm import ChannelNorm
 from ..device import Capability, capability_of
+from ..norms import ChannelNorm
 from .launch import recorded
 
 LEAST_TRITON = (3, 6)  # comes with PyTorch 2.10
@@ -30,27 +31,39 @@ _answers: dict[tuple[torch.device, Capability, torch.dtype], str] = {}
 _lock = Lock()  # of the threads of nn.DataParallel
 
 
-def why_not(x: Tensor) -> str:
-    """Say in one line why kernels cannot be used for rows like x; empty if they can.
+def are_usable(x: Tensor) -> bool:
+    """Tell whether kernels can be used for rows like x. If they fail on a device that should have them, warn once.
 
     The first call for a device and dtype compiles the kernels and runs them, so it takes seconds and waits for the
     device. No random numbers are drawn.
     """
+    return not why_not(x)
+
+
+def why_not(x: Tensor) -> str:
+    """Say in one line why kernels cannot be used for rows like x; empty if they can."""
+    return _why_impossible(x) or _why_failing(x)
+
+
+def _why_failing(x: Tensor) -> str:
+    """Say why kernels fail that should work; empty if they do not."""
     capability = capability_of(x)
-    reason = _what_is_missing(x, capability)
-    if reason or capability is None or isinstance(x, FakeTensor):  # on fake tensors, nothing can go wrong
-        return reason
+    if capability is None or isinstance(x, FakeTensor):  # on fake tensors, nothing can go wrong
+        return ""
     key = x.device, capability, x.dtype
     with _lock:
         if key not in _answers:
             if x.is_cuda and torch.cuda.is_current_stream_capturing():
                 return "they have to be used once before they can be captured in a CUDA graph"
             _answers[key] = _difference(x, capability)
+            if _answers[key]:
+                warnings.warn(f"slower operations take the place of kernels, {_answers[key]}", stacklevel=1)
         return _answers[key]
 
 
-def _what_is_missing(x: Tensor, capability: Capability | None) -> str:
-    """Say what no kernel can do without."""
+def _why_impossible(x: Tensor) -> str:
+    """Say in one line why no kernels exist for rows like x, which is nothing to warn of; empty if they do."""
+    capability = capability_of(x)
     if capability is None:
         return f"they need an NVIDIA GPU, and tensors are on {x.device}"
     if capability < LEAST_CAPABILITY:
@@ -122,8 +135,8 @@ def _norms(like: Tensor) -> Results:
         x, gradients = rows.new_zeros(2, num_rows, 32)[:, :, :c]
         moments = Moments()
         moments.add(rows, out=x)
-        mean, variance, _ = moments.result()
-        norm = ChannelNorm(mean, (variance + 1e-5).rsqrt(), weight.detach(), bias.detach())
+        mean, _, invstd = moments.result(1e-5)
+        norm = ChannelNorm(mean, invstd, weight.detach(), bias.detach())
         activated = activate(x, norm, torch.empty_like(rows))
         pooled = activate_and_pool(x, norm, shape, torch.empty_like(grads[1]))
         averaged = activate_and_average(x, norm, shape)

@@ -8,12 +8,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..channel_norm import ChannelNorm
+from ..dropout import NO_DROPOUT, Dropout
+from ..norms import ChannelNorm, Statistics
+from ..rows import Shape
 from .launch import launch
 from .sums import finish_moments
-from .tiles import Dropout, Tiles, columns_to_load, drop, load_norm, normalise, relu
-
-Shape = tuple[int, int, int]  # (N, H, W)
+from .tiles import Tiles, columns_to_load, drop, load_norm, normalise, relu
 
 
 class Moments:
@@ -23,35 +23,35 @@ class Moments:
         self._parts: list[Tensor] = []
         self._num_rows = 0
 
-    def add(self, rows: Tensor, *, dropout: Dropout | None = None, out: Tensor | None = None) -> None:
+    def add(self, rows: Tensor, dropout: Dropout = NO_DROPOUT, *, out: Tensor | None = None) -> None:
         """Add a chunk of rows, after dropout and a copy of them if either is asked for.
 
         Args:
             rows: (r, c).
-            dropout: Dropout with a mask (r, c).
+            dropout: Dropout of (r, c).
             out: Is set to the rows (r, c), in its own dtype; after dropout, if `out` is None, the rows themselves are.
                 The moments are those of the values as they are stored.
         """
         num_rows, num_columns = rows.shape
         tiles = Tiles.of(num_rows, num_columns)
         parts = rows.new_empty(tiles.num_parts, 3, num_columns, dtype=torch.float32)
-        mask, keep_rate = dropout or (None, 1.0)
-        stored = rows if out is None and dropout is not None else out
+        mask, drops = dropout.mask, dropout.mask is not None
+        stored = rows if out is None and drops else out
         launch(
             moments_of_rows, tiles.grid,
-            rows, mask, keep_rate, rows if stored is None else stored, parts,
+            rows, mask, dropout.keep_rate, rows if stored is None else stored, parts,
             num_rows, tiles.num_rows, 0 if stored is None else stored.stride(0),
             reads=[tensor for tensor in (rows, mask) if tensor is not None],
             writes=[parts] if stored is None else [stored, parts],
-            PITCH=rows.stride(0), NUM_COLUMNS=num_columns, DROPS=dropout is not None, STORES=stored is not None,
+            PITCH=rows.stride(0), NUM_COLUMNS=num_columns, DROPS=drops, STORES=stored is not None,
             **tiles.constants,
         )  # fmt: skip
         self._parts.append(parts)
         self._num_rows += num_rows
 
-    def result(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return mean, variance with divisor R, and variance with divisor R - 1, (c,) each."""
-        return finish_moments(_joined(self._parts), self._num_rows)
+    def result(self, eps: float, *, out: Statistics | None = None) -> Statistics:
+        """Return the statistics of all chunks; see `finish_moments`."""
+        return finish_moments(_joined(self._parts), self._num_rows, eps, out=out)
 
 
 def activate(x: Tensor, norm: ChannelNorm, out: Tensor, *, relu: bool = True) -> Tensor:
@@ -101,8 +101,8 @@ def activate_and_average(x: Tensor, norm: ChannelNorm, shape: Shape) -> Tensor:
     tiles = Tiles.of(height * width, num_columns)
     launch(
         average_activated, (num_images, tiles.grid[0]),
-        x, x.stride(0), *norm, out, height * width, num_columns, columns_to_load(num_columns, x),
-        reads=[x, *norm], writes=[out], **tiles.constants,
+        x, x.stride(0), *norm.vectors, out, height * width, num_columns, columns_to_load(num_columns, x),
+        reads=[x, *norm.vectors], writes=[out], **tiles.constants,
     )  # fmt: skip
     return out
 
@@ -113,9 +113,9 @@ def _activate(x: Tensor, norm: ChannelNorm, out: Tensor, shape: Shape, *, relu: 
     _, height, width = shape
     launch(
         activate_rows, tiles.grid,
-        x, x.stride(0), *norm, out, out.stride(0),
+        x, x.stride(0), *norm.vectors, out, out.stride(0),
         out.shape[0], tiles.num_rows, num_columns, columns_to_load(num_columns, x), out.shape[1], height, width,
-        reads=[x, *norm], writes=[out], RELU=relu, POOLS=pools, **tiles.constants,
+        reads=[x, *norm.vectors], writes=[out], RELU=relu, POOLS=pools, **tiles.constants,
     )  # fmt: skip
     return out
 

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..channel_norm import ChannelNorm
+from ..norms import ChannelNorm, Statistics
 from .launch import launch
 
 # A program loads this many parts of this many columns at a time. Each load waits for memory, so that few large ones
@@ -22,29 +22,30 @@ from .launch import launch
 BLOCK: dict[str, Any] = {"BLOCK_P": 256, "BLOCK_N": 16, "num_warps": 8}
 
 
-def finish_moments(parts: Tensor, num_rows: int) -> tuple[Tensor, Tensor, Tensor]:
+def finish_moments(parts: Tensor, num_rows: int, eps: float, *, out: Statistics | None = None) -> Statistics:
     """Join the moments of parts of the rows by the formula of Chan, Golub and LeVeque.
 
     Args:
         parts: (P, 3, c): mean, sum of squared differences from that mean, and number of rows, of each part and column.
             Parts follow each other at any distance, and each has at least one row.
         num_rows: R, of all parts together, at least 2.
+        eps: Added to the variance.
+        out: Where to write the statistics, (c,) each; None for new memory.
 
     Returns:
-        Mean, variance with divisor R, and variance with divisor R - 1, (c,) each.
+        The statistics.
 
     References:
         Chan, Golub, LeVeque, Updating Formulae and a Pairwise Algorithm for Computing Sample Variances, 1979.
     """
     num_parts, _, num_columns = parts.shape
-    out = parts.new_empty(3, num_columns)
+    out = out or Statistics(*parts.new_empty(3, num_columns))
     launch(
         join_moments, _grid(num_columns),
-        parts, parts.stride(0), out, num_parts, num_columns, num_rows,
-        reads=[parts], writes=[out], **BLOCK,
+        parts, parts.stride(0), *out, num_parts, num_columns, num_rows, eps,
+        reads=[parts], writes=[*out], **BLOCK,
     )  # fmt: skip
-    mean, variance, unbiased = out
-    return mean, variance, unbiased
+    return out
 
 
 def finish_sums(parts: Tensor) -> Tensor:
@@ -94,9 +95,10 @@ def _grid(num_columns: int) -> tuple[int]:
 
 @triton.jit(do_not_specialize=["num_parts", "num_rows"])
 def join_moments(
-    parts_ptr, stride, out_ptr, num_parts, num_columns, num_rows, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr
-):
-    """Write mean, variance and unbiased variance (3, c) of parts (P, 3, c)."""
+    parts_ptr, stride, mean_ptr, unbiased_ptr, invstd_ptr, num_parts, num_columns, num_rows, eps,
+    BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Write mean, unbiased variance and 1 / sqrt(variance + eps), (c,) each, of parts (P, 3, c)."""
     columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     column_ok = columns < num_columns
     # Means are taken from that of the first part, because a sum of large means would lose digits.
@@ -120,9 +122,9 @@ def join_moments(
         mean += delta * share
         m2 += block_m2 + delta * delta * share * count
         count += block_count
-    tl.store(out_ptr + columns, origin + mean, mask=column_ok)
-    tl.store(out_ptr + num_columns + columns, m2 / num_rows, mask=column_ok)
-    tl.store(out_ptr + 2 * num_columns + columns, m2 / (num_rows - 1), mask=column_ok)
+    tl.store(mean_ptr + columns, origin + mean, mask=column_ok)
+    tl.store(unbiased_ptr + columns, m2 / (num_rows - 1), mask=column_ok)
+    tl.store(invstd_ptr + columns, 1.0 / tl.sqrt_rn(m2 / num_rows + eps), mask=column_ok)
 
 
 @triton.jit(do_not_specialize=["num_parts"])

@@ -17,10 +17,6 @@ PROGRAMS = 512
 TILE = 2048
 
 
-# A mask of bool (r, c), contiguous, with True where values are kept; and the rate by which these are divided.
-Dropout = tuple[Tensor, float]
-
-
 class Tiles(NamedTuple):
     """A division of rows among programs.
 

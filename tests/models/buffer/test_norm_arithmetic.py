@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from models.buffer.dropout import NO_DROPOUT
 from models.buffer.feature_buffer import FeatureBuffer
-from models.buffer.norms import ChannelNorm, Moments, RunningStatistics
+from models.buffer.norms import ChannelNorm, RunningStatistics
 from models.buffer.operations import affine_of, chunk_moments, join_moments, sums_of_products
 from models.buffer.rows import as_rows
 from models.buffer.workspace import Workspace
@@ -26,7 +26,9 @@ def random_norm(**settings) -> nn.BatchNorm2d:
 def through_the_buffer(norm: nn.BatchNorm2d) -> Tensor:
     """Normalise MAPS as a reader of all channels of a buffer does, which holds two more channels than these."""
     buffer = FeatureBuffer(MAPS, 6, torch.float64)
-    buffer.append(Moments(*torch.ones(3, 2, dtype=torch.float64)))
+    moments = buffer.work.moments()
+    moments.add(torch.randn(3 * 5 * 2, 2, dtype=torch.float64))
+    buffer.append(moments, 2)
     of_channels = ChannelNorm.over_buffer(norm, buffer.statistics, len(buffer.rows))
     move_running_statistics(norm, buffer.statistics.mean, buffer.statistics.unbiased)
     rows = normalised(buffer.rows[:, :4], of_channels)
@@ -46,9 +48,9 @@ def move_running_statistics(norm: nn.BatchNorm2d, mean: Tensor, unbiased: Tensor
 
 def over_rows(rows: Tensor, norm: nn.BatchNorm2d) -> ChannelNorm:
     """Let a layer read rows as it reads a bottleneck, and update its running statistics."""
-    moments = join_moments([chunk_moments(rows)])
-    move_running_statistics(norm, moments.mean, moments.unbiased)
-    return ChannelNorm.over_rows(norm, moments)
+    statistics = join_moments([chunk_moments(rows)], norm.eps)
+    move_running_statistics(norm, statistics.mean, statistics.unbiased)
+    return ChannelNorm.over_rows(norm, statistics)
 
 
 SETTINGS = {
@@ -83,7 +85,9 @@ def test_raw_rows_are_normalised_and_differentiated_as_by_the_layer(name, traini
     with torch.no_grad():
         norm = over_rows(rows, actual)
         sums = sums_of_products(grad_rows, rows, norm.mean, norm.invstd)
-        of_rows = Workspace(rows, (3, 5, 2), is_small=False).bottleneck_gradient(norm, *sums)(grad_rows, rows, NO_DROPOUT)
+        of_rows = Workspace(rows, (3, 5, 2), is_small=False).bottleneck_gradient(norm, *sums)(
+            grad_rows, rows, NO_DROPOUT
+        )
     torch.testing.assert_close(normalised(rows, norm), as_rows(result), rtol=1e-12, atol=1e-12)
     for key, tensor in expected.named_buffers():
         torch.testing.assert_close(actual.get_buffer(key), tensor, rtol=1e-12, atol=1e-12)

@@ -5,9 +5,10 @@ import torch.nn.functional as F
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from models.buffer.channel_norm import ChannelNorm
+from models.buffer.dropout import NO_DROPOUT, Dropout
 from models.buffer.kernels.backward import NormSums, finish_gradient, norm_backward
 from models.buffer.kernels.forward import Moments
+from models.buffer.norms import ChannelNorm
 from tests.support.kernel_rows import (
     DTYPES,
     FEW,
@@ -135,9 +136,9 @@ def test_gradient_of_a_bottleneck_with_dropout(seed, num_rows, b, num_programs, 
     with programs(num_programs):
         moments = Moments()
         for chunk in halves:
-            moments.add(z[chunk], dropout=(mask[chunk], 0.7) if drops else None)
-        mean, variance, _ = moments.result()
-        norm = ChannelNorm(mean, (variance + 1e-5).rsqrt(), numbers(b), numbers(b))
+            moments.add(z[chunk], Dropout(0.7, mask[chunk]) if drops else NO_DROPOUT)
+        mean, _, invstd = moments.result(1e-5)
+        norm = ChannelNorm(mean, invstd, numbers(b), numbers(b))
         norm = frozen_norm(b) if frozen else norm
         leaves = as_leaves(norm)
         result = activated(after, norm, leaves, frozen=frozen)
@@ -148,7 +149,7 @@ def test_gradient_of_a_bottleneck_with_dropout(seed, num_rows, b, num_programs, 
             sums.mask(grad[chunk], z[chunk])
         total, product = sums.result()
         for chunk in halves:
-            dropout = (mask[chunk], 0.7) if drops else None
+            dropout = Dropout(0.7, mask[chunk]) if drops else NO_DROPOUT
             of_batch = None if frozen else (total, product)
             norm_backward(grad[chunk], z[chunk], norm, of_batch, num_rows, grad[chunk], dropout)
     assert_summed(product, expected[1], num_rows)
@@ -183,8 +184,8 @@ def test_gradients_of_inputs_are_rounded_once(seed, num_rows, c, dtype, drops, n
     x, g = features(num_rows, c, dtype), in_buffer(numbers(num_rows, c, dtype=dtype))
     norm, total, product = frozen_norm(c), numbers(c), numbers(c)
     mask = torch.rand(num_rows, c, device=DEVICE) < 0.7
-    dropout = (mask, 0.7) if drops else None
-    mean, invstd, weight, _ = (vector.double() for vector in norm)
+    dropout = Dropout(0.7, mask) if drops else NO_DROPOUT
+    mean, invstd, weight, _ = (vector.double() for vector in norm.vectors)
 
     def dropped(gradient):
         return torch.where(mask, gradient / 0.7, 0) if drops else gradient

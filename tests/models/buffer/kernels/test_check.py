@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from models.buffer.device import as_on_gpu
 from models.buffer.kernels import check, forward, sums
-from models.buffer.kernels.check import why_not
+from models.buffer.kernels.check import are_usable, why_not
 from models.buffer.kernels.launch import recorded
 from tests.support.triton_interpreter import DEVICE, MARKS, triton
 
@@ -30,7 +30,7 @@ def rows(dtype=torch.float32):
 
 @pytest.mark.parametrize("dtype", check.TOLERANCE)
 def test_kernels_that_agree_with_pytorch_are_used(dtype):
-    assert why_not(rows(dtype)) == ""
+    assert are_usable(rows(dtype))
 
 
 def test_the_check_disturbs_nothing():
@@ -64,9 +64,13 @@ def test_kernels_that_compute_nothing_are_not_used(place, name):
         def __getitem__(self, grid):
             return lambda *arguments, **constants: None
 
-    with patch.object(place, name, Nothing()), patch.object(torch, "empty_like", torch.zeros_like):
-        assert "differs from PyTorch's by" in why_not(rows())
-    assert "differs from PyTorch's by" in why_not(rows())  # without another look
+    with (
+        patch.object(place, name, Nothing()),
+        patch.object(torch, "empty_like", torch.zeros_like),
+        pytest.warns(UserWarning, match="slower operations take the place of kernels, .* differs from PyTorch's by"),
+    ):
+        assert not are_usable(rows())
+    assert not are_usable(rows())  # without another look, and without another warning
 
 
 def test_whatever_a_compiler_raises_is_a_reason_of_one_line():
@@ -76,7 +80,7 @@ def test_whatever_a_compiler_raises_is_a_reason_of_one_line():
         def __getitem__(self, grid):
             raise RuntimeError("ptxas: out of registers\nand more")
 
-    with patch.object(forward, "activate_rows", Broken()):
+    with patch.object(forward, "activate_rows", Broken()), pytest.warns(UserWarning, match="ptxas: out of registers$"):
         assert why_not(rows()) == f"they fail on {rows().device}: RuntimeError: ptxas: out of registers"
 
 

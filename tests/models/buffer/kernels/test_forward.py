@@ -8,14 +8,17 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
+from models.buffer.dropout import NO_DROPOUT, Dropout
 from models.buffer.kernels.forward import Moments, activate, activate_and_average, activate_and_pool
 from tests.support.kernel_rows import (
     DTYPES,
+    EPS,
     FEW,
     PROGRAMS,
     SEEDS,
     SHAPES,
     as_images,
+    as_moments,
     as_rows,
     assert_rounded,
     batch_norm_of,
@@ -43,7 +46,7 @@ def test_norm_and_relu(seed, num_rows, c, dtype, padding, num_programs, relu):
     torch.manual_seed(seed)
     x = features(num_rows, c, dtype)
     norm = batch_norm_of(x)
-    mean, invstd, weight, bias = (vector.double() for vector in norm)
+    mean, invstd, weight, bias = (vector.double() for vector in norm.vectors)
     expected = exact(x, norm) if relu else (x.double() - mean) * (weight * invstd) + bias
     out = numbers(num_rows, c + padding, dtype=dtype)
     with programs(num_programs):
@@ -101,7 +104,7 @@ def test_moments_of_chunks(seed, num_rows, c, dtype, cuts, num_programs):
     with programs(num_programs):
         for chunk in chunks(num_rows, cuts):
             moments.add(x[chunk])
-        mean, variance, unbiased = moments.result()
+        mean, variance, unbiased = as_moments(moments.result(EPS))
     exactly = x.double()
     assert_rounded(mean, exactly.mean(0))
     assert_rounded(variance, exactly.var(0, correction=0))
@@ -120,8 +123,8 @@ def test_moments_are_of_what_is_stored_after_dropout(seed, num_rows, c, dtype, s
     out = buffer[:, 7 : 7 + c]
     moments, half = Moments(), num_rows // 2
     for chunk in (slice(half), slice(half, None)) if half else (slice(None),):
-        moments.add(x[chunk], dropout=(mask[chunk], 0.7) if drops else None, out=out[chunk] if copies else None)
-    mean, variance, _ = moments.result()
+        moments.add(x[chunk], Dropout(0.7, mask[chunk]) if drops else NO_DROPOUT, out=out[chunk] if copies else None)
+    mean, variance, _ = as_moments(moments.result(EPS))
     dropped = torch.where(mask, before.double() / 0.7, 0) if drops else before.double()
     stored = out if copies else x
     assert_rounded(stored, dropped)
@@ -141,7 +144,7 @@ def test_moments_of_large_means_have_all_digits(num_programs):
     with programs(num_programs):
         for chunk in (slice(700), slice(700, None)):
             moments.add(x[chunk])
-        mean, variance, _ = moments.result()
+        mean, variance, _ = as_moments(moments.result(EPS))
     # Of 24 bits; E[x^2] - E[x]^2 would leave 11 of the variance.
     assert relative_error(mean, x.double().mean(0)) < 2**-24
     assert relative_error(variance, x.double().var(0, correction=0)) < 2**-22

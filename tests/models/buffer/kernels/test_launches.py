@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from models.buffer.dropout import Dropout
 from models.buffer.kernels.backward import NormSums, finish_gradient, norm_backward
 from models.buffer.kernels.forward import Moments, activate, activate_and_average, activate_and_pool
 from models.buffer.kernels.launch import recorded
@@ -21,14 +22,14 @@ R, C, K = N * H * W, 20, 12
 def moments(x, norm, grad):
     parts = Moments()
     parts.add(x)
-    return parts.result()
+    return parts.result(1e-5)
 
 
 def moments_with_dropout(x, norm, grad):
     parts = Moments()
     mask = torch.ones(R, C, dtype=torch.bool, device=x.device)
-    parts.add(x, dropout=(mask, 0.5), out=grad)
-    return [grad, *parts.result()]
+    parts.add(x, Dropout(0.5, mask), out=grad)
+    return [grad, *parts.result(1e-5)]
 
 
 def added(x, norm, grad, **settings):

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from models.buffer.channel_norm import ChannelNorm
 from models.buffer.kernels.sums import BLOCK, finish_moments, finish_reader, finish_sums
-from tests.support.kernel_rows import assert_rounded, numbers, relative_error
+from models.buffer.norms import ChannelNorm
+from tests.support.kernel_rows import EPS, as_moments, assert_rounded, numbers, relative_error
 from tests.support.triton_interpreter import DEVICE, MARKS
 
 pytestmark = MARKS
@@ -25,7 +25,7 @@ def test_moments_of_parts_of_any_lengths(num_parts, c):
     count = torch.arange(num_parts, device=DEVICE).remainder(5)[:, None].expand(-1, c) + 2.0
     parts = torch.stack([100 + numbers(num_parts, c), numbers(num_parts, c).square() * count, count], 1)
     num_rows = int(count[:, 0].sum())
-    mean, variance, unbiased = finish_moments(wider(parts), num_rows)
+    mean, variance, unbiased = as_moments(finish_moments(wider(parts), num_rows, EPS))
     means, m2s, counts = parts.double().unbind(1)
     exactly = (means * counts).sum(0) / num_rows
     m2 = (m2s + counts * (means - exactly) ** 2).sum(0)
