@@ -23,7 +23,7 @@ from .norm_relu import NormRelu
 from .norms import ChannelNorm
 from .operations import add_up
 from .passes import BlockBackward, BlockForward
-from .rows import as_nchw, as_rows, convolution_backward, pointwise, pointwise_backward
+from .rows import Gathered, Scratch, as_nchw, as_rows, convolution_backward, pointwise, pointwise_backward
 from .workspace import Workspace
 
 
@@ -90,7 +90,7 @@ class PlainLayerPass:
     def backward(self, block: BlockBackward) -> PlainLayerParameters:
         """Take the gradient of the layer's channels out, and add that of its inputs."""
         num_new, num_inputs, *_ = self.weight.shape
-        work, weight = block.work, self.weight.to(block.dtype)
+        work, weight = block.work, block.work.cast(self.weight)
         x, g, norm_relu = work.rows[:, :num_inputs], block.gradients.rows[:, :num_inputs], work.norm_relu(self.norm)
         grad_of_new = block.gradients.take(slice(num_inputs, num_inputs + num_new))
 
@@ -106,7 +106,7 @@ class PlainLayerPass:
         chunks = work.chunks_of_images(max(num_new, num_inputs))
         grad_weight = add_up((backward_chunk(*slices) for slices in chunks), self.norm.mean.dtype)
         norm_bias, norm_weight = block.gradients.close(norm_relu)
-        return PlainLayerParameters(norm_weight, norm_bias, grad_weight)
+        return PlainLayerParameters(norm_weight, norm_bias, grad_weight[:, :num_inputs])
 
 
 @dataclass(frozen=True)
@@ -141,13 +141,15 @@ class DenseLayerPass:
             keeps_bottleneck: Keep the bottleneck for the backward pass, instead of computing it again.
         """
         work, weight1, weight2 = block.work, layer.conv1.weight, layer.conv2.weight
-        norm1, size = block.norm(layer.norm1), (work.num_rows, len(weight1))
+        norm1 = block.norm(layer.norm1)
         bottleneck_dropout = block.draw_dropout(layer.bottleneck_drop_rate, len(weight1), training=layer.training)
-        z = work.rows.new_empty(size) if keeps_bottleneck else work.bottleneck.shaped(*size)
-        moments, norm_relu = work.moments(), work.norm_relu(norm1)
+        gathered = Gathered(work.num_rows, Scratch(work.rows, work.rows.dtype) if keeps_bottleneck else work.bottleneck)
+        x, norm_relu, moments = work.rows[:, : weight1.shape[1]], work.norm_relu(norm1), work.moments()
+        weight = work.cast(weight1)
         for chunk in work.chunks_of_rows(max(weight1.shape[:2])):
-            bottleneck = _bottleneck_of(chunk, work, norm_relu, weight1.to(z.dtype))
-            moments.add(bottleneck, bottleneck_dropout.of(chunk), out=z[chunk])
+            bottleneck = pointwise(norm_relu.forward(x[chunk]), weight)
+            moments.add(bottleneck, bottleneck_dropout.of(chunk), out=gathered.place_of(chunk, bottleneck))
+        z = gathered.rows
         norm2 = block.norm_of_bottleneck(layer.norm2, moments)
         norm_relu = work.norm_relu_of_bottleneck(norm2)
         dropout = block.draw_dropout(layer.drop_rate, len(weight2), training=layer.training)
@@ -156,47 +158,45 @@ class DenseLayerPass:
 
     def backward(self, block: BlockBackward) -> DenseLayerParameters:
         """Take the gradient of the layer's channels out, and add that of its inputs."""
-        work, size, z = block.work, (block.work.num_rows, len(self.weight1)), self.bottleneck
-        if z is None and not work.is_small:
-            z = work.bottleneck.shaped(*size)
-        g = work.bottleneck_grad.shaped(*size)
-        norm2_bias, norm2_weight, conv2_weight = self._backward_to_bottleneck(block, z, g)
+        (norm2_bias, norm2_weight, conv2_weight), z, g = self._backward_to_bottleneck(block)
         norm1_bias, norm1_weight, conv1_weight = self._backward_to_inputs(block, z, g, norm2_bias, norm2_weight)
         return DenseLayerParameters(norm1_weight, norm1_bias, conv1_weight, norm2_weight, norm2_bias, conv2_weight)
 
     def _backward_to_bottleneck(
-        self, block: BlockBackward, z: Tensor | None, g: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, block: BlockBackward
+    ) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor | None, Tensor]:
         """Go back through the 3x3 convolution and the second ReLU.
 
-        Args:
-            block: The block's backward pass.
-            z: The bottleneck (R, b), or memory for it; None for memory of a chunk.
-            g: Memory for the gradient of the ReLU's input (R, b).
-
         Returns:
-            dbeta (b,), dgamma (b,), and the gradient of the weight (k, b, 3, 3).
+            dbeta (b,), dgamma (b,) and the gradient of the weight (k, b, 3, 3); the bottleneck z (R, b), or None if it
+            does not exist as a whole; and the gradient of the ReLU's input, g (R, b).
         """
-        work, weight2 = block.work, self.weight2.to(block.dtype)
-        num_inputs = self.weight1.shape[1]
+        work, weight2, num_inputs = block.work, self.weight2.to(block.dtype), self.weight1.shape[1]
         norm_relu1, norm_relu2 = work.norm_relu(self.norm1), work.norm_relu_of_bottleneck(self.norm2)
         grad_of_new = block.gradients.take(slice(num_inputs, num_inputs + len(weight2)))
+        gathered_z, gathered_g = (Gathered(work.num_rows, m) for m in (work.bottleneck, work.bottleneck_grad))
 
         def backward_chunk(images: slice, chunk: slice) -> Tensor:
-            shape = work.shape_of(images)
-            z_of_chunk = work.bottleneck.shaped(chunk.stop - chunk.start, g.shape[1]) if z is None else z[chunk]
-            if self.bottleneck is None:
-                self._compute_again(z_of_chunk, chunk, work, norm_relu1)
-            grad_new, inputs = grad_of_new(chunk, self.dropout.of(chunk)), norm_relu2.again(z_of_chunk)
+            shape, z = work.shape_of(images), self.bottleneck
+            if z is None:
+                z = self._bottleneck_again(chunk, work, norm_relu1)
+                if not work.is_small:
+                    gathered_z.put(chunk, z)
+            else:
+                z = z[chunk]
+            grad_new, inputs = grad_of_new(chunk, self.dropout.of(chunk)), norm_relu2.again(z)
             grad_activated, grad_weight = convolution_backward(
                 as_nchw(grad_new, shape), as_nchw(inputs.activated, shape), weight2, padding=1
             )
-            g[chunk] = norm_relu2.backward(as_rows(grad_activated), inputs)
+            gathered_g.put(chunk, norm_relu2.backward(as_rows(grad_activated), inputs))
             return grad_weight
 
         chunks = work.chunks_of_images(max(self.weight1.shape[:2]))
         grad_weight = add_up((backward_chunk(*slices) for slices in chunks), self.norm2.mean.dtype)
-        return *norm_relu2.sums(), grad_weight
+        z = self.bottleneck
+        if z is None and not work.is_small:
+            z = gathered_z.rows
+        return (*norm_relu2.sums(), grad_weight), z, gathered_g.rows
 
     def _backward_to_inputs(
         self, block: BlockBackward, z: Tensor | None, g: Tensor, total: Tensor, product: Tensor
@@ -206,39 +206,36 @@ class DenseLayerPass:
         Args:
             block: The block's backward pass.
             z: The bottleneck (R, b); None if it is to be computed again.
-            g: The gradient of the second ReLU's input (R, b).
+            g: The gradient of the second ReLU's input (R, b), which may be overwritten.
             total: dbeta of the second norm (b,).
             product: dgamma of the second norm (b,).
 
         Returns:
             dbeta (c,), dgamma (c,), and the gradient of the weight (b, c, 1, 1).
         """
-        work, weight1 = block.work, self.weight1.to(block.dtype)
-        x, gradients = (rows[:, : weight1.shape[1]] for rows in (work.rows, block.gradients.rows))
+        work, weight1, num_inputs = block.work, block.work.cast(self.weight1), self.weight1.shape[1]
+        x, gradients = (rows[:, :num_inputs] for rows in (work.rows, block.gradients.rows))
         norm_relu, grad_of_z = work.norm_relu(self.norm1), work.bottleneck_gradient(self.norm2, total, product)
 
         def backward_chunk(chunk: slice) -> Tensor:
             inputs, dropout = norm_relu.again(x[chunk]), self.bottleneck_dropout.of(chunk)
             z_of_chunk = dropout.apply(pointwise(inputs.activated, weight1)) if z is None else z[chunk]
             grad_z = grad_of_z(g[chunk], z_of_chunk, dropout)
-            del z_of_chunk
+            del z_of_chunk  # of which nothing is needed while the gradients exist
             grad_activated, grad_weight = pointwise_backward(grad_z, inputs.activated, weight1)
             norm_relu.backward_into(gradients[chunk], grad_activated, inputs)
             return grad_weight
 
-        chunks = work.chunks_of_rows(max(weight1.shape[:2]))
+        chunks = work.chunks_of_rows(max(self.weight1.shape[:2]))
         grad_weight = add_up(map(backward_chunk, chunks), self.norm1.mean.dtype)
         norm1_bias, norm1_weight = block.gradients.close(norm_relu)
-        return norm1_bias, norm1_weight, grad_weight
+        return norm1_bias, norm1_weight, grad_weight[:, :num_inputs]
 
-    def _compute_again(self, z: Tensor, rows: slice, work: Workspace, norm_relu: NormRelu) -> None:
-        """Compute some rows of the bottleneck, and write them to z (r, b)."""
-        weight = self.weight1.to(z.dtype)
-        for chunk in work.chunks_of_rows(max(weight.shape[:2]), rows):
-            bottleneck = _bottleneck_of(chunk, work, norm_relu, weight)
-            z[chunk.start - rows.start : chunk.stop - rows.start] = self.bottleneck_dropout.of(chunk).apply(bottleneck)
-
-
-def _bottleneck_of(chunk: slice, work: Workspace, norm_relu: NormRelu, weight: Tensor) -> Tensor:
-    """Compute norm, ReLU and 1x1 convolution of the first c channels of a chunk: (r, b)."""
-    return pointwise(norm_relu.forward(work.rows[chunk, : weight.shape[1]]), weight)
+    def _bottleneck_again(self, rows: slice, work: Workspace, norm_relu: NormRelu) -> Tensor:
+        """Compute some rows of the bottleneck again, (r, b)."""
+        weight, x = work.cast(self.weight1), work.rows[:, : self.weight1.shape[1]]
+        gathered = Gathered(rows.stop - rows.start, Scratch(work.rows, work.rows.dtype))
+        for chunk in work.chunks_of_rows(max(self.weight1.shape[:2]), rows):
+            z = self.bottleneck_dropout.of(chunk).apply(pointwise(norm_relu.forward(x[chunk]), weight))
+            gathered.put(slice(chunk.start - rows.start, chunk.stop - rows.start), z)
+        return gathered.rows

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from .dropout import NO_DROPOUT, Dropout
 from .feature_buffer import FeatureBuffer, GradientBuffer
+from .kernels.choice import workspace_for
 from .norms import ChannelNorm, RunningStatistics, Statistics
 from .rows import Shape, as_nchw, as_rows
-from .workspace import MomentsOfChunks, Workspace
+from .workspace import MomentsOfChunks
 
 
 class BlockForward:
@@ -72,8 +73,8 @@ class BlockForward:
             weight: (k, b, 3, 3), of any dtype.
             dropout: Dropout of the result.
         """
-        rows, weight = self.work.rows, weight.to(self.work.rows.dtype)
-        new, moments = slice(self.buffer.end, self.buffer.end + len(weight)), self.work.moments()
+        rows, moments = self.work.rows, self.work.moments()
+        new, weight = slice(self.buffer.end, self.buffer.end + len(weight)), self.work.cast(weight)
         for images, chunk in self.work.chunks_of_images(max(weight.shape[:2])):
             x = as_nchw(activated(chunk), self.work.shape_of(images))
             moments.add(as_rows(F.conv2d(x, weight, padding=1)), dropout.of(chunk), out=rows[chunk, new])
@@ -95,7 +96,7 @@ class BlockBackward:
     """
 
     def __init__(self, rows: Tensor, statistics: Statistics, shape: Shape, *, is_small: bool):
-        self.work = Workspace(rows, shape, is_small=is_small)
+        self.work = workspace_for(rows, shape, is_small=is_small)
         self.gradients = GradientBuffer(self.work, statistics.mean)
 
     @property

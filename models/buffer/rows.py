@@ -168,3 +168,34 @@ class Scratch:
             self.memory = self.memory.new_empty(0)  # freed first: two of them are never alive
             self.memory = self.memory.new_empty(num_rows * num_columns)
         return self.memory[: num_rows * num_columns].view(num_rows, num_columns)
+
+
+class Gathered:
+    """Rows (R, c) that are computed in chunks. A chunk of all rows is taken as it is; others are copied.
+
+    Args:
+        num_rows: R.
+        memory: For the rows, if there are several chunks.
+
+    Attributes:
+        rows: The rows, after the first chunk.
+    """
+
+    rows: Tensor
+
+    def __init__(self, num_rows: int, memory: Scratch):
+        self._num_rows, self._memory = num_rows, memory
+
+    def place_of(self, chunk: slice, rows: Tensor) -> Tensor | None:
+        """Return where to copy a chunk of rows (r, c) to; None if it has been taken."""
+        if len(rows) == self._num_rows:
+            self.rows = rows
+            return None
+        self.rows = self._memory.shaped(self._num_rows, rows.shape[1])
+        return self.rows[chunk]
+
+    def put(self, chunk: slice, rows: Tensor) -> None:
+        """Take or copy a chunk of rows (r, c)."""
+        place = self.place_of(chunk, rows)
+        if place is not None:
+            place.copy_(rows)

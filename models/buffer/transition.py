@@ -87,7 +87,7 @@ class TransitionPass:
         work, norm, drop, dropout = block.work, block.norm(module.norm), module.dropout, NO_DROPOUT
         if drop is not None:
             dropout = block.draw_dropout(drop.p, module.conv.out_channels, training=drop.training)
-        norm_relu, weight, results = work.norm_relu(norm), module.conv.weight.to(work.rows.dtype), []
+        norm_relu, weight, results = work.norm_relu(norm), work.cast(module.conv.weight), []
         for images, chunk in work.chunks_of_images(work.rows.shape[1], are_joined=True):
             shape, x = work.shape_of(images), norm_relu.first(work.rows[chunk])
             if dropout.mask is None:
@@ -99,7 +99,7 @@ class TransitionPass:
 
     def backward(self, grad: Tensor, block: BlockBackward) -> TransitionParameters:
         """Begin the gradients of the block from that of the result, (N, C', H // 2, W // 2)."""
-        work, weight, norm_relu = block.work, self.weight.to(block.dtype), block.work.norm_relu(self.norm)
+        work, weight, norm_relu = block.work, block.work.cast(self.weight), block.work.norm_relu(self.norm)
 
         def backward_chunk(images: slice, chunk: slice) -> Tensor:
             shape, x, gradients = work.shape_of(images), norm_relu.again(work.rows[chunk]), block.gradients.rows[chunk]
@@ -117,7 +117,7 @@ class TransitionPass:
         chunks = work.chunks_of_images(work.rows.shape[1])
         grad_weight = add_up((backward_chunk(*slices) for slices in chunks), self.norm.mean.dtype)
         norm_bias, norm_weight = block.gradients.close(norm_relu)
-        return TransitionParameters(norm_weight, norm_bias, grad_weight)
+        return TransitionParameters(norm_weight, norm_bias, grad_weight[:, : self.weight.shape[1]])
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,10 @@ class Workspace:
         """Apply a norm and ReLU to chunks of a bottleneck."""
         return NormRelu(norm, activated=self._chunk_of_bottleneck, contiguous=self._contiguous)
 
+    def cast(self, weight: Tensor) -> Tensor:
+        """Return the weight of a convolution in the dtype of the rows, and as wide as `norm_relu` makes its input."""
+        return weight.to(self.rows.dtype)
+
     def moments(self) -> "MomentsOfChunks":
         """Begin to compute mean and variance of rows that come in chunks."""
         return MomentsOfChunks()

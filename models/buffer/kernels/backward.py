@@ -23,7 +23,7 @@ from ..dropout import NO_DROPOUT, Dropout
 from ..norms import ChannelNorm
 from ..rows import Shape
 from .launch import launch
-from .sums import finish_reader
+from .sums import finish_reader, parts_of_all
 from .tiles import Tiles, columns_to_load, drop, load_norm, normalise
 
 # What a row of a gradient belongs to: a pixel, 2x2 pixels that were averaged, or an image whose pixels all were.
@@ -33,15 +33,17 @@ Source = Literal["pixel", "2x2", "image"]
 class NormSums:
     """The sums of a norm's backward pass over rows, which come in one or more chunks.
 
-    Each chunk's g is used in the pass that sums it. `x` is the input of the norm (r, c), and `grad` the gradient of
-    its activated result, whose rows may be wider.
+    The pass over a chunk that sums g also makes use of it. `x` is the input of the norm (r, c), and `grad` the gradient
+    of its result after ReLU, whose rows may be wider.
 
     Args:
         norm: The norm.
+        relu: Whether ReLU follows it; without ReLU, g is `grad` as it is.
     """
 
-    def __init__(self, norm: ChannelNorm):
+    def __init__(self, norm: ChannelNorm, *, relu: bool = True):
         self._norm = norm
+        self._relu = relu
         self._parts: list[Tensor] = []
 
     def mask(self, grad: Tensor, x: Tensor) -> None:
@@ -75,8 +77,7 @@ class NormSums:
 
     def result(self, collected: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """Return total and product (c,), and add to A and D if `finish_reader` is given them."""
-        parts = self._parts[0] if len(self._parts) == 1 else torch.cat(self._parts)
-        return finish_reader(parts, self._norm, collected)
+        return finish_reader(parts_of_all(self._parts), self._norm, collected)
 
     def _add(
         self, grad: Tensor, x: Tensor, out: Tensor, source: Source, shape: Shape, *, scales: bool, adds: bool
@@ -92,7 +93,7 @@ class NormSums:
             num_rows, tiles.num_rows, num_columns, columns_to_load(num_columns, grad),
             columns_to_load(num_columns, x, out), height, width,
             reads=[grad_read, x, *self._norm.vectors, *([out] if adds else [])], writes=[out[:, :num_columns], parts],
-            SOURCE=source, SCALES=scales, ADDS=adds, **tiles.constants,
+            SOURCE=source, RELU=self._relu, SCALES=scales, ADDS=adds, **tiles.constants,
         )  # fmt: skip
         self._parts.append(parts)
 
@@ -165,7 +166,8 @@ def _input_gradient(
 def sums_of_norm(
     grad_ptr, grad_pitch, x_ptr, x_pitch, mean_ptr, invstd_ptr, weight_ptr, bias_ptr, out_ptr, out_pitch, parts_ptr,
     num_rows, rows_per_program, num_columns, num_loaded_of_grad, num_loaded, height, width,
-    SOURCE: tl.constexpr, SCALES: tl.constexpr, ADDS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    SOURCE: tl.constexpr, RELU: tl.constexpr, SCALES: tl.constexpr, ADDS: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Write the sums of g and of g * (x - mean), (P, 2, c), of each program's rows, and g or weight * invstd * g."""
     columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -195,10 +197,9 @@ def sums_of_norm(
         inside = row_ok[:, None] & (columns < num_loaded)[None, :]
         rows = rows.to(tl.int64)[:, None]
         x = tl.load(x_ptr + rows * x_pitch + columns[None, :], mask=inside, other=0.0)
-        # As in PyTorch, ReLU lets the gradient pass where its input is NaN. A column that is only read to fill a vector
-        # holds any value, perhaps NaN.
-        passes = column_ok[None, :] & ~(normalise(x, mean, scale, bias) <= 0.0)
-        g = tl.where(passes, grad, 0.0)
+        g = tl.where(column_ok[None, :], grad, 0.0)  # further columns only fill vectors, and hold any value, even NaN
+        if RELU:  # which, as in PyTorch, lets the gradient pass where its input is NaN
+            g = tl.where(normalise(x, mean, scale, bias) <= 0.0, 0.0, g)
         total += g
         product += g * (x.to(tl.float32) - mean)
         result = g

@@ -11,12 +11,13 @@ from torch import Tensor
 from ..dropout import NO_DROPOUT, Dropout
 from ..norms import ChannelNorm, Statistics
 from ..rows import Shape
+from ..workspace import MomentsOfChunks
 from .launch import launch
-from .sums import finish_moments
+from .sums import finish_moments, parts_of_all
 from .tiles import Tiles, columns_to_load, drop, load_norm, normalise, relu
 
 
-class Moments:
+class Moments(MomentsOfChunks):
     """Mean and variance of each column of rows (R, c), which come in one or more chunks."""
 
     def __init__(self) -> None:
@@ -24,13 +25,14 @@ class Moments:
         self._num_rows = 0
 
     def add(self, rows: Tensor, dropout: Dropout = NO_DROPOUT, *, out: Tensor | None = None) -> None:
-        """Add a chunk of rows, after dropout and a copy of them if either is asked for.
+        """Add a chunk of rows; drop values of it, or copy it, in the same pass.
+
+        The moments are those of the values after dropout, as they are stored.
 
         Args:
             rows: (r, c).
-            dropout: Dropout of (r, c).
-            out: Is set to the rows (r, c), in its own dtype; after dropout, if `out` is None, the rows themselves are.
-                The moments are those of the values as they are stored.
+            dropout: Dropout of (r, c). It changes the rows in place if there is no `out`.
+            out: Rows (r, c) of any dtype to copy to, for example columns of a buffer.
         """
         num_rows, num_columns = rows.shape
         tiles = Tiles.of(num_rows, num_columns)
@@ -51,7 +53,7 @@ class Moments:
 
     def result(self, eps: float, *, out: Statistics | None = None) -> Statistics:
         """Return the statistics of all chunks; see `finish_moments`."""
-        return finish_moments(_joined(self._parts), self._num_rows, eps, out=out)
+        return finish_moments(parts_of_all(self._parts), self._num_rows, eps, out=out)
 
 
 def activate(x: Tensor, norm: ChannelNorm, out: Tensor, *, relu: bool = True) -> Tensor:
@@ -118,10 +120,6 @@ def _activate(x: Tensor, norm: ChannelNorm, out: Tensor, shape: Shape, *, relu: 
         reads=[x, *norm.vectors], writes=[out], RELU=relu, POOLS=pools, **tiles.constants,
     )  # fmt: skip
     return out
-
-
-def _joined(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 @triton.jit(do_not_specialize=["num_rows"])

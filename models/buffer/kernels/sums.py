@@ -89,6 +89,11 @@ def finish_reader(
     return total, product
 
 
+def parts_of_all(chunks: list[Tensor]) -> Tensor:
+    """Join the parts of all chunks, (P1, ...), (P2, ...) and so on; those of a single chunk are not copied."""
+    return chunks[0] if len(chunks) == 1 else torch.cat(chunks)
+
+
 def _grid(num_columns: int) -> tuple[int]:
     return (triton.cdiv(num_columns, BLOCK["BLOCK_N"]),)
 

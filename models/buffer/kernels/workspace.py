@@ -30,8 +30,8 @@ class KernelWorkspace(Workspace):
     def moments(self) -> forward.Moments:
         return forward.Moments()
 
-    def weight(self, weight: Tensor) -> Tensor:
-        weight = super().weight(weight)
+    def cast(self, weight: Tensor) -> Tensor:
+        weight = super().cast(weight)
         missing = -weight.shape[1] % ALIGNED if weight.dtype.itemsize == 2 else 0
         return F.pad(weight, (0, 0, 0, 0, 0, missing)) if missing else weight
 
@@ -98,7 +98,8 @@ class KernelNormRelu(NormRelu):
             self._backward.add_to(gradients, grad, chunk.rows, is_first=is_first)
 
     def norm_backward_into(self, gradients: Tensor, grad: Tensor, rows: Tensor) -> None:
-        self._backward.add_to(gradients, grad, rows, is_first=True, relu=False)
+        self._backward = backward.NormSums(self.norm, relu=False)
+        self._backward.add_to(gradients, grad, rows, is_first=True)
 
     def sums(self, collected: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         return self._backward.result(collected)

@@ -29,7 +29,7 @@ from tests.support.triton_interpreter import DEVICE, MARKS
 
 pytestmark = MARKS
 
-READINGS = ["pixel", "2x2", "image"]
+READINGS = ["pixel", "2x2", "image", "without ReLU"]
 SEVERAL_READERS = st.lists(
     st.tuples(st.sampled_from(READINGS), st.booleans(), st.floats(0.2, 1)), min_size=1, max_size=4
 )
@@ -44,7 +44,7 @@ def as_leaves(norm):
     return [vector.double().requires_grad_() for vector in (norm.weight, norm.bias)]
 
 
-def activated(x, norm, leaves, *, frozen):
+def activated(x, norm, leaves, *, frozen, relu=True):
     """Norm and ReLU in float64, as autograd follows them; mean and variance are followed unless frozen."""
     if frozen:
         xhat = (x - norm.mean.double()) * norm.invstd.double()
@@ -54,7 +54,8 @@ def activated(x, norm, leaves, *, frozen):
             variance.min() > 1e-2
         )  # few rows may be alike, and then the gradient is large and wrong in any precision
         xhat = (x - mean) * (variance + 1e-5).rsqrt()
-    return F.relu(clear_of_zero(xhat * leaves[0] + leaves[1]))
+    u = xhat * leaves[0] + leaves[1]
+    return F.relu(clear_of_zero(u)) if relu else u
 
 
 def clear_of_zero(u):
@@ -70,14 +71,14 @@ def assert_summed(actual, expected, num_rows):
 
 def as_read(a, reading, shape):
     """What a reader hands to its convolution or classifier."""
-    if reading == "pixel":
+    if reading in ("pixel", "without ReLU"):
         return a
     images = as_images(a, shape)
     return as_rows(F.avg_pool2d(images, 2)) if reading == "2x2" else images.mean((2, 3))
 
 
 def take_gradient(sums, reading, gradients, grad, x, shape, is_first):
-    if reading == "pixel":
+    if reading in ("pixel", "without ReLU"):
         sums.add_to(gradients, grad, x, is_first=is_first)
     elif reading == "2x2":
         sums.add_pooled_to(gradients, grad, x, shape, is_first=is_first)
@@ -98,12 +99,12 @@ def test_gradient_of_a_buffer_with_several_readers(seed, shape, num_columns, rea
     for i, (reading, frozen, share) in enumerate(readers):
         c = num_columns if i == 0 else max(1, int(share * num_columns))
         norm = frozen_norm(c) if frozen else batch_norm_of(buffer[:, :c])
-        leaves = as_leaves(norm)
-        result = as_read(activated(x[:, :c], norm, leaves, frozen=frozen), reading, shape)
+        leaves, relu = as_leaves(norm), reading != "without ReLU"
+        result = as_read(activated(x[:, :c], norm, leaves, frozen=frozen, relu=relu), reading, shape)
         grad = in_buffer(numbers(*result.shape))
         expected = torch.autograd.grad(result, leaves, grad.double(), retain_graph=True)
         result.backward(grad.double())
-        sums = NormSums(norm)
+        sums = NormSums(norm, relu=relu)
         halves = [slice(0, 1), slice(1, shape[0])] if chunked and shape[0] > 1 else [slice(0, shape[0])]
         with programs(num_programs):
             for images in halves:
@@ -230,8 +231,7 @@ def test_gradients_of_large_means_are_as_good_as_those_of_pytorch():
     variance, mean = torch.var_mean(leaf, 0, correction=0)
     result = (leaf - mean) * (variance + 1e-5).rsqrt() * leaves[0] + leaves[1]
     truth = torch.autograd.grad(result, [leaf, *leaves], grad.double())
-    always_positive = norm._replace(bias=norm.bias + 1000)
-    sums = NormSums(always_positive)
+    sums = NormSums(norm, relu=False)
     sums.mask(grad, x)
     total, product = sums.result()
     mine = norm_backward(grad, x, norm, (total, product), 600, torch.empty_like(grad)), product, total

@@ -1,0 +1,17 @@
+"""Which operations a block uses on the device of its rows: kernels where they exist and work, else those of PyTorch."""
+
+from torch import Tensor
+
+from ..device import capability_of
+from ..rows import Shape
+from ..workspace import Workspace
+from .check import are_usable
+
+
+def workspace_for(rows: Tensor, shape: Shape, *, is_small: bool) -> Workspace:
+    """Return the operations on the rows of a feature buffer; see `Workspace`."""
+    if capability_of(rows) is None or not are_usable(rows):
+        return Workspace(rows, shape, is_small=is_small)
+    from .workspace import KernelWorkspace  # needs triton
+
+    return KernelWorkspace(rows, shape, is_small=is_small)
