@@ -5,7 +5,8 @@ mask wherever values are dropped; and bottlenecks, as many as are asked for. Eve
 buffer, layer by layer. `feature_buffer` has the mathematics.
 """
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -114,7 +115,7 @@ class BlockFunction(torch.autograd.Function):
         dtype, memory_format = computing_dtype(x), _memory_format(x)  # those that autocast gives outside
         num_features = x.shape[1] + sum(layer.growth_rate for layer in layers)
         first_kept = len(layers) - settings.num_bottlenecks
-        with _without_autocast(x):
+        with _plainly_on_device_of(x):
             block = BlockForward(x, num_features, dtype, memory_format, is_small=settings.is_small)
             layer_passes = [
                 forward_layer(layer, block, keeps_bottleneck=i >= first_kept) for i, layer in enumerate(layers)
@@ -138,7 +139,7 @@ class BlockFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of all inputs; they cannot be differentiated again."""
-        with torch.no_grad(), _without_autocast(grad):
+        with torch.no_grad(), _plainly_on_device_of(grad):
             gradients = _backward(unflatten(ctx.structure, ctx.saved_tensors), grad)
         return refuse_derivatives(gradients) if torch.is_grad_enabled() else gradients
 
@@ -164,9 +165,15 @@ def is_autocast(x: Tensor) -> bool:
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and x.dtype != torch.float64
 
 
-def _without_autocast(x: Tensor) -> AbstractContextManager[object]:
-    device = x.device.type
-    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+@contextmanager
+def _plainly_on_device_of(x: Tensor) -> Iterator[None]:
+    """Compute without autocast, and launch kernels on the device of x: Triton launches on the current one."""
+    device = x.device
+    autocast = nullcontext()
+    if torch.amp.is_autocast_available(device.type):
+        autocast = torch.autocast(device.type, enabled=False)
+    with autocast, torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        yield
 
 
 def _memory_format(x: Tensor) -> torch.memory_format:

@@ -180,8 +180,7 @@ class DenseLayerPass:
             shape, z = work.shape_of(images), self.bottleneck
             if z is None:
                 z = self._bottleneck_again(chunk, work, norm_relu1)
-                if not work.is_small:
-                    gathered_z.put(chunk, z)
+                z = z if work.is_small else gathered_z.put(chunk, z)
             else:
                 z = z[chunk]
             grad_new, inputs = grad_of_new(chunk, self.dropout.of(chunk)), norm_relu2.again(z)

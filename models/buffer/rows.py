@@ -194,8 +194,7 @@ class Gathered:
         self.rows = self._memory.shaped(self._num_rows, rows.shape[1])
         return self.rows[chunk]
 
-    def put(self, chunk: slice, rows: Tensor) -> None:
-        """Take or copy a chunk of rows (r, c)."""
+    def put(self, chunk: slice, rows: Tensor) -> Tensor:
+        """Take or copy a chunk of rows (r, c), and return it as it is kept."""
         place = self.place_of(chunk, rows)
-        if place is not None:
-            place.copy_(rows)
+        return rows if place is None else place.copy_(rows)

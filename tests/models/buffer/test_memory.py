@@ -21,7 +21,7 @@ def test_nothing_is_kept_where_no_gradient_is_wanted():
 BLOCKS = [(4 * 8 * 8, 8 + 3 * 4, 3), (4 * 4 * 4, 10 + 2 * 4, 2)]
 BOTTLENECK = 16
 # "buffer" keeps the bottlenecks of the second block, where the peak is far from that of the first one.
-BOTTLENECKS = {"buffer": [0, 2], "buffer_fast": [3, 2]}
+BOTTLENECKS = {"buffer": [0, 2], "buffer_fast": [3, 2], "buffer_small": [0, 2]}
 
 
 def kept_bytes_in_closed_form(strategy: str) -> int:
