@@ -224,7 +224,7 @@ class Run:
                     checkpoint.chosen = runtime.copy_to_cpu(checkpoint.network)
                 self.folder.save(checkpoint)
                 say(epoch_line(row, n_epochs=n_epochs, is_chosen=is_chosen))
-                self.stop.check(f"after epoch {epoch}")
+                self.stop.check(f"after epoch {epoch}", now=True)
             return self.finish(checkpoint)
 
     def run_epoch(self, epoch: int) -> Row:

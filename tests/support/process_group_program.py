@@ -111,13 +111,13 @@ def fail(processes):
 
 
 def stop(processes):
-    """Evaluate four batches where the last process gets a signal at the second one; return where all stop."""
+    """Evaluate many batches where the last process gets a signal at the second one; return where all stop."""
     network = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
     taken = 0
 
     def batches():
         nonlocal taken
-        for taken in range(1, 5):
+        for taken in range(1, 100):
             if taken == 2 and processes.rank == processes.world_size - 1:
                 signal.raise_signal(signal.SIGTERM)
             yield torch.ones(1, 1, 2, 2), torch.zeros(1, dtype=torch.long), processes.world_size
