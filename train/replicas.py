@@ -115,7 +115,11 @@ def replicate(
         model = compiled
     if processes.world_size > 1:
         own = [device] if device.type == "cuda" else None
-        return Replicas(network, DistributedDataParallel(model, device_ids=own, gradient_as_bucket_view=True), model)
+        # Otherwise the buffers are sent before every forward pass. Each process may have running statistics of its own:
+        # training does not read them, and those of the main process are shared before anything is evaluated.
+        processes.broadcast(network.buffers())
+        training = DistributedDataParallel(model, device_ids=own, gradient_as_bucket_view=True, broadcast_buffers=False)
+        return Replicas(network, training, model)
     if _in_threads(device, processes):
         model = nn.DataParallel(model)
     return Replicas(network, model, model)

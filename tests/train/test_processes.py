@@ -55,6 +55,17 @@ def test_norm_layers_keep_the_statistics_of_the_first_process(results, count):
 
 
 @pytest.mark.parametrize("count", COUNTS)
+def test_processes_share_running_statistics_after_an_epoch_and_not_in_each_step(results, count):
+    (of_first, *_), *_ = (result["statistics"] for result in results[count])
+    for before, after, alone in (result["statistics"] for result in results[count]):
+        for own, shared, expected, first in zip(before, after, alone, of_first, strict=True):
+            assert torch.equal(own, expected)
+            assert torch.equal(shared, first)
+    last = results[count][-1]["statistics"][0]
+    assert not all(map(torch.equal, last, of_first))
+
+
+@pytest.mark.parametrize("count", COUNTS)
 def test_a_bad_loss_in_one_process_stops_all_before_that_step(results, count):
     ((batch, taken),) = {result["failed"][:2] for result in results[count]}
     assert batch == 3
