@@ -15,7 +15,7 @@ from train.run.identity import RunIdentity
 
 DatasetName = Annotated[str, Names(tuple(DATASETS), rule=" | ".join(DATASETS))]
 Strategy = Literal["naive", "checkpoint", "buffer", "buffer_fast"]
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 NetworkName = Annotated[str, Names(tuple(NETWORKS), rule=" | ".join(NETWORKS))]
 Depth = Annotated[int, ANY_DEPTH]
 GrowthRate = Annotated[int, Range(1, 10_000)]
@@ -124,7 +124,12 @@ class TrainSettings(Settings):
         default=None,
         role=Role.CHOSEN,
     )
-    precision: Precision = flag('"bf16" and "fp16" use autocast; with "fp16" the loss is scaled.', default="fp32")
+    precision: Precision = flag(
+        '"fp32" is IEEE fp32 on every device. "tf32" lets GPUs from compute capability 8.0 on round the factors of '
+        'convolutions and matrix products to 10 bits after the point. "bf16" and "fp16" use autocast; with "fp16" the '
+        "loss is scaled.",
+        default="fp32",
+    )
     compile: bool = flag(
         "Compile the network with torch.compile, which takes minutes at first. For --efficient naive or checkpoint.",
         default=False,
