@@ -135,6 +135,18 @@ class TrainSettings(Settings):
         default=False,
         role=Role.FREE,
     )
+    cuda_graph: bool = flag(
+        "On one GPU: let it repeat whole steps by itself as CUDA graphs, so that it does not wait for Python. Results "
+        "stay the same to the last bit; the memory of a step stays reserved. So far this is tested without a GPU only.",
+        default=False,
+        role=Role.FREE,
+    )
+    deterministic: bool = flag(
+        "Equal runs give equal bits. False: let cuDNN choose its algorithms by timing them, and let a GPU add in any "
+        "order, which changes results by rounding.",
+        default=True,
+        role=Role.FREE,
+    )
     sync_bn: bool = flag(
         "Under torchrun on GPUs: normalise with the statistics of all processes together.", default=False
     )
@@ -161,8 +173,9 @@ class TrainSettings(Settings):
     )
     resume: bool = flag(
         "Continue the run in --save, or start it if there is none. Flags that are not given are those of the run. Only "
-        "save, data, download, efficient, compile, threads, tensorboard and debug may differ from it, and n_epochs may "
-        "grow. Every further epoch then has the learning rate that it has in a run of the new length.",
+        "save, data, download, efficient, compile, cuda_graph, deterministic, threads, tensorboard and debug may "
+        "differ from it, and n_epochs may grow. Every further epoch then has the learning rate that it has in a run of "
+        "the new length.",
         default=False,
         role=Role.FREE | Role.NOT_COMPARED,
     )
