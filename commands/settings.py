@@ -15,7 +15,7 @@ from train.run.identity import RunIdentity
 
 DatasetName = Annotated[str, Names(tuple(DATASETS), rule=" | ".join(DATASETS))]
 Strategy = Literal["naive", "checkpoint", "buffer", "buffer_fast"]
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 NetworkName = Annotated[str, Names(tuple(NETWORKS), rule=" | ".join(NETWORKS))]
 Depth = Annotated[int, ANY_DEPTH]
 GrowthRate = Annotated[int, Range(1, 10_000)]
@@ -124,10 +124,27 @@ class TrainSettings(Settings):
         default=None,
         role=Role.CHOSEN,
     )
-    precision: Precision = flag('"bf16" and "fp16" use autocast; with "fp16" the loss is scaled.', default="fp32")
+    precision: Precision = flag(
+        '"fp32" is IEEE fp32 on every device. "tf32" lets GPUs from compute capability 8.0 on round the factors of '
+        'convolutions and matrix products to 10 bits after the point. "bf16" and "fp16" use autocast; with "fp16" the '
+        "loss is scaled.",
+        default="fp32",
+    )
     compile: bool = flag(
         "Compile the network with torch.compile, which takes minutes at first. For --efficient naive or checkpoint.",
         default=False,
+        role=Role.FREE,
+    )
+    cuda_graph: bool = flag(
+        "On one GPU: let it repeat whole steps by itself as CUDA graphs, so that it does not wait for Python. Results "
+        "stay the same to the last bit; the memory of a step stays reserved. So far this is tested without a GPU only.",
+        default=False,
+        role=Role.FREE,
+    )
+    deterministic: bool = flag(
+        "Equal runs give equal bits. False: let cuDNN choose its algorithms by timing them, and let a GPU add in any "
+        "order, which changes results by rounding.",
+        default=True,
         role=Role.FREE,
     )
     sync_bn: bool = flag(
@@ -156,8 +173,9 @@ class TrainSettings(Settings):
     )
     resume: bool = flag(
         "Continue the run in --save, or start it if there is none. Flags that are not given are those of the run. Only "
-        "save, data, download, efficient, compile, threads, tensorboard and debug may differ from it, and n_epochs may "
-        "grow. Every further epoch then has the learning rate that it has in a run of the new length.",
+        "save, data, download, efficient, compile, cuda_graph, deterministic, threads, tensorboard and debug may "
+        "differ from it, and n_epochs may grow. Every further epoch then has the learning rate that it has in a run of "
+        "the new length.",
         default=False,
         role=Role.FREE | Role.NOT_COMPARED,
     )

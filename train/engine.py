@@ -1,7 +1,7 @@
 """The training loop.
 
-A batch becomes a gradient in two calls: `train_one_epoch` hands it to `Stepper.take`, which runs the forward and the
-backward pass in `Stepper._add_gradient` and lets the optimizer take a step.
+`train_one_epoch` hands each batch to `Stepper.take`. There, `Stepper._step` runs the forward and the backward pass, in
+`Stepper._add_gradient`, and lets the optimizer take a step.
 """
 
 import time
@@ -113,16 +113,15 @@ def train_one_epoch(stepper: Stepper, batches: Generator[Batch], bar: EpochBar, 
         Stopped: If a signal has come.
     """
     stepper.begin_epoch()
-    metrics = None
+    metrics, number = stepper.metrics, 0
     with closing(batches):
-        for images, labels, size in batches:
-            metrics = metrics or RunningMetrics(labels.device)
-            stepper.take(images, labels, size, metrics)
+        for number, (images, labels, size) in enumerate(batches, start=1):
+            stepper.take(images, labels, size)
             bar.advance(size)
-            if stop.check(f"in epoch {bar.epoch}, batch {metrics.batches}", due=bar.is_due()):
+            if stop.check(f"in epoch {bar.epoch}, batch {number}", due=bar.is_due()):
                 bar.show(metrics.read())
                 stepper.check_scale()
-    assert metrics is not None, "an epoch without batches"
+    assert number, "an epoch without batches"
     metrics.all_reduce(stepper.processes)
     stepper.check_scale()
     return metrics.read()
@@ -148,14 +147,14 @@ def evaluate(
     model.eval()
     metrics = None
     with closing(iter(source)) as batches:
-        for images, labels, size in batches:
+        for number, (images, labels, size) in enumerate(batches, start=1):
             metrics = metrics or RunningMetrics(labels.device)
             metrics.begin_batch()
             if len(images):
                 logits = model(images)
                 metrics.add(F.cross_entropy(logits, labels, reduction="sum"), logits, labels)
             bar.advance(size)
-            stop.check(f"in {bar.name}, batch {metrics.batches}")
+            stop.check(f"in {bar.name}, batch {number}")
     assert metrics is not None, "a data set without batches"
     metrics.all_reduce(processes)
     return metrics.read()
@@ -212,6 +211,7 @@ class Run:
         if checkpoint.epoch:
             restore(network, self.stepper, checkpoint, self.folder.path)
             self.folder.write_products(checkpoint)
+        runtime.reset_peak_memory(self.device)
         with self.stop:
             for epoch in range(checkpoint.epoch + 1, n_epochs + 1):
                 row = self.run_epoch(epoch)
@@ -224,7 +224,7 @@ class Run:
                     checkpoint.chosen = runtime.copy_to_cpu(checkpoint.network)
                 self.folder.save(checkpoint)
                 say(epoch_line(row, n_epochs=n_epochs, is_chosen=is_chosen))
-                self.stop.check(f"after epoch {epoch}")
+                self.stop.check(f"after epoch {epoch}", now=True)
             return self.finish(checkpoint)
 
     def run_epoch(self, epoch: int) -> Row:
@@ -237,7 +237,6 @@ class Run:
         rate = self.schedule.rate(epoch)
         runtime.seed_epoch(self.seed, epoch, self.processes)
         set_learning_rate(self.stepper.optimizer, rate)
-        runtime.reset_peak_memory(self.device)
         start = time.perf_counter()
         part = "training"
         try:

@@ -37,14 +37,22 @@ class NonFiniteLoss(Exception):
 class RunningMetrics:
     """Loss and error of the batches so far, and the first numerical failure: a loss that is NaN or infinite.
 
+    All numbers are on the device, and are changed in place, so that a CUDA graph can repeat what changes them.
+
     Args:
         device: The device of the batches.
     """
 
     def __init__(self, device: torch.device):
-        self.batches = 0
+        self.batches = torch.zeros((), device=device)
         self.sums = torch.zeros(3, dtype=torch.float64, device=device)  # of losses, of wrong answers, of images
         self.first_failure = torch.full((), math.inf, device=device)  # the batch; infinite if there is none
+
+    def reset(self) -> None:
+        """Begin again without any batch."""
+        self.batches.zero_()
+        self.sums.zero_()
+        self.first_failure.fill_(math.inf)
 
     def begin_batch(self) -> None:
         """Count a batch; everything that is added from now on belongs to it."""
@@ -63,7 +71,7 @@ class RunningMetrics:
         images = torch.full_like(wrong, len(labels))
         self.sums += torch.stack([loss.double(), wrong.double(), images.double()])
         here = torch.where(loss.isfinite(), math.inf, self.batches)
-        self.first_failure = torch.minimum(self.first_failure, here)
+        torch.minimum(self.first_failure, here, out=self.first_failure)
 
     def all_reduce_failure(self, processes: ProcessGroup) -> None:
         """Tell all processes of the first numerical failure in any of them."""

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], *, lr: float, momentum: float, wd: float) -> torch.optim.SGD:
@@ -17,8 +17,10 @@ def make_optimizer(parameters: Iterable[nn.Parameter], *, lr: float, momentum: f
     has none yet. The fused implementation would allocate them in the first step and leave them uninitialised if that
     step is skipped, as it often is in fp16.
 
+    On a GPU the learning rate is a number on the device, so that a CUDA graph reads the current one.
+
     Args:
-        parameters: The parameters of the network.
+        parameters: The parameters of the network, all on one device.
         lr: Learning rate.
         momentum: From 0, which is plain SGD, to 1.
         wd: Weight decay.
@@ -26,10 +28,13 @@ def make_optimizer(parameters: Iterable[nn.Parameter], *, lr: float, momentum: f
     optimizer = torch.optim.SGD(
         parameters, lr=lr, momentum=momentum, nesterov=momentum > 0, weight_decay=wd, fused=True
     )
+    (group,) = optimizer.param_groups
+    device = group["params"][0].device
+    if device.type != "cpu":
+        group["lr"] = torch.tensor(lr, device=device)
     if momentum:
-        for group in optimizer.param_groups:
-            for weight in group["params"]:
-                optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+        for weight in group["params"]:
+            optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
     return optimizer
 
 
@@ -68,4 +73,7 @@ def learning_rate(epoch: int, *, n_epochs: int, lr: float, schedule: str = "step
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Use one learning rate for all parameters."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr

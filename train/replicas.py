@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from train import runtime
 from train.errors import UserError
 from train.processes import SINGLE_PROCESS, ProcessGroup
 
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class InPrecision(nn.Module):
@@ -59,23 +60,40 @@ class Replicas:
 
 
 def require_devices(
-    device: torch.device, *, compile: bool, sync_bn: bool, processes: ProcessGroup = SINGLE_PROCESS
+    device: torch.device,
+    *,
+    precision: str = "fp32",
+    compile: bool = False,
+    sync_bn: bool = False,
+    cuda_graph: bool = False,
+    processes: ProcessGroup = SINGLE_PROCESS,
 ) -> None:
-    """Make sure that the devices of the run can do what `replicate` is asked for.
+    """Make sure that the devices of the run can do what is asked for.
 
     Args:
         device: The device of this process.
+        precision: As for `replicate`.
         compile: As for `replicate`.
         sync_bn: As for `replicate`.
+        cuda_graph: Whether steps are captured in CUDA graphs.
         processes: The processes of the run.
 
     Raises:
         UserError: If they cannot.
     """
+    if precision == "tf32":
+        runtime.require_tf32(device, processes)
     if compile and _in_threads(device, processes):
         raise UserError(
             f"--compile True works with one GPU for each process, but this one sees {torch.cuda.device_count()}: put "
             "torchrun --nproc_per_node=N before demo.py, or let CUDA_VISIBLE_DEVICES name one"
+        )
+    if cuda_graph and device.type != "cuda":
+        raise UserError("--cuda_graph True needs a GPU, but there is none: leave it out, or set it to False")
+    if cuda_graph and _in_threads(device, processes):
+        raise UserError(
+            f"--cuda_graph True works with one GPU, but this process sees {torch.cuda.device_count()}: let "
+            "CUDA_VISIBLE_DEVICES name one"
         )
     if sync_bn and device.type != "cuda":
         raise UserError("--sync_bn True works between processes on GPUs, but there is none")
@@ -115,7 +133,11 @@ def replicate(
         model = compiled
     if processes.world_size > 1:
         own = [device] if device.type == "cuda" else None
-        return Replicas(network, DistributedDataParallel(model, device_ids=own, gradient_as_bucket_view=True), model)
+        # Otherwise the buffers are sent before every forward pass. Each process may have running statistics of its own:
+        # training does not read them, and those of the main process are shared before anything is evaluated.
+        processes.broadcast(network.buffers())
+        training = DistributedDataParallel(model, device_ids=own, gradient_as_bucket_view=True, broadcast_buffers=False)
+        return Replicas(network, training, model)
     if _in_threads(device, processes):
         model = nn.DataParallel(model)
     return Replicas(network, model, model)

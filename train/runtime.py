@@ -109,6 +109,39 @@ def be_deterministic() -> None:
     torch.backends.cudnn.benchmark = False
 
 
+def be_fast() -> None:
+    """Let cuDNN choose its algorithms by their speed, and let parallel sums be added in any order."""
+    torch.use_deterministic_algorithms(False)
+    torch.backends.cudnn.benchmark = True
+
+
+def use_precision(precision: str) -> None:
+    """Compute convolutions and matrix products of float32 on GPUs in TF32 for "tf32", and in IEEE float32 otherwise.
+
+    PyTorch's default is TF32 for convolutions only. TF32 rounds the factors to 10 bits after the point, where float32
+    has 23; sums are float32 in both.
+    """
+    fp32 = "tf32" if precision == "tf32" else "ieee"
+    torch.backends.cudnn.conv.fp32_precision = fp32  # type: ignore[attr-defined]  # made at run time
+    torch.backends.cuda.matmul.fp32_precision = fp32
+
+
+def require_tf32(device: torch.device, processes: ProcessGroup = SINGLE_PROCESS) -> None:
+    """Make sure that the devices of all processes can compute in TF32.
+
+    Raises:
+        UserError: If one cannot. All processes raise it.
+    """
+    has_tf32 = device.type == "cuda"
+    if has_tf32:
+        with torch.cuda.device(device):
+            has_tf32 = torch.cuda.is_tf32_supported()
+    if any(processes.all_reduce_max(int(not has_tf32))):
+        raise UserError(
+            "--precision is 'tf32', but that needs a GPU of compute capability 8.0 or higher; fp32 runs on every device"
+        )
+
+
 def draw_seed() -> int:
     """Return a random seed that is short enough to be typed again."""
     return secrets.randbelow(2**31)
@@ -147,7 +180,8 @@ def reset_peak_memory(device: torch.device) -> None:
 def peak_memory(device: torch.device) -> float | None:
     """Return the largest memory in use at once, in MB of 10^6 bytes.
 
-    On GPUs it is that of tensors since `reset_peak_memory`, on the GPU that used most. On a CPU it is that of the whole
+    On GPUs it is that of tensors since `reset_peak_memory`, on the GPU that used most; a CUDA graph takes its memory
+    when it is captured, and not when it runs. On a CPU it is that of the whole
     process since its start, or None where it is unknown.
     """
     if device.type == "cuda":

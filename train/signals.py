@@ -18,6 +18,8 @@ from train.terminal import alert
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
 AGAIN_SECONDS = 0.01  # after which an object that is being destroyed is gone
 SAME_SIGNAL_SECONDS = 2  # torchrun passes on what a scheduler may have sent to its processes too
+ASKING_SECONDS = 0.1  # between two questions of the processes whether any of them has got a signal
+MOST_CHECKS = 32  # from one question to the next: steps can be slower than those before, from which it is estimated
 
 
 def begin() -> None:
@@ -48,8 +50,11 @@ class Stopped(KeyboardInterrupt):
 class GracefulStop:
     """A context in which the first signal waits for a `check`, and a second one ends the process where it is.
 
+    Several processes have to ask each other whether a signal has come, and each then waits for the slowest. They do so
+    at every check where steps are slow, and about ten times a second where they are fast.
+
     Args:
-        processes: The processes of the run, which all stop where a signal has come to any of them.
+        processes: The processes of the run, which all stop at the same check where a signal has come to any of them.
     """
 
     def __init__(self, processes: ProcessGroup = SINGLE_PROCESS) -> None:
@@ -57,6 +62,9 @@ class GracefulStop:
         self._handlers = ExitStack()
         self._number = 0
         self._time = 0.0
+        self._checks = 0  # since the processes asked each other
+        self._checks_to_ask = 1  # the same in all processes
+        self._asked = time.monotonic()
 
     def __enter__(self) -> Self:
         self._handlers.enter_context(_handled(self._note))
@@ -65,20 +73,28 @@ class GracefulStop:
     def __exit__(self, *exception: object) -> None:
         self._handlers.close()
 
-    def check(self, where: str = "", *, due: bool = False) -> bool:
+    def check(self, where: str = "", *, due: bool = False, now: bool = False) -> bool:
         """Stop here if a signal has come. All processes call this at the same place of their work.
 
         Args:
             where: How far the work is, for the user.
             due: Whether something else is due in this process.
+            now: Let several processes ask each other in any case.
 
         Returns:
-            Whether something else is due in any process.
+            Whether something else is due in any process; several processes find out when they ask each other.
 
         Raises:
             Stopped: In all processes, if a signal has come to any of them.
         """
-        number, is_due = self._processes.all_reduce_max(self._number, due)
+        self._checks += 1
+        if self._checks < self._checks_to_ask and not now:
+            return False
+        seconds = (time.monotonic() - self._asked) / self._checks
+        number, is_due, slowest = self._processes.all_reduce_max(self._number, due, round(seconds * 1e6))
+        self._checks, self._asked = 0, time.monotonic()
+        if self._processes.world_size > 1:
+            self._checks_to_ask = checks_to_ask(slowest / 1e6)
         if number:
             raise Stopped(number, where)
         return bool(is_due)
@@ -92,6 +108,15 @@ class GracefulStop:
             os._exit(128 + number)
         self._number, self._time = number, time.monotonic()
         alert(f"{name}: stopping after the batch in hand; a second signal stops at once")
+
+
+def checks_to_ask(seconds: float) -> int:
+    """Return at which check several processes ask each other again.
+
+    Args:
+        seconds: From one check to the next, so far, in the slowest process.
+    """
+    return max(1, min(MOST_CHECKS, int(ASKING_SECONDS / max(seconds, 1e-6))))
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from train.cuda_graph import CapturedSteps, Graphs
 from train.metrics import RunningMetrics
 from train.processes import SINGLE_PROCESS, ProcessGroup
 
@@ -35,6 +36,9 @@ class Stepper:
     from the gradients in fp16. A hook that runs right before each step of the optimizer adds the numerical failures
     of the loss: from the first loss that is NaN or infinite on, `found_inf` is 1 and the parameters stay as they are.
 
+    Everything that a step leaves for the next one is a tensor that it changes in place, so that it can be captured in a
+    CUDA graph.
+
     Args:
         model: Maps images (n, 3, H, W) to logits (n, classes). Under DistributedDataParallel it takes empty batches.
         optimizer: A fused optimizer of the model's parameters.
@@ -42,6 +46,10 @@ class Stepper:
         processes: The processes that share a batch.
         accum_steps: Micro-batches of a batch in each process, at least 1.
         label_smoothing: Fraction of each label, from 0 to 1, that is spread evenly over all classes.
+        graphs: Captures steps; None takes them all eagerly. It needs a single process.
+
+    Attributes:
+        metrics: Loss and error of the epoch so far.
     """
 
     def __init__(
@@ -53,49 +61,54 @@ class Stepper:
         processes: ProcessGroup = SINGLE_PROCESS,
         accum_steps: int = 1,
         label_smoothing: float = 0.0,
+        graphs: Graphs | None = None,
     ):
+        device = next(model.parameters()).device
         self.model = model
         self.optimizer = optimizer
         self.scaler = scaler or torch.amp.GradScaler(enabled=False)
         self.processes = processes
         self.accum_steps = accum_steps
         self.label_smoothing = label_smoothing
-        self.skipped: Tensor | float = 0.0  # steps whose gradients overflowed, since `begin_epoch`
-        self._failed = torch.zeros(())  # whether a loss was NaN or infinite, on the device of the last batch
+        self.metrics = RunningMetrics(device)
+        self._skipped = torch.zeros((), device=device)  # steps whose gradients overflowed, since `begin_epoch`
+        self._take = CapturedSteps(self._step, graphs, discard=self._discard_step) if graphs else self._step
         optimizer.register_step_pre_hook(self._set_found_inf)
 
     def begin_epoch(self) -> None:
-        """Put the model into training mode, and count skipped steps from 0 again."""
+        """Put the model into training mode, and begin metrics and the number of skipped steps anew."""
         self.model.train()
-        self.skipped = 0.0
+        self.metrics.reset()
+        self._skipped.zero_()
 
-    def take(self, images: Tensor, labels: Tensor, size: int, metrics: RunningMetrics) -> None:
+    def take(self, images: Tensor, labels: Tensor, size: int) -> None:
         """Take a step, and add loss and error to the metrics. No step is taken after a loss that is NaN or infinite.
 
         Args:
             images: This process's part of the batch, (n, 3, H, W); may be empty where there are several processes.
             labels: Its labels, (n,).
             size: Images of the batch in all processes.
-            metrics: The metrics of the epoch so far.
         """
+        self._take(images, labels, size)
+
+    def _step(self, images: Tensor, labels: Tensor, size: int) -> None:
         self.optimizer.zero_grad()
-        metrics.begin_batch()
+        self.metrics.begin_batch()
         parts = zip(images.tensor_split(self.accum_steps), labels.tensor_split(self.accum_steps), strict=True)
         for i, (part, its_labels) in enumerate(parts, start=1):
             # With several processes, each of them must take part in every collective operation.
             if len(part) or self.processes.world_size > 1:
                 with self._gradient_exchange(is_last=i == self.accum_steps):
-                    self._add_gradient(part, its_labels, size, metrics)
-        metrics.all_reduce_failure(self.processes)
-        self._failed = metrics.failed
+                    self._add_gradient(part, its_labels, size)
+        self.metrics.all_reduce_failure(self.processes)
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
-    def _add_gradient(self, images: Tensor, labels: Tensor, size: int, metrics: RunningMetrics) -> None:
+    def _add_gradient(self, images: Tensor, labels: Tensor, size: int) -> None:
         """Add the gradient of a micro-batch to that of the batch: forward pass, loss, backward pass."""
         logits = self.model(images)
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing, reduction="sum")
-        metrics.add(loss.detach(), logits, labels)
+        self.metrics.add(loss.detach(), logits, labels)
         # DistributedDataParallel averages over all processes, where the sum is needed.
         self.scaler.scale(loss * (self.processes.world_size / size)).backward()
 
@@ -108,10 +121,20 @@ class Stepper:
     def _set_found_inf(self, optimizer: Any, *_: Any) -> None:
         """Skip the step if the scaler has found infinite gradients or the metrics have found a numerical failure."""
         if self.scaler.is_enabled():
-            self.skipped = self.skipped + optimizer.found_inf
-            optimizer.found_inf = torch.maximum(optimizer.found_inf, self._failed)
+            self._skipped += optimizer.found_inf
+            optimizer.found_inf = torch.maximum(optimizer.found_inf, self.metrics.failed)
         else:
-            optimizer.found_inf = self._failed
+            optimizer.found_inf = self.metrics.failed
+
+    def _discard_step(self) -> None:
+        """Forget in Python a step that was begun and not finished, and that has changed nothing on the device."""
+        self.optimizer.zero_grad()
+        for name in ("grad_scale", "found_inf"):
+            vars(self.optimizer).pop(name, None)
+        if self.scaler.is_enabled():  # the old one may count the step as taken
+            state = self.scaler.state_dict()
+            self.scaler = torch.amp.GradScaler(self.metrics.sums.device.type)
+            self.scaler.load_state_dict(state)
 
     def check_scale(self) -> None:
         """Wait for the device, and make sure that the scale of the loss is still useful.
@@ -145,4 +168,4 @@ class Stepper:
 
     def num_skipped(self) -> int | None:
         """Wait for the device, and return the number of skipped steps of the epoch; None except in fp16."""
-        return int(self.skipped) if self.scaler.is_enabled() else None
+        return int(self._skipped) if self.scaler.is_enabled() else None

@@ -17,7 +17,7 @@ FP64_BATCH = 8  # images; a step in fp64 takes twice the memory and time
 FP64_LARGEST = 1e-9
 # In lower precision rounding decides near zero which gradients pass a ReLU. Two memory formats of the naive network
 # differ by 0.007 (fp32) and 0.2 (bf16) of the whole gradient at L=100, and by 1e-6 and 5e-4 of running statistics.
-# A deeper network differs by more. cuDNN computes fp32 convolutions in tf32 by default.
+# A deeper network differs by more.
 LARGEST_FORWARD = {"fp32": 1e-4, "tf32": 0.01, "bf16": 0.01, "fp16": 0.01}
 LARGEST_GRADIENT = {"fp32": 0.05, "tf32": 0.6, "bf16": 0.6, "fp16": 0.6}
 TIMES_NAIVE = 2
@@ -150,11 +150,10 @@ def agreements_in_precision(case: Case, observed: Sequence[tuple[str, Observed]]
         observed: Names and results. The first two are naive in both memory formats, which differ by rounding alone.
     """
     (_, expected), *others = observed
-    precision = "tf32" if case.precision == "fp32" and case.device.type == "cuda" else case.precision
     agreements = []
     for part, compare, allowed in (
-        ("forward", forward_difference, LARGEST_FORWARD[precision]),
-        ("gradient", gradient_difference, LARGEST_GRADIENT[precision]),
+        ("forward", forward_difference, LARGEST_FORWARD[case.precision]),
+        ("gradient", gradient_difference, LARGEST_GRADIENT[case.precision]),
     ):
         of_naive, *differences = (compare(name, expected, actual) for name, actual in others)
         allowed = min(LARGEST, max(allowed, TIMES_NAIVE * of_naive.value))

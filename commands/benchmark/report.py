@@ -29,6 +29,7 @@ def report_step(settings: BenchmarkSettings, network: NetworkSettings, depths: S
     """
     runtime.use_threads(settings.threads)
     runtime.be_deterministic()
+    runtime.use_precision(settings.precision)
     case = Case(network, settings.batch_size, settings.precision, runtime.pick_device())
     variants = all_variants(network, memory_format=settings.memory_format, with_compile=settings.compile)
     with cpu_contention.warn_if_busy(case.device):

@@ -39,7 +39,7 @@ class BenchmarkSettings(Settings):
         default=None,
     )
     drop_rate: DropRate = flag("Dropout after each 3x3 convolution of a dense layer.", default=0.0)
-    precision: Precision = flag("bf16 and fp16 use autocast. fp16 needs a GPU.", default="fp32")
+    precision: Precision = flag("As in train; tf32 and fp16 need a GPU.", default="fp32")
     memory_format: Literal["channels_last", "contiguous"] = flag(
         "Memory format of all variants; naive is measured in both, and ratios refer to the faster one.",
         default="channels_last",

@@ -21,6 +21,7 @@ MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.cont
 PRECISIONS = {
     "fp64": (torch.float64, None),
     "fp32": (torch.float32, None),
+    "tf32": (torch.float32, None),
     "bf16": (torch.float32, torch.bfloat16),
     "fp16": (torch.float32, torch.float16),
 }
@@ -80,6 +81,9 @@ class Case:
     def __post_init__(self) -> None:
         if self.precision == "fp16" and self.device.type == "cpu":
             raise UserError("--precision is 'fp16', but that needs a GPU; on a CPU it must be fp32 | bf16")
+
+        if self.precision == "tf32":
+            runtime.require_tf32(self.device)
 
     def resized(
         self, *, network: NetworkSettings | None = None, depth: int | None = None, batch_size: int | None = None

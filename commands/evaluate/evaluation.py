@@ -56,6 +56,7 @@ def evaluate_run(
     settings = replace(run.settings, data=data or run.settings.data)
     runtime.use_threads(threads)
     runtime.be_deterministic()
+    runtime.use_precision(settings.precision)
     device = runtime.pick_device()
     with memory_explained(larger_machine):
         record, loaded = read_with_record(run.path, run.network)

@@ -25,7 +25,7 @@ NAMES = {
     "label_smoothing": "smoothing",
     "augment": "augmentation aug data_augmentation",
     "valid_size": "val_size validation_size val_split validation_split",
-    "precision": "amp dtype mixed_precision fp16 bf16 half use_amp autocast",
+    "precision": "allow_tf32 amp dtype mixed_precision fp16 bf16 half use_amp autocast",
     "sync_bn": "syncbn sync_batchnorm",
     "limit_batches": "max_batches limit_train_batches dry_run fast_dev_run",
     "seed": "random_seed manual_seed random_state",

@@ -68,6 +68,7 @@ def predict_images(
     paths = list_images(images)
     runtime.use_threads(threads)
     runtime.be_deterministic()
+    runtime.use_precision(run.settings.precision)
     device = runtime.pick_device()
     with memory_explained(larger_machine):
         network = runtime.placed(run.network(), device)

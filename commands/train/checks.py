@@ -52,6 +52,10 @@ def check_training(settings: TrainSettings, *, num_processes: int, is_launched: 
             )
     if settings.compile:
         require_compiler()
+    if settings.cuda_graph and settings.compile:
+        raise UserError("--cuda_graph True does not work with --compile True")
+    if settings.cuda_graph and is_launched:
+        raise UserError("--cuda_graph True works in a single process on one GPU, not under torchrun")
     if settings.sync_bn and not is_launched:
         raise UserError(
             "--sync_bn True works between processes on GPUs: put torchrun --nproc_per_node=N before demo.py"

@@ -16,6 +16,7 @@ from data.datasets import DATASETS, validation_size
 from data.splits import Dataset
 from models import DenseNet
 from train import cpu_contention, replicas, runtime
+from train.cuda_graph import CudaGraphs
 from train.engine import Loaders, Run, Schedule
 from train.optim import make_optimizer
 from train.processes import current_group
@@ -81,8 +82,19 @@ def read_inputs(settings: TrainSettings, *, is_new: bool) -> Inputs:
     processes = current_group()
     runtime.use_threads(settings.threads)
     device = runtime.pick_device(processes)
-    runtime.be_deterministic()
-    replicas.require_devices(device, compile=settings.compile, sync_bn=settings.sync_bn, processes=processes)
+    if settings.deterministic:
+        runtime.be_deterministic()
+    else:
+        runtime.be_fast()
+    runtime.use_precision(settings.precision)
+    replicas.require_devices(
+        device,
+        precision=settings.precision,
+        compile=settings.compile,
+        sync_bn=settings.sync_bn,
+        cuda_graph=settings.cuda_graph,
+        processes=processes,
+    )
     initial_weights = processes.on_main_only(read_initial_weights, settings) if is_new else None
     source, loaders = read_dataset(settings, device, processes, is_new=is_new)
     valid_size = validation_size(source, DATASETS[settings.dataset], settings.valid_size)
@@ -132,6 +144,7 @@ def fit(placed: replicas.Replicas, inputs: Inputs, folder: RunFolder, checkpoint
         processes=processes,
         accum_steps=settings.accum_steps,
         label_smoothing=settings.label_smoothing,
+        graphs=CudaGraphs(inputs.device) if settings.cuda_graph else None,
     )
     device = runtime.describe_device(inputs.device, processes)
     config = config_of(settings, placed.network, inputs.source, device=device)

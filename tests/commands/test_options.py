@@ -6,11 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from commands.settings import TrainSettings
-from commands.train.checks import check_last_batch
+from commands.train import steps
+from commands.train.checks import check_last_batch, check_training
 from tests.support.application import SMALL, assert_same_run, read_results, run_here
-from train import engine
+from tests.support.recorded_graph import RecordedGraphs
+from train import engine, replicas
+from train.cuda_graph import EAGER_STEPS
 from train.errors import UserError
 
 QUICK = [*SMALL, "--limit_batches=2"]
@@ -120,7 +124,8 @@ def test_options_are_in_the_configuration(tmp_path):
         (["--recipe=densenet-bc-100-12-c10plus"], "did you mean densenet-bc-100-12-c10+?"),
         (["--recipe=densenet-bc-190-40-C100-plus"], "did you mean densenet-bc-190-40-c100+?"),
         (["--recipe=densenet-40-12-svhn", "--depth=44"], "--depth is '44'"),
-        (["--precision=fp64"], "--precision is 'fp64', but must be fp32 | bf16 | fp16; did you mean fp16?"),
+        (["--precision=fp64"], "--precision is 'fp64', but must be fp32 | tf32 | bf16 | fp16; did you mean "),
+        (["--cuda_graph", "--compile", "--efficient=naive"], "--cuda_graph True does not work with --compile True"),
         (["--label_smoothing=1.5"], "--label_smoothing is '1.5', but must be a number, 0 or more and at most 1"),
         (["--lr_schedule=cos"], "--lr_schedule is 'cos', but must be step | cosine"),
         (["--limit_batches=0"], "--limit_batches is '0', but must be a whole number, 1 or more"),
@@ -136,6 +141,51 @@ def test_what_does_not_go_together_is_refused_before_anything_is_done(words, mes
     assert message in err
     assert err.count("\n") == 1
     assert not save.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--precision=tf32"], "--precision is 'tf32', but that needs a GPU of compute capability 8.0 or higher; fp32"),
+        (["--cuda_graph"], "--cuda_graph True needs a GPU, but there is none: leave it out, or set it to False"),
+    ],
+)
+def test_what_needs_a_gpu_is_refused_where_there_is_none(words, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert run_here(*QUICK, *words, f"--save={tmp_path / 'run'}") == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert message in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_graph_is_of_a_single_process():
+    settings = TrainSettings(save=Path("s"), cuda_graph=True)
+    check_training(settings, num_processes=1, is_launched=False)
+    with pytest.raises(UserError, match="--cuda_graph True works in a single process on one GPU, not under torchrun"):
+        check_training(settings, num_processes=2, is_launched=True)
+
+
+def test_a_run_with_graphs_has_the_results_of_one_without_and_can_be_resumed_without(tmp_path, monkeypatch):
+    graphs = RecordedGraphs()
+    words = [*SMALL, "--n_epochs=1", "--drop_rate=0.2", "--limit_batches=5"]
+    assert run_here(*words, f"--save={tmp_path / 'eager'}") == 0
+    with monkeypatch.context() as context:
+        context.setattr(steps, "CudaGraphs", lambda device: graphs)
+        context.setattr(replicas, "require_devices", lambda device, **_: None)
+        assert run_here(*words, "--cuda_graph", f"--save={tmp_path / 'graphs'}") == 0
+    assert graphs.replays == 5 - EAGER_STEPS
+    assert_same_run(tmp_path / "graphs", tmp_path / "eager")
+    again = [f"--save={tmp_path / 'graphs'}", "--resume", "--n_epochs=2"]
+    assert run_here(*again) == 2  # the graphs are those of the run
+    assert run_here(*again, "--cuda_graph=False") == 0
+
+
+def test_speed_may_be_preferred_to_equal_bits(tmp_path):
+    for value in (False, True):
+        assert run_here(*QUICK, "--n_epochs=1", f"--deterministic={value}", f"--save={tmp_path / str(value)}") == 0
+        assert torch.are_deterministic_algorithms_enabled() is value
+        assert torch.backends.cudnn.benchmark is not value
 
 
 @pytest.mark.parametrize(("num_images", "is_fine"), [(64, True), (68, True), (67, False), (3, False)])

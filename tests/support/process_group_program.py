@@ -3,6 +3,7 @@
 Each process writes one file into the folder that it is given. The results are compared with those of a single process.
 """
 
+import copy
 import signal
 import sys
 from pathlib import Path
@@ -86,6 +87,29 @@ def train(processes, *, epochs=3, accum_steps=1, is_frozen=True):
     return [number for metrics in seen for number in (metrics.loss, metrics.error)], network.state_dict()
 
 
+def count_statistics(processes):
+    """Train with weights that never move; return running statistics before and after the processes share them.
+
+    The third ones are those of a network that has seen only the images of this process.
+    """
+    torch.manual_seed(processes.rank)
+    network = densenet_bc(10, 2)
+    network.features.norm_final.running_mean.fill_(processes.rank)  # as if only the main process had read weights
+    replicas = replicate(network, CPU, processes=processes)
+    alone = copy.deepcopy(network).train()
+    optimizer = make_optimizer(network.parameters(), lr=0.0, momentum=0.9, wd=0)
+    stepper = Stepper(replicas.training, optimizer, processes=processes)
+    shard = Shard(processes.rank, processes.world_size)
+    loader = Loader(split(), batch_size=BATCH_SIZE, mean=(0.5,) * 3, std=(0.25,) * 3, shard=shard)
+    train_one_epoch(stepper, loader.epoch(1), Bar(), GracefulStop(processes))
+    for images, _, _ in loader.epoch(1):
+        if len(images):
+            alone(images)
+    before = [buffer.clone() for buffer in network.buffers()]
+    processes.broadcast(network.buffers())
+    return before, [*network.buffers()], [*alone.buffers()]
+
+
 def fail(processes):
     """Train where one image, which only one process sees, makes the loss NaN; return which batch is blamed."""
     network = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
@@ -111,13 +135,13 @@ def fail(processes):
 
 
 def stop(processes):
-    """Evaluate four batches where the last process gets a signal at the second one; return where all stop."""
+    """Evaluate many batches where the last process gets a signal at the second one; return where all stop."""
     network = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
     taken = 0
 
     def batches():
         nonlocal taken
-        for taken in range(1, 5):
+        for taken in range(1, 100):
             if taken == 2 and processes.rank == processes.world_size - 1:
                 signal.raise_signal(signal.SIGTERM)
             yield torch.ones(1, 1, 2, 2), torch.zeros(1, dtype=torch.long), processes.world_size
@@ -167,6 +191,7 @@ def main(folder):
             "frozen": train(processes),
             "parts": train(processes, accum_steps=2),
             "moving": train(processes, epochs=1, is_frozen=False),
+            "statistics": count_statistics(processes),
             "failed": fail(processes),
             "stopped": stop(processes),
             "heard": hear(processes),

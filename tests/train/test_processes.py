@@ -9,6 +9,7 @@ from tests.support.torchrun import run_processes
 from train.errors import LostProcess
 from train.messages import connected
 from train.processes import SINGLE_PROCESS, ProcessGroup
+from train.signals import MOST_CHECKS
 
 COUNTS = (2, 3)
 PROGRAM = ROOT / "tests" / "support" / "process_group_program.py"
@@ -54,10 +55,21 @@ def test_norm_layers_keep_the_statistics_of_the_first_process(results, count):
 
 
 @pytest.mark.parametrize("count", COUNTS)
+def test_processes_share_running_statistics_after_an_epoch_and_not_in_each_step(results, count):
+    (of_first, *_), *_ = (result["statistics"] for result in results[count])
+    for before, after, alone in (result["statistics"] for result in results[count]):
+        for own, shared, expected, first in zip(before, after, alone, of_first, strict=True):
+            assert torch.equal(own, expected)
+            assert torch.equal(shared, first)
+    last = results[count][-1]["statistics"][0]
+    assert not all(map(torch.equal, last, of_first))
+
+
+@pytest.mark.parametrize("count", COUNTS)
 def test_a_bad_loss_in_one_process_stops_all_before_that_step(results, count):
-    batches = {result["failed"][0] for result in results[count]}
-    taken = {result["failed"][1] for result in results[count]}
-    assert (batches, taken) == ({3}, {3})
+    ((batch, taken),) = {result["failed"][:2] for result in results[count]}
+    assert batch == 3
+    assert 3 <= taken <= 5
     first, *others = (result["failed"][2] for result in results[count])
     assert all(weight.isfinite().all() for weight in first.values())
     for weights in others:
@@ -66,8 +78,9 @@ def test_a_bad_loss_in_one_process_stops_all_before_that_step(results, count):
 
 @pytest.mark.parametrize("count", COUNTS)
 def test_a_signal_to_one_process_ends_the_evaluation_of_all_after_the_same_batch(results, count):
-    stopped = {result["stopped"] for result in results[count]}
-    assert stopped == {("stopped by SIGTERM in validation, batch 2", 143, 2)}
+    ((said, exit_code, batch),) = {result["stopped"] for result in results[count]}
+    assert (said, exit_code) == (f"stopped by SIGTERM in validation, batch {batch}", 143)
+    assert 2 <= batch <= 2 + MOST_CHECKS
 
 
 def test_one_process_of_each_machine_does_work_before_the_others_there(results):

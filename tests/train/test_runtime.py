@@ -1,6 +1,7 @@
 """Devices, seeds, and weights without wrapper."""
 
 import re
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -37,6 +38,47 @@ def test_what_several_gpus_and_none_cannot_do_is_refused(monkeypatch):
     require_devices(gpu, compile=False, sync_bn=True)
     require_devices(gpu, compile=True, sync_bn=True, processes=ProcessGroup(world_size=3))
     require_devices(cpu, compile=True, sync_bn=False)
+
+
+def test_float32_is_ieee_unless_tf32_is_asked_for():
+    for precision, expected in (("tf32", "tf32"), ("bf16", "ieee"), ("fp32", "ieee")):
+        runtime.use_precision(precision)
+        assert torch.backends.cudnn.conv.fp32_precision == expected
+        assert torch.backends.cuda.matmul.fp32_precision == expected
+
+
+@pytest.mark.parametrize(("processes", "supported"), [(1, True), (1, False), (2, True)])
+def test_tf32_needs_gpus_that_have_it_in_all_processes(processes, supported, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "is_tf32_supported", lambda: supported)
+    monkeypatch.setattr(Among, "others", (1,))
+    group = Among(world_size=2) if processes == 2 else ProcessGroup()  # the other process lacks it
+    allowed = nullcontext() if supported and processes == 1 else pytest.raises(UserError, match=r"capability 8\.0")
+    with allowed:
+        require_devices(torch.device("cuda", 0), precision="tf32", processes=group)
+    require_devices(torch.device("cpu"), precision="fp32")
+
+
+def test_a_graph_is_of_one_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    with pytest.raises(UserError, match="--cuda_graph True works with one GPU, but this process sees 3: let CUDA_"):
+        require_devices(torch.device("cuda", 0), cuda_graph=True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    require_devices(torch.device("cuda", 0), cuda_graph=True)
+
+
+@pytest.mark.gpu
+def test_convolutions_and_products_on_a_gpu_are_in_the_precision():
+    generator = torch.Generator().manual_seed(0)
+    x, w = (torch.randn(256, 256, generator=generator, dtype=torch.float64).cuda() for _ in range(2))
+    errors = {}
+    for precision in ("fp32", "tf32"):
+        runtime.use_precision(precision)
+        of_product = (x.float() @ w.float()).double() - x @ w
+        of_convolution = nn.functional.conv2d(x.float()[..., None, None], w.T.float()[..., None, None])
+        errors[precision] = of_product.abs().max(), (of_convolution.double()[..., 0, 0] - x @ w).abs().max()
+    assert max(errors["fp32"]) < 1e-4
+    assert min(errors["tf32"]) > 1e-3
 
 
 class Among(ProcessGroup):

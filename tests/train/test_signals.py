@@ -10,7 +10,8 @@ import pytest
 
 from tests.support.application import ROOT
 from train import signals
-from train.signals import SIGNALS, GracefulStop, Stopped, immediate_stop
+from train.processes import ProcessGroup
+from train.signals import MOST_CHECKS, SIGNALS, GracefulStop, Stopped, checks_to_ask, immediate_stop
 
 # Waits for signals in short steps, and says when it is ready for the first one and the second one.
 WAITER = """
@@ -63,6 +64,55 @@ def test_signals_at_once_stop_where_the_program_is(number, capfd):
     assert str(stopped.value) == f"stopped by {number.name}"
     assert stopped.value.exit_code == 128 + number
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "checks"), [(10.0, 1), (0.06, 1), (0.05, 2), (0.02, 5), (0.001, MOST_CHECKS), (0.0, MOST_CHECKS)]
+)
+def test_processes_ask_each_other_ten_times_a_second_where_steps_are_fast(seconds, checks):
+    assert checks_to_ask(seconds) == checks
+
+
+class Asking(ProcessGroup):
+    """One of two processes; the other one answers with its own numbers."""
+
+    asked = 0
+    other = (0, 0, 0)
+
+    def all_reduce_max(self, *values):
+        Asking.asked += 1
+        return tuple(map(max, values, self.other))
+
+
+def test_two_processes_with_fast_steps_seldom_ask_each_other_and_stop_together(monkeypatch):
+    monkeypatch.setattr(Asking, "asked", 0)
+    monkeypatch.setattr(Asking, "other", (0, 1, 10_000))  # whose steps take 10 ms
+    asked, answers = [], []
+    stop = GracefulStop(Asking(world_size=2))
+    for _ in range(25):
+        answers.append(stop.check("in a step", due=False))
+        asked.append(Asking.asked)
+    assert asked == [1] * 10 + [2] * 10 + [3] * 5  # at the first check, and at each tenth after it
+    assert answers == [i in (0, 10, 20) for i in range(25)]  # the other one's clock
+    monkeypatch.setattr(Asking, "other", (signal.SIGTERM, 0, 10_000))
+    for _ in range(5):
+        stop.check("in a step")
+    with pytest.raises(Stopped, match="in a step"):
+        stop.check("in a step")
+    with pytest.raises(Stopped, match="after the epoch"):
+        stop.check("after the epoch", now=True)
+
+
+def test_a_process_that_is_alone_hears_a_signal_at_the_next_check(capfd):
+    def work():
+        with GracefulStop() as stop:
+            for _ in range(50):
+                stop.check()
+            signal.raise_signal(signal.SIGTERM)
+            stop.check("in epoch 3")
+
+    with pytest.raises(Stopped, match="in epoch 3"):
+        work()
 
 
 class TakenDown:

@@ -10,7 +10,6 @@ from torch import nn
 
 from models import densenet_bc
 from tests.support.tensor_measurements import frozen
-from train.metrics import RunningMetrics
 from train.optim import make_optimizer
 from train.replicas import replicate
 from train.step import SMALLEST_SCALE, EndlessOverflow, Stepper
@@ -32,10 +31,9 @@ def network(**settings):
 def gradients_of_step(model, images, labels, **settings):
     optimizer = make_optimizer(model.parameters(), lr=0.1, momentum=0.9, wd=0)
     stepper = Stepper(model, optimizer, **settings)
-    metrics = RunningMetrics(CPU)
     stepper.begin_epoch()
-    stepper.take(images, labels, len(labels), metrics)
-    return [parameter.grad for parameter in model.parameters()], metrics.read()
+    stepper.take(images, labels, len(labels))
+    return [parameter.grad for parameter in model.parameters()], stepper.metrics.read()
 
 
 @pytest.mark.parametrize("accum_steps", [2, 3, 7])
@@ -112,10 +110,8 @@ IMAGES = torch.zeros(4, 3, 8, 8)
 
 def test_a_scaled_loss_gives_the_step_of_a_plain_one():
     ours, plain = Scaled(), Scaled()
-    fp16_stepper(ours).take(IMAGES, LABELS, 4, RunningMetrics(CPU))
-    Stepper(plain, make_optimizer(plain.parameters(), lr=0.1, momentum=0, wd=0)).take(
-        IMAGES, LABELS, 4, RunningMetrics(CPU)
-    )
+    fp16_stepper(ours).take(IMAGES, LABELS, 4)
+    Stepper(plain, make_optimizer(plain.parameters(), lr=0.1, momentum=0, wd=0)).take(IMAGES, LABELS, 4)
     torch.testing.assert_close(ours.weight, plain.weight, rtol=1e-3, atol=0)
     assert not torch.equal(ours.weight, Scaled().weight)
 
@@ -123,16 +119,15 @@ def test_a_scaled_loss_gives_the_step_of_a_plain_one():
 def test_a_step_that_overflows_is_skipped_and_is_no_failure():
     model = Scaled()
     stepper = fp16_stepper(model, init_scale=2.0**127)
-    metrics = RunningMetrics(CPU)
     stepper.begin_epoch()
     weights = []
     for _ in range(130):
-        stepper.take(IMAGES, LABELS, 4, metrics)
+        stepper.take(IMAGES, LABELS, 4)
         weights.append(model.weight.detach().clone())
     assert 90 < stepper.num_skipped() < 130  # until 0.5 / 4 * 2 ** n fits into fp16
     assert torch.equal(weights[stepper.num_skipped() - 1], Scaled().weight)
     assert not torch.equal(weights[-1], Scaled().weight)
-    assert metrics.read().loss > 0
+    assert stepper.metrics.read().loss > 0
     stepper.begin_epoch()
     assert stepper.num_skipped() == 0
 
@@ -144,13 +139,12 @@ def test_a_first_step_that_overflows_leaves_no_trace_in_the_momentum(monkeypatch
     ours, plain = Scaled(), Scaled()
     optimizer = make_optimizer(ours.parameters(), lr=0.1, momentum=0.9, wd=0.01)
     stepper = Stepper(ours, optimizer, torch.amp.GradScaler("cpu", init_scale=2.0**18))
-    metrics = RunningMetrics(CPU)
-    stepper.take(IMAGES, LABELS, 4, metrics)
+    stepper.take(IMAGES, LABELS, 4)
     assert stepper.num_skipped() == 1
     assert torch.equal(ours.weight, plain.weight)
     expected = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01)
     for _ in range(3):
-        stepper.take(IMAGES, LABELS, 4, metrics)
+        stepper.take(IMAGES, LABELS, 4)
         expected.zero_grad()
         F.cross_entropy(plain(IMAGES), LABELS).backward()
         expected.step()
@@ -165,7 +159,7 @@ def test_gradients_that_overflow_at_any_scale_end_the_run():
     stepper.optimizer.add_param_group({"params": [model.bad]})
     model.bad.register_hook(lambda grad: grad * torch.inf)
     model.forward = lambda images: (model.weight * model.bad).expand(len(images), 2)
-    stepper.take(IMAGES, LABELS, 4, RunningMetrics(CPU))
+    stepper.take(IMAGES, LABELS, 4)
     with pytest.raises(EndlessOverflow):
         stepper.check_scale()
 
@@ -173,16 +167,15 @@ def test_gradients_that_overflow_at_any_scale_end_the_run():
 def test_a_bad_loss_in_fp16_is_a_failure_and_stops_all_steps():
     model = Scaled()
     stepper = fp16_stepper(model)
-    metrics = RunningMetrics(CPU)
     good, bad = Scaled.forward, lambda images: model.weight.expand(len(images), 2) * torch.nan
-    stepper.take(IMAGES, LABELS, 4, metrics)
+    stepper.take(IMAGES, LABELS, 4)
     after_good = model.weight.detach().clone()
     model.forward = bad
-    stepper.take(IMAGES, LABELS, 4, metrics)
+    stepper.take(IMAGES, LABELS, 4)
     model.forward = lambda images: good(model, images)
-    stepper.take(IMAGES, LABELS, 4, metrics)
+    stepper.take(IMAGES, LABELS, 4)
     assert torch.equal(model.weight, after_good)
-    assert metrics.failed == 1
+    assert stepper.metrics.failed == 1
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])

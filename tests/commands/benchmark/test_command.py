@@ -157,7 +157,7 @@ REFUSED = [
     (["benchmark", "--network=densenet121", "--image_size=32"], "64 pixels or more, but --image_size is 32"),
     (["benchmark", "--network=densenet12"], "--network is 'densenet12', but must be densenet_bc | densenet | "),
     (["benchmark", "--image_size=4"], "--image_size is '4', but must be a whole number, 8 or more"),
-    (["benchmark", "--precision=fp8"], "--precision is 'fp8', but must be fp32 | bf16 | fp16"),
+    (["benchmark", "--precision=fp8"], "--precision is 'fp8', but must be fp32 | tf32 | bf16 | fp16"),
     (["benchmark", "--memory_format=nchw"], "--memory_format is 'nchw'"),
     (["benchmark", "--threads=0"], "--threads is '0'"),
     (["benchmark", "--rounds=-1"], "--rounds is '-1'"),
@@ -213,8 +213,9 @@ def test_a_lack_of_memory_is_one_line():
             raise error
     with pytest.raises(RuntimeError, match="another fault"), memory_errors_as_one_line("naive", SMALL):
         raise RuntimeError("another fault")
-    with pytest.raises(UserError, match="fp16"):
-        small(precision="fp16")
+    for precision in ("fp16", "tf32"):
+        with pytest.raises(UserError, match=precision):
+            small(precision=precision)
 
 
 def test_an_interrupted_benchmark_speaks_of_no_run_to_resume(monkeypatch, capsys):
@@ -231,7 +232,7 @@ def test_columns_are_aligned():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
 def test_a_tiny_run_on_a_gpu_has_all_rows_and_what_the_allocator_holds(precision, capsys):
     assert run_here("benchmark", *TINY, "--rounds=1", f"--precision={precision}") == 0
     output = capsys.readouterr().out
