@@ -5,19 +5,22 @@ import re
 import signal
 import subprocess
 import sys
+import typing
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from commands.benchmark.comparison import Row, compare, exceptions
+from commands.benchmark.gpus import GPUS
 from commands.benchmark.measure import Memory, memory_errors_as_one_line
+from commands.benchmark.settings import GpuName
 from commands.benchmark.variants import build_ours
 from commands.tables import aligned
 from models import STRATEGIES
 from tests.support.application import ROOT, run_apart, run_here
 from tests.support.benchmark_cases import BASELINES, SMALL, TINY, rows_of, small, variants
-from train.errors import RunError, UserError
+from train.errors import RunError
 
 
 def test_a_tiny_run_prints_a_row_for_each_variant_and_writes_the_same_to_csv(tmp_path, capsys):
@@ -164,6 +167,12 @@ REFUSED = [
     (["benchmark", "--budget_gb=0"], "--budget_gb is '0', but must be a number, above 0"),
     (["benchmark", "--plot=p.pdf"], "--plot is 'p.pdf', but must be a file name that ends in .png"),
     (["benchmark", "--plot=nowhere/p.png"], "--plot nowhere/p.png cannot be written: No such file or directory"),
+    (["benchmark", "--simulate=p100"], "--simulate is 'p100', but must be h100 | a100 | 4090 | 3090 | t4, or None"),
+    (["benchmark", "--simulate=h100", "--rounds=3"], "--rounds is 3, but --simulate measures nothing; leave it out"),
+    (["benchmark", "--simulate=h100", "--budget_gb=8"], "--budget_gb is 8.0, but --simulate measures nothing"),
+    (["benchmark", "--simulate=h100", "--plot=p.png"], "--plot is p.png, but --simulate measures nothing"),
+    (["benchmark", "--simulate=h100", "--what=images"], "--simulate is h100, but --what images measures no network"),
+    (["benchmark", "--simulate=t4", "--precision=bf16"], "--precision is 'bf16', but a Tesla T4 does not have it; it"),
     (["benchmark", "--csv=table"], "--csv is 'table', but must be a file name that ends in .csv"),
 ]
 
@@ -213,8 +222,35 @@ def test_a_lack_of_memory_is_one_line():
             raise error
     with pytest.raises(RuntimeError, match="another fault"), memory_errors_as_one_line("naive", SMALL):
         raise RuntimeError("another fault")
-    with pytest.raises(UserError, match="fp16"):
-        small(precision="fp16")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_simulation_predicts_all_strategies_and_writes_them_to_csv(precision, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    words = [*TINY, "--simulate=t4", f"--precision={precision}", f"--csv={tmp_path / 'p.csv'}"]
+    assert run_here("benchmark", *words) == 0
+    output = capsys.readouterr().out
+    title = f"PREDICTION, not measured: DenseNet-BC (L=10, k=2), batch 4 of 8x8, {precision}, on an NVIDIA Tesla T4\n"
+    assert output.startswith(title)
+    content = (tmp_path / "p.csv").read_text()
+    assert content.startswith("variant,gb_moved,launches,peak_mb,ms,ms_graph,ms_low,ms_high\n")
+    records = list(csv.DictReader(content.splitlines()))
+    assert [record["variant"] for record in records] == [*STRATEGIES, *BASELINES]
+    for record in records:
+        numbers = {name: float(value) for name, value in record.items() if name != "variant"}
+        assert 0 < numbers["ms_graph"] < numbers["ms"]
+        assert numbers["ms_low"] <= 0.651 * numbers["ms"]
+        assert numbers["ms_high"] >= 1.349 * numbers["ms"]
+        row = next(
+            re.split(r"\s{2,}", line) for line in output.splitlines() if line.startswith(record["variant"] + "  ")
+        )
+        assert row[1:5] == [f"{numbers['gb_moved']:.2f}", record["launches"], row[3], f"{numbers['ms']:.1f}"]
+        assert float(row[3]) == pytest.approx(numbers["peak_mb"], abs=0.051)
+    assert records[0]["peak_mb"] == records[4]["peak_mb"]  # of naive and torchvision
+
+
+def test_all_gpus_that_can_be_named_are_known():
+    assert set(typing.get_args(GpuName)) == GPUS.keys()
 
 
 def test_an_interrupted_benchmark_speaks_of_no_run_to_resume(monkeypatch, capsys):
