@@ -24,8 +24,8 @@ from models.buffer.device import Capability, as_on_gpu, capability_of
 from models.buffer.rows import two_chunks_for_all
 
 ATEN = torch.ops.aten
-# Their fake results depend on the device, or exist in `FakeTensorMode` only. All other operations take its short cut:
-# their shapes, directly from torch.
+# Their fake results depend on the device, or exist in `FakeTensorMode` only. All other operations, unless they name a
+# device, take its short cut: their shapes, directly from torch.
 NEEDS_DEVICE = frozenset(
     [
         ATEN.convolution.default,
@@ -135,7 +135,8 @@ class LiveBytes(FakeTensorMode):
         return results
 
     def _results(self, func: OpOverload, types: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        if func not in NEEDS_DEVICE and isinstance(next(tensors_in(args[:1]), None), FakeTensor):
+        needs_device = func in NEEDS_DEVICE or kwargs.get("device") is not None
+        if not needs_device and isinstance(next(tensors_in(args[:1]), None), FakeTensor):
             with in_kernel_invocation_manager(self):
                 results = func(*args, **kwargs)
             if isinstance(results, tuple | list):

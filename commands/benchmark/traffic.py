@@ -22,9 +22,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from commands.benchmark.count import fake_step, tensors_in
 from commands.benchmark.step import Case
 from commands.benchmark.variants import Variant
-from models.buffer.device import Capability
+from models.buffer.device import Capability, capability_of
 from models.buffer.kernels.launch import Launch, Product, recorded
 
+OTHERWISE = (9, 0)  # the compute capability of a GPU that is not there
 SECTOR = 32  # bytes that a GPU's memory moves at a time
 SHORT_RUN = 512  # bytes; where values that lie side by side are as many, sectors at their ends do not matter
 
@@ -126,6 +127,11 @@ class Trace:
     def num_launches(self) -> int:
         """Calls that give the device something to do. A call of ATen is one, however many kernels it launches."""
         return sum(bool(call.kernels) for call in self.calls)
+
+
+def gpu_of(device: torch.device) -> Capability:
+    """Return the compute capability for which the traffic of steps on a device is counted: its own, if it has one."""
+    return capability_of(torch.empty(0, device=device)) or OTHERWISE
 
 
 def trace_step(variant: Variant, case: Case, capability: Capability) -> Trace:

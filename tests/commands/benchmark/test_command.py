@@ -31,7 +31,7 @@ def test_a_tiny_run_prints_a_row_for_each_variant_and_writes_the_same_to_csv(tmp
     assert [row[0].removesuffix(" *") for row in rows] == names
     assert [row[0] for row in rows if row[0].endswith(" *")] == [f"{name} *" for name in BASELINES[1:]]
     assert [row[1] for row in rows] == ["channels_last", "contiguous", *["channels_last"] * (len(rows) - 2)]
-    assert [row[7] for row in rows[:2]].count("1.000") >= 1
+    assert [row[8] for row in rows[:2]].count("1.000") >= 1
     assert output.startswith("DenseNet-BC (L=10, k=2), batch 4 of 8x8, 786 parameters\n")
     assert re.search(
         r"\n  fp64, batch 4: checkpoint 0\.0e\+00, buffer \S+, buffer_fast \S+ \(allowed 1\.0e-09\)\n", output
@@ -40,12 +40,20 @@ def test_a_tiny_run_prints_a_row_for_each_variant_and_writes_the_same_to_csv(tmp
         r", 1 CPU thread, fp32; Python 3\S+, torch \S+, torchvision \S+; batch 4 of 8x8, 1 round$",
         output.splitlines()[-1],
     )
+    assert "counted and not measured, on a GPU of compute capability 9.0\n" in output
     with (tmp_path / "table.csv").open() as file:
         records = list(csv.DictReader(file))
     assert [record["variant"] for record in records] == names
+    pattern = r"\nnaive's convolutions alone take (\S+) s \(.*\), .*; buffer takes (\S+) \(.*\) times that\n"
+    alone, times = re.search(pattern, output).groups()
+    assert alone == f"{float(records[0]['convolutions_seconds_median']):.3f}"
+    assert float(times) == pytest.approx(
+        float(records[3]["seconds_median"]) / float(records[0]["convolutions_seconds_median"]), abs=0.001
+    )
     for row, record in zip(rows, records, strict=True):
         assert row[2] == f"{int(record['peak_bytes']) / 1e6:.1f}"
-        assert row[5] == f"{float(record['seconds_median']):.3f}"
+        assert row[5] == f"{int(record['bytes_moved']) / 1e9:.2f}"
+        assert row[6] == f"{float(record['seconds_median']):.3f}"
     assert {record["batch_size"] for record in records} == {"4"}
     assert [record["running_statistics_updates"] for record in records][-3:] == ["1", "2", "2"]
 
@@ -85,13 +93,13 @@ def test_the_table_is_followed_by_what_it_shows_of_the_default(capsys):
 
 def test_ratios_refer_to_the_faster_naive_within_a_round(monkeypatch):
     seconds = {0: [2.0, 4.0], 1: [1.0, 2.0]}
-    times = [seconds.get(number, [3.0, 1.0]) for number in range(len(variants()))]
+    times = [seconds.get(number, [3.0, 1.0]) for number in range(len(variants()) + 1)]  # convolutions come last
     monkeypatch.setattr("commands.benchmark.comparison.paired_seconds", lambda steps, rounds: times)
     result = compare(variants(), SMALL, rounds=2)
     assert result.baseline.variant.memory_format == "contiguous"
     assert [row.ratios for row in result.rows[:3]] == [[2, 2], [1, 1], [3, 0.5]]
     assert "to naive contiguous, the faster of the two" in result.as_text()
-    assert rows_of(result.as_text())[2][7:] == ["1.750", "(0.500 - 3.000)"]
+    assert rows_of(result.as_text())[2][8:] == ["1.750", "(0.500 - 3.000)"]
 
 
 @pytest.mark.parametrize("flags", [["--precision=bf16", "--memory_format=contiguous"], ["--drop_rate=0.2"]])
@@ -100,7 +108,7 @@ def test_other_cases_run_without_times(flags, capsys):
     output = capsys.readouterr().out
     rows = rows_of(output)
     assert len(rows) == len(variants())
-    assert {len(row) for row in rows} == {5}
+    assert {len(row) for row in rows} == {6}
     assert output.count("\n  bf16, batch 4, ") == (2 if "--precision=bf16" in flags else 0)
     assert "\n  fp32, batch 4, " not in output  # with dropout there is nothing to compare
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from commands.benchmark.traffic import bytes_moved, trace_step
-from commands.benchmark.variants import Variant
+from commands.benchmark.variants import Variant, all_variants
 from models.buffer.kernels.launch import Product, launch
 from tests.support.benchmark_cases import BASELINES, SMALL, small, variant, variants
 
@@ -242,3 +242,16 @@ def test_torchvisions_network_moves_what_naive_does_and_recomputing_moves_more()
     assert moved.pop("torchvision") == naive
     for name in ("checkpoint", *BASELINES[1:]):
         assert moved[name] > naive
+
+
+@pytest.mark.parametrize(
+    ("memory_format", "changes"),
+    [("contiguous", {"precision": "bf16"}), ("channels_last", {"precision": "fp16", "drop_rate": 0.2})],
+)
+def test_half_of_the_bytes_move_in_half_precision(memory_format, changes):
+    """Weights, their gradients, dropout masks and vectors of norms keep their size; feature maps have half of it."""
+    case = small(**changes, batch_size=64)
+    for one in all_variants(case.network, memory_format=memory_format, with_compile=False):
+        if one.name in ("naive", "buffer") and one.memory_format == memory_format:
+            in_fp32 = trace_step(one, replace(case, precision="fp32"), H100).bytes_moved
+            assert 0.5 < trace_step(one, case, H100).bytes_moved / in_fp32 < 0.75
