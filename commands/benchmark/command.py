@@ -12,7 +12,7 @@ from commands.requirements import require_compiler
 from commands.settings import Precision
 from train.errors import UserError
 
-# What --what images and --simulate take besides themselves.
+# All flags that --what images and --simulate take.
 FLAGS_OF_IMAGES = ("what", "rounds", "threads", "csv", "debug")
 FLAGS_OF_NETWORK = ("network", "depth", "growth_rate", "image_size", "drop_rate")
 FLAGS_OF_SIMULATION = ("simulate", *FLAGS_OF_NETWORK, "batch_size", "precision", "memory_format", "csv", "debug")

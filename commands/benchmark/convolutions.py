@@ -1,4 +1,4 @@
-"""The time of a network's convolutions alone: what no strategy that computes them one by one can go below."""
+"""The convolutions of a step without all else: a lower bound of its time, for strategies that use a library's."""
 
 from typing import NamedTuple
 

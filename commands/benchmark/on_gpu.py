@@ -1,4 +1,4 @@
-"""What only a GPU has: the time of the host, which works while the device does, and steps in CUDA graphs."""
+"""Steps in CUDA graphs, and the time of the host, which on a GPU is apart from that of the device."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -202,10 +202,10 @@ class Workload:
         """
         m, n, k = self.products
         is_triton = self.kinds == "triton"
+        library = gpu.tf32 if precision == "tf32" and gpu.tf32 else gpu.fp32
+        ours = gpu.tf32 / TF32_PASSES if precision != "tf32" and gpu.tf32 else library
+        rate = np.where(self.is_half, gpu.half, np.where(is_triton, ours, library))
         on_tensor_cores = self.is_half | (precision == "tf32") | (is_triton & (gpu.tf32 is not None))
-        single = gpu.tf32 or gpu.fp32
-        in_fp32 = np.where(is_triton & (precision == "fp32"), single / TF32_PASSES, gpu.rate(precision) or gpu.fp32)
-        rate = np.where(self.is_half, gpu.half, in_fp32)
         share = np.where(on_tensor_cores, TENSOR_SHARE, FMA_SHARE)
         step = np.where(self.is_half, 32, np.where(on_tensor_cores, 16, 8))
         is_divided = k > np.maximum(m, n)

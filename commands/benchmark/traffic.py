@@ -70,8 +70,8 @@ class Kernel(NamedTuple):
     """A pass of a GPU over some memory.
 
     Attributes:
-        reads: What it reads, each once.
-        writes: What it writes.
+        reads: Operands that it reads, each once.
+        writes: Operands that it writes.
         repeated: Bytes that programs running at the same time read again, from the cache.
         product: The matrix product that it computes, if any.
         itemsize: Bytes of a value of its largest operand.
@@ -94,11 +94,11 @@ class Call(NamedTuple):
 
     Attributes:
         name: Of the operation or of the kernel.
-        kind: What it costs, apart from bytes and products: "view", "allocation", "triton", "foreach", "elementwise",
+        kind: Decides how much it costs besides bytes and products: "view", "allocation", "triton", "foreach", "elementwise",
             "broadcast", or a value of KINDS.
         caller: Who pays for the call on the host: "autograd" if it records a graph, "engine" for the backward pass of
             an operation of PyTorch, "python" for an autograd function written in Python.
-        kernels: What it gives the device to do; several for norms and the gradients of convolutions.
+        kernels: Passes that it launches; several for norms and the gradients of convolutions.
     """
 
     name: str

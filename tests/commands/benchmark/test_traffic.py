@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from commands.benchmark.traffic import bytes_moved, trace_step
+from commands.benchmark.traffic import bytes_moved, gpu_of, trace_step
 from commands.benchmark.variants import Variant, all_variants
+from models.buffer.device import capability_of
 from models.buffer.kernels.launch import Product, launch
 from tests.support.benchmark_cases import BASELINES, SMALL, small, variant, variants
 
@@ -225,6 +226,14 @@ def test_products_have_the_size_and_the_flops_of_the_networks_convolutions(preci
     layers = [(256, 4), (64, 3), (16, 2)]
     others = sum(rows * (c * 8 + 72 * 2) for rows, c in layers) + 256 * 6 * 3 + 64 * 5 * 2
     assert sum(kernel.product.flops for kernel in kernels) == 2 * (2 * first + 3 * others)
+
+
+def test_a_trace_is_the_same_on_all_devices_and_leaves_nothing_behind():
+    x = torch.empty(0)
+    on_cpu = trace_step(variant("buffer"), SMALL, H100)
+    assert capability_of(x) is None
+    assert trace_step(variant("buffer"), replace(SMALL, device=torch.device("cuda", 0)), H100) == on_cpu
+    assert gpu_of(x.device) == H100
 
 
 def test_callers_are_told_apart():
