@@ -94,8 +94,8 @@ class Call(NamedTuple):
 
     Attributes:
         name: Of the operation or of the kernel.
-        kind: Decides how much it costs besides bytes and products: "view", "allocation", "triton", "foreach", "elementwise",
-            "broadcast", or a value of KINDS.
+        kind: Decides how much it costs besides bytes and products: "view", "allocation", "elementwise", "broadcast",
+            "foreach", "triton", or a value of KINDS.
         caller: Who pays for the call on the host: "autograd" if it records a graph, "engine" for the backward pass of
             an operation of PyTorch, "python" for an autograd function written in Python.
         kernels: Passes that it launches; several for norms and the gradients of convolutions.
