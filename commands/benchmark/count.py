@@ -8,6 +8,8 @@ sees by no more than small temporaries inside operators.
 import functools
 import weakref
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -16,13 +18,14 @@ from torch import Tensor, UntypedStorage, nn
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_invocation_manager
 
-from commands.benchmark.step import Case
+from commands.benchmark.step import Case, Step
 from commands.benchmark.variants import Variant
+from models.buffer.device import Capability, as_on_gpu, capability_of
 from models.buffer.rows import two_chunks_for_all
 
 ATEN = torch.ops.aten
-# Their fake results depend on the device, or exist in `FakeTensorMode` only. All other operations take its short cut:
-# their shapes, directly from torch.
+# Their fake results depend on the device, or exist in `FakeTensorMode` only. All other operations, unless they name a
+# device, take its short cut: their shapes, directly from torch.
 NEEDS_DEVICE = frozenset(
     [
         ATEN.convolution.default,
@@ -58,15 +61,30 @@ class TrainingBytes(NamedTuple):
 
 
 @cache  # the search for one answer passes sizes that another one has counted
-def training_bytes(variant: Variant, case: Case) -> TrainingBytes:
-    """Count the bytes that training takes."""
-    with torch.device("meta"):  # where a network takes no memory
-        network = variant.build(case.network).to(**case.layout(variant.memory_format))
-    with LiveBytes(case.device) as live, two_chunks_for_all():
-        step = case.step_with(network.to_empty(device=case.device), variant.memory_format)
+def training_bytes(variant: Variant, case: Case, capability: Capability | None = None) -> TrainingBytes:
+    """Count the bytes that training takes; see `fake_step`."""
+    with fake_step(variant, case, capability) as (step, live), two_chunks_for_all():
         before = live.start_peak()
         step()
     return TrainingBytes(state_bytes(step.network), step.images.nbytes + step.labels.nbytes, live.peak - before)
+
+
+@contextmanager
+def fake_step(variant: Variant, case: Case, capability: Capability | None = None) -> Iterator[tuple[Step, "LiveBytes"]]:
+    """Build a step of fake tensors, and count the bytes that are alive while it runs.
+
+    Args:
+        variant: The way to train.
+        case: The network and the batch.
+        capability: Do as on a GPU of this compute capability. The tensors are of the CPU then, because autocast and
+            some operations refuse fake tensors of a GPU that is not there. None: as on the device of the case.
+    """
+    if capability is not None:
+        case = replace(case, device=torch.device("cpu"))
+    with torch.device("meta"):  # where a network takes no memory
+        network = variant.build(case.network).to(**case.layout(variant.memory_format))
+    with LiveBytes(case.device) as live, nullcontext() if capability is None else as_on_gpu(capability):
+        yield case.step_with(network.to_empty(device=case.device), variant.memory_format), live
 
 
 def state_bytes(network: nn.Module) -> int:
@@ -111,13 +129,14 @@ class LiveBytes(FakeTensorMode):
             results = kwargs[name] if name in kwargs else args[position]
         else:
             results = self._results(func, types, args, kwargs)
-        for tensor in _tensors(results):
+        for tensor in tensors_in(results):
             self._note(tensor.untyped_storage())
         self.peak = max(self.peak, self.live + self._bytes_converted(func, args, results))
         return results
 
     def _results(self, func: OpOverload, types: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        if func not in NEEDS_DEVICE and isinstance(next(_tensors(args[:1]), None), FakeTensor):
+        needs_device = func in NEEDS_DEVICE or kwargs.get("device") is not None
+        if not needs_device and isinstance(next(tensors_in(args[:1]), None), FakeTensor):
             with in_kernel_invocation_manager(self):
                 results = func(*args, **kwargs)
             if isinstance(results, tuple | list):
@@ -153,11 +172,11 @@ class LiveBytes(FakeTensorMode):
         """Bytes of the copies in which a CPU computes elementwise on tensors of several types. A GPU makes none."""
         if self.count_device.type != "cpu" or torch.Tag.pointwise not in func.tags:
             return 0
-        operands = list(_tensors(args))
-        if len({operand.dtype for operand in operands}) < 2:
+        operands = list(tensors_in(args))
+        if len({operand.dtype for operand in operands}) < 2 or capability_of(operands[0]) is not None:
             return 0
         common = functools.reduce(torch.promote_types, (operand.dtype for operand in operands))
-        converted = (tensor for tensor in [*operands, *_tensors(results)] if tensor.dtype not in (common, torch.bool))
+        converted = (tensor for tensor in [*operands, *tensors_in(results)] if tensor.dtype not in (common, torch.bool))
         return sum(tensor.numel() * common.itemsize for tensor in converted)
 
 
@@ -171,10 +190,10 @@ def _written_argument(func: OpOverload) -> tuple[int, str] | None:
     return written
 
 
-def _tensors(values: Any) -> Iterator[Tensor]:
+def tensors_in(values: Any) -> Iterator[Tensor]:
     """The tensors in a value, or in a tuple or list of values."""
     if isinstance(values, Tensor):
         yield values
     elif isinstance(values, tuple | list):
         for value in values:
-            yield from _tensors(value)
+            yield from tensors_in(value)

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch.autograd.profiler import profile
@@ -129,6 +129,19 @@ def peak_of_step(step: Step) -> int:
     return memory_of(step, step.device)[1].peak
 
 
+class Timed(Protocol):
+    """Something that can be called and timed."""
+
+    @property
+    def device(self) -> torch.device:
+        """The device that it runs on."""
+        ...
+
+    def __call__(self) -> object:
+        """Run it, without waiting for the device."""
+        ...
+
+
 def seconds_of(function: Callable[[], object], device: torch.device) -> float:
     """Call a function; return the seconds until the device has finished."""
     _wait_for(device)
@@ -138,12 +151,24 @@ def seconds_of(function: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
+def host_seconds_of(function: Callable[[], object], device: torch.device) -> float:
+    """Call a function on a device that has nothing to do; return the seconds until the call returns.
+
+    On a GPU that is the time in which Python gives the device its work, unless there is so much of it that Python has
+    to wait: the device keeps about a thousand kernels in its queue.
+    """
+    _wait_for(device)
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
 def _wait_for(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def paired_seconds(steps: Sequence[Step], *, rounds: int) -> list[list[float]]:
+def paired_seconds(steps: Sequence[Timed], *, rounds: int) -> list[list[float]]:
     """Time steps in turns; return the seconds of each step in all rounds.
 
     Every second round goes backwards, so that no step always follows the same one.

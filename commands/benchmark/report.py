@@ -2,10 +2,14 @@
 
 from collections.abc import Sequence
 
+import torch
+
 from commands.benchmark.budget import find_what_fits
 from commands.benchmark.comparison import compare
 from commands.benchmark.depths import draw_depths, measure_by_depth
+from commands.benchmark.gpus import GPUS
 from commands.benchmark.images import measure_images
+from commands.benchmark.predictions import predict_all
 from commands.benchmark.settings import BenchmarkSettings
 from commands.benchmark.step import Case
 from commands.benchmark.variants import all_variants
@@ -31,6 +35,7 @@ def report_step(settings: BenchmarkSettings, network: NetworkSettings, depths: S
     runtime.be_deterministic()
     runtime.use_precision(settings.precision)
     case = Case(network, settings.batch_size, settings.precision, runtime.pick_device())
+    case.require_precision()
     variants = all_variants(network, memory_format=settings.memory_format, with_compile=settings.compile)
     with cpu_contention.warn_if_busy(case.device):
         if settings.budget_gb is None:
@@ -42,6 +47,24 @@ def report_step(settings: BenchmarkSettings, network: NetworkSettings, depths: S
     if settings.plot:
         by_depth = measure_by_depth(variants, case, depths=depths, rounds=settings.rounds)
         print_and_write(["", *by_depth.as_text().split("\n")], {settings.plot: draw_depths(by_depth)})
+
+
+def report_prediction(settings: BenchmarkSettings, network: NetworkSettings) -> None:
+    """Predict a step on the GPU that `--simulate` names.
+
+    Args:
+        settings: Flags of the command.
+        network: The network.
+
+    Raises:
+        RunError: If a file cannot be written.
+    """
+    assert settings.simulate is not None
+    runtime.use_precision(settings.precision)
+    case = Case(network, settings.batch_size, settings.precision, torch.device("cpu"))
+    variants = all_variants(network, memory_format=settings.memory_format, with_compile=False)
+    result = predict_all(variants, case, GPUS[settings.simulate])
+    print_and_write(result.as_text().split("\n"), {settings.csv: result.as_csv()})
 
 
 def report_images(settings: BenchmarkSettings) -> None:

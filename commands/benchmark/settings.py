@@ -19,6 +19,8 @@ from commands.settings import (
     Threads,
 )
 
+GpuName = Literal["h100", "a100", "4090", "3090", "t4"]  # keys of commands.benchmark.gpus.GPUS
+
 
 @settings
 class BenchmarkSettings(Settings):
@@ -48,6 +50,12 @@ class BenchmarkSettings(Settings):
     rounds: Annotated[int, Range(0, 1000)] = flag(
         "How often each variant is timed, also at each depth of the plot; variants take turns. 0: measure memory only.",
         default=5,
+    )
+    simulate: GpuName | None = flag(
+        "In place of the table, print a prediction for this GPU, which need not be there: bytes moved, launches, peak "
+        "memory, and the time of a step, launched from Python and in a CUDA graph. A model computes it, and nobody "
+        "measured it. Only flags of the network, batch_size, precision, memory_format and csv may be given as well.",
+        default=None,
     )
     compile: bool = flag(
         "Also measure torch.compile of the naive network with an activation memory budget of one half. Compiling takes "

@@ -21,7 +21,7 @@ MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.cont
 PRECISIONS = {
     "fp64": (torch.float64, None),
     "fp32": (torch.float32, None),
-    "tf32": (torch.float32, None),
+    "tf32": (torch.float32, None),  # like fp32, but products round their operands to 10 bits
     "bf16": (torch.float32, torch.bfloat16),
     "fp16": (torch.float32, torch.float16),
 }
@@ -78,10 +78,14 @@ class Case:
     precision: str
     device: torch.device
 
-    def __post_init__(self) -> None:
+    def require_precision(self) -> None:
+        """Make sure that the device can compute in the precision.
+
+        Raises:
+            UserError: If it cannot.
+        """
         if self.precision == "fp16" and self.device.type == "cpu":
             raise UserError("--precision is 'fp16', but that needs a GPU; on a CPU it must be fp32 | bf16")
-
         if self.precision == "tf32":
             runtime.require_tf32(self.device)
 

@@ -6,11 +6,12 @@ buffer, layer by layer. `feature_buffer` has the mathematics.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from ..layers import DenseLayer, PlainLayer
 from .autograd import flatten, refuse_derivatives, unflatten
@@ -168,11 +169,11 @@ def is_autocast(x: Tensor) -> bool:
 @contextmanager
 def _plainly_on_device_of(x: Tensor) -> Iterator[None]:
     """Compute without autocast, and launch kernels on the device of x: Triton launches on the current one."""
-    device = x.device
-    autocast = nullcontext()
-    if torch.amp.is_autocast_available(device.type):
-        autocast = torch.autocast(device.type, enabled=False)
-    with autocast, torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+    with ExitStack() as stack:
+        if torch.amp.is_autocast_available(x.device.type):
+            stack.enter_context(torch.autocast(x.device.type, enabled=False))
+        if x.device.type == "cuda" and not isinstance(x, FakeTensor):
+            stack.enter_context(torch.cuda.device(x.device))
         yield
 
 

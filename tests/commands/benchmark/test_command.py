@@ -5,19 +5,22 @@ import re
 import signal
 import subprocess
 import sys
+import typing
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from commands.benchmark.comparison import Row, compare, exceptions
+from commands.benchmark.gpus import GPUS
 from commands.benchmark.measure import Memory, memory_errors_as_one_line
+from commands.benchmark.settings import GpuName
 from commands.benchmark.variants import build_ours
 from commands.tables import aligned
 from models import STRATEGIES
 from tests.support.application import ROOT, run_apart, run_here
 from tests.support.benchmark_cases import BASELINES, SMALL, TINY, rows_of, small, variants
-from train.errors import RunError, UserError
+from train.errors import RunError
 
 
 def test_a_tiny_run_prints_a_row_for_each_variant_and_writes_the_same_to_csv(tmp_path, capsys):
@@ -28,7 +31,7 @@ def test_a_tiny_run_prints_a_row_for_each_variant_and_writes_the_same_to_csv(tmp
     assert [row[0].removesuffix(" *") for row in rows] == names
     assert [row[0] for row in rows if row[0].endswith(" *")] == [f"{name} *" for name in BASELINES[1:]]
     assert [row[1] for row in rows] == ["channels_last", "contiguous", *["channels_last"] * (len(rows) - 2)]
-    assert [row[7] for row in rows[:2]].count("1.000") >= 1
+    assert [row[8] for row in rows[:2]].count("1.000") >= 1
     assert output.startswith("DenseNet-BC (L=10, k=2), batch 4 of 8x8, 786 parameters\n")
     assert re.search(
         r"\n  fp64, batch 4: checkpoint 0\.0e\+00, buffer \S+, buffer_fast \S+ \(allowed 1\.0e-09\)\n", output
@@ -37,12 +40,20 @@ def test_a_tiny_run_prints_a_row_for_each_variant_and_writes_the_same_to_csv(tmp
         r", 1 CPU thread, fp32; Python 3\S+, torch \S+, torchvision \S+; batch 4 of 8x8, 1 round$",
         output.splitlines()[-1],
     )
+    assert "counted and not measured, on a GPU of compute capability 9.0\n" in output
     with (tmp_path / "table.csv").open() as file:
         records = list(csv.DictReader(file))
     assert [record["variant"] for record in records] == names
+    pattern = r"\nnaive's convolutions alone take (\S+) s \(.*\), .*; buffer takes (\S+) \(.*\) times that\n"
+    alone, times = re.search(pattern, output).groups()
+    assert alone == f"{float(records[0]['convolutions_seconds_median']):.3f}"
+    assert float(times) == pytest.approx(
+        float(records[3]["seconds_median"]) / float(records[0]["convolutions_seconds_median"]), abs=0.001
+    )
     for row, record in zip(rows, records, strict=True):
         assert row[2] == f"{int(record['peak_bytes']) / 1e6:.1f}"
-        assert row[5] == f"{float(record['seconds_median']):.3f}"
+        assert row[5] == f"{int(record['bytes_moved']) / 1e9:.2f}"
+        assert row[6] == f"{float(record['seconds_median']):.3f}"
     assert {record["batch_size"] for record in records} == {"4"}
     assert [record["running_statistics_updates"] for record in records][-3:] == ["1", "2", "2"]
 
@@ -82,13 +93,13 @@ def test_the_table_is_followed_by_what_it_shows_of_the_default(capsys):
 
 def test_ratios_refer_to_the_faster_naive_within_a_round(monkeypatch):
     seconds = {0: [2.0, 4.0], 1: [1.0, 2.0]}
-    times = [seconds.get(number, [3.0, 1.0]) for number in range(len(variants()))]
+    times = [seconds.get(number, [3.0, 1.0]) for number in range(len(variants()) + 1)]  # convolutions come last
     monkeypatch.setattr("commands.benchmark.comparison.paired_seconds", lambda steps, rounds: times)
     result = compare(variants(), SMALL, rounds=2)
     assert result.baseline.variant.memory_format == "contiguous"
     assert [row.ratios for row in result.rows[:3]] == [[2, 2], [1, 1], [3, 0.5]]
     assert "to naive contiguous, the faster of the two" in result.as_text()
-    assert rows_of(result.as_text())[2][7:] == ["1.750", "(0.500 - 3.000)"]
+    assert rows_of(result.as_text())[2][8:] == ["1.750", "(0.500 - 3.000)"]
 
 
 @pytest.mark.parametrize("flags", [["--precision=bf16", "--memory_format=contiguous"], ["--drop_rate=0.2"]])
@@ -97,7 +108,7 @@ def test_other_cases_run_without_times(flags, capsys):
     output = capsys.readouterr().out
     rows = rows_of(output)
     assert len(rows) == len(variants())
-    assert {len(row) for row in rows} == {5}
+    assert {len(row) for row in rows} == {6}
     assert output.count("\n  bf16, batch 4, ") == (2 if "--precision=bf16" in flags else 0)
     assert "\n  fp32, batch 4, " not in output  # with dropout there is nothing to compare
 
@@ -164,6 +175,12 @@ REFUSED = [
     (["benchmark", "--budget_gb=0"], "--budget_gb is '0', but must be a number, above 0"),
     (["benchmark", "--plot=p.pdf"], "--plot is 'p.pdf', but must be a file name that ends in .png"),
     (["benchmark", "--plot=nowhere/p.png"], "--plot nowhere/p.png cannot be written: No such file or directory"),
+    (["benchmark", "--simulate=p100"], "--simulate is 'p100', but must be h100 | a100 | 4090 | 3090 | t4, or None"),
+    (["benchmark", "--simulate=h100", "--rounds=3"], "--rounds is 3, but --simulate measures nothing; leave it out"),
+    (["benchmark", "--simulate=h100", "--budget_gb=8"], "--budget_gb is 8.0, but --simulate measures nothing"),
+    (["benchmark", "--simulate=h100", "--plot=p.png"], "--plot is p.png, but --simulate measures nothing"),
+    (["benchmark", "--simulate=h100", "--what=images"], "--simulate is h100, but --what images measures no network"),
+    (["benchmark", "--simulate=t4", "--precision=bf16"], "--precision is 'bf16', but a Tesla T4 does not have it; it"),
     (["benchmark", "--csv=table"], "--csv is 'table', but must be a file name that ends in .csv"),
 ]
 
@@ -194,10 +211,12 @@ def test_a_file_that_exists_is_refused_before_torch_is_imported(flag, name, tmp_
     assert (tmp_path / name).read_text() == "mine"
 
 
-def test_fp16_on_a_cpu_and_compiling_without_a_compiler_are_refused(monkeypatch, capsys):
+def test_precisions_of_a_gpu_on_a_cpu_and_compiling_without_a_compiler_are_refused(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert run_here("benchmark", *TINY, "--precision=fp16") == 2
     assert "--precision is 'fp16', but that needs a GPU; on a CPU it must be fp32 | bf16" in capsys.readouterr().err
+    assert run_here("benchmark", *TINY, "--precision=tf32") == 2
+    assert "--precision is 'tf32', but that needs a GPU of compute capability 8.0" in capsys.readouterr().err
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
     assert run_here("benchmark", *TINY, "--compile") == 2
@@ -213,9 +232,35 @@ def test_a_lack_of_memory_is_one_line():
             raise error
     with pytest.raises(RuntimeError, match="another fault"), memory_errors_as_one_line("naive", SMALL):
         raise RuntimeError("another fault")
-    for precision in ("fp16", "tf32"):
-        with pytest.raises(UserError, match=precision):
-            small(precision=precision)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_simulation_predicts_all_strategies_and_writes_them_to_csv(precision, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    words = [*TINY, "--simulate=t4", f"--precision={precision}", f"--csv={tmp_path / 'p.csv'}"]
+    assert run_here("benchmark", *words) == 0
+    output = capsys.readouterr().out
+    title = f"PREDICTION, not measured: DenseNet-BC (L=10, k=2), batch 4 of 8x8, {precision}, on an NVIDIA Tesla T4\n"
+    assert output.startswith(title)
+    content = (tmp_path / "p.csv").read_text()
+    assert content.startswith("variant,gb_moved,launches,peak_mb,ms,ms_graph,ms_low,ms_high\n")
+    records = list(csv.DictReader(content.splitlines()))
+    assert [record["variant"] for record in records] == [*STRATEGIES, *BASELINES]
+    for record in records:
+        numbers = {name: float(value) for name, value in record.items() if name != "variant"}
+        assert 0 < numbers["ms_graph"] < numbers["ms"]
+        assert numbers["ms_low"] <= 0.651 * numbers["ms"]
+        assert numbers["ms_high"] >= 1.349 * numbers["ms"]
+        row = next(
+            re.split(r"\s{2,}", line) for line in output.splitlines() if line.startswith(record["variant"] + "  ")
+        )
+        assert row[1:5] == [f"{numbers['gb_moved']:.2f}", record["launches"], row[3], f"{numbers['ms']:.1f}"]
+        assert float(row[3]) == pytest.approx(numbers["peak_mb"], abs=0.051)
+    assert records[0]["peak_mb"] == records[4]["peak_mb"]  # of naive and torchvision
+
+
+def test_all_gpus_that_can_be_named_are_known():
+    assert set(typing.get_args(GpuName)) == GPUS.keys()
 
 
 def test_an_interrupted_benchmark_speaks_of_no_run_to_resume(monkeypatch, capsys):

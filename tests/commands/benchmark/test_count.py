@@ -10,6 +10,7 @@ from commands.benchmark.count import LiveBytes, state_bytes, training_bytes
 from commands.benchmark.measure import memory_of, peak_of_step
 from models import STRATEGIES
 from models.buffer import rows
+from models.buffer.device import as_on_gpu
 from tests.support.benchmark_cases import BASELINES, CPU, small, variant, variants
 
 # Large enough that temporaries of a few kB inside operators, which only the measurement sees, are below 1 %.
@@ -94,6 +95,10 @@ def test_live_bytes_follow_storages_and_copies_of_mixed_types():
         assert live.start_peak() == 6000
         narrow.mul_(factors)  # a CPU computes in 32 bits: copies of what is read and of the result
         assert (live.live, live.peak) == (6000, 6000 + 2 * 4000)
+        live.start_peak()
+        with as_on_gpu((9, 0)):
+            narrow.mul_(factors)  # a GPU converts in registers
+        assert (live.live, live.peak) == (6000, 6000)
 
 
 def test_training_bytes_are_state_batch_and_peak():
