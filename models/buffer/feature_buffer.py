@@ -61,7 +61,7 @@ class FeatureBuffer:
         n, num_inputs, height, width = x.shape
         self.rows = empty_buffer(x, n * height * width, num_features, dtype)
         self.statistics = Statistics(*x.new_zeros(3, num_features, dtype=torch.promote_types(dtype, torch.float32)))
-        self.work = workspace_for(self.rows, (n, height, width), is_small=is_small)
+        self.work = workspace_for(self.rows, (n, height, width), is_small=is_small, is_forward=True)
         self.end = 0
         moments, inputs = self.work.moments(), as_rows(x.to(dtype))
         moments.add(inputs, out=self.rows[:, :num_inputs])

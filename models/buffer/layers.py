@@ -19,11 +19,11 @@ from torch import Tensor
 
 from ..layers import DenseLayer, PlainLayer
 from .dropout import Dropout
-from .norm_relu import NormRelu
+from .norm_relu import Activation, NormRelu
 from .norms import ChannelNorm
 from .operations import add_up
 from .passes import BlockBackward, BlockForward
-from .rows import Gathered, Scratch, as_nchw, as_rows, convolution_backward, pointwise, pointwise_backward
+from .rows import FreshMemory, Gathered, as_nchw, as_rows, convolution_backward, pointwise, pointwise_backward
 from .workspace import Workspace
 
 
@@ -143,7 +143,9 @@ class DenseLayerPass:
         work, weight1, weight2 = block.work, layer.conv1.weight, layer.conv2.weight
         norm1 = block.norm(layer.norm1)
         bottleneck_dropout = block.draw_dropout(layer.bottleneck_drop_rate, len(weight1), training=layer.training)
-        gathered = Gathered(work.num_rows, Scratch(work.rows, work.rows.dtype) if keeps_bottleneck else work.bottleneck)
+        gathered = Gathered(
+            work.num_rows, FreshMemory(work.rows, work.rows.dtype) if keeps_bottleneck else work.bottleneck
+        )
         x, norm_relu, moments = work.rows[:, : weight1.shape[1]], work.norm_relu(norm1), work.moments()
         weight = work.cast(weight1)
         for chunk in work.chunks_of_rows(max(weight1.shape[:2])):
@@ -158,54 +160,51 @@ class DenseLayerPass:
 
     def backward(self, block: BlockBackward) -> DenseLayerParameters:
         """Take the gradient of the layer's channels out, and add that of its inputs."""
-        (norm2_bias, norm2_weight, conv2_weight), z, g = self._backward_to_bottleneck(block)
-        norm1_bias, norm1_weight, conv1_weight = self._backward_to_inputs(block, z, g, norm2_bias, norm2_weight)
+        inputs, *of_norm2_and_conv2 = self._backward_to_bottleneck(block)
+        norm2_bias, norm2_weight, conv2_weight = of_norm2_and_conv2
+        norm1_bias, norm1_weight, conv1_weight = self._backward_to_inputs(block, inputs, norm2_bias, norm2_weight)
         return DenseLayerParameters(norm1_weight, norm1_bias, conv1_weight, norm2_weight, norm2_bias, conv2_weight)
 
-    def _backward_to_bottleneck(
-        self, block: BlockBackward
-    ) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor | None, Tensor]:
+    def _backward_to_bottleneck(self, block: BlockBackward) -> tuple["AtBottleneck", Tensor, Tensor, Tensor]:
         """Go back through the 3x3 convolution and the second ReLU.
 
         Returns:
-            dbeta (b,), dgamma (b,) and the gradient of the weight (k, b, 3, 3); the bottleneck z (R, b), or None if it
-            does not exist as a whole; and the gradient of the ReLU's input, g (R, b).
+            All that is left at the bottleneck; dbeta (b,), dgamma (b,), and the gradient of the weight (k, b, 3, 3).
         """
         work, weight2, num_inputs = block.work, self.weight2.to(block.dtype), self.weight1.shape[1]
         norm_relu1, norm_relu2 = work.norm_relu(self.norm1), work.norm_relu_of_bottleneck(self.norm2)
         grad_of_new = block.gradients.take(slice(num_inputs, num_inputs + len(weight2)))
-        gathered_z, gathered_g = (Gathered(work.num_rows, m) for m in (work.bottleneck, work.bottleneck_grad))
+        z, g = Gathered(work.num_rows, work.bottleneck), Gathered(work.num_rows, work.bottleneck_grad)
+        activation = None
 
         def backward_chunk(images: slice, chunk: slice) -> Tensor:
-            shape, z = work.shape_of(images), self.bottleneck
-            if z is None:
-                z = self._bottleneck_again(chunk, work, norm_relu1)
-                z = z if work.is_small else gathered_z.put(chunk, z)
+            nonlocal activation
+            shape = work.shape_of(images)
+            if self.bottleneck is None:
+                rows, activation = self._bottleneck_again(chunk, work, norm_relu1)
+                rows = rows if work.is_small else z.put(chunk, rows)
             else:
-                z = z[chunk]
-            grad_new, inputs = grad_of_new(chunk, self.dropout.of(chunk)), norm_relu2.again(z)
+                rows = self.bottleneck[chunk]
+            grad_new, inputs = grad_of_new(chunk, self.dropout.of(chunk)), norm_relu2.again(rows)
             grad_activated, grad_weight = convolution_backward(
                 as_nchw(grad_new, shape), as_nchw(inputs.activated, shape), weight2, padding=1
             )
-            gathered_g.put(chunk, norm_relu2.backward(as_rows(grad_activated), inputs))
+            g.put(chunk, norm_relu2.backward(as_rows(grad_activated), inputs))
             return grad_weight
 
-        chunks = work.chunks_of_images(max(self.weight1.shape[:2]))
+        chunks = work.chunks_of_images(work.columns_for_bottleneck(*self.weight1.shape[:2]))
         grad_weight = add_up((backward_chunk(*slices) for slices in chunks), self.norm2.mean.dtype)
-        z = self.bottleneck
-        if z is None and not work.is_small:
-            z = gathered_z.rows
-        return (*norm_relu2.sums(), grad_weight), z, gathered_g.rows
+        bottleneck = self.bottleneck if self.bottleneck is not None or work.is_small else z.rows
+        return AtBottleneck(bottleneck, g.rows, activation), *norm_relu2.sums(), grad_weight
 
     def _backward_to_inputs(
-        self, block: BlockBackward, z: Tensor | None, g: Tensor, total: Tensor, product: Tensor
+        self, block: BlockBackward, at_bottleneck: "AtBottleneck", total: Tensor, product: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Go back through the second norm, the 1x1 convolution and the first ReLU and norm.
 
         Args:
             block: The block's backward pass.
-            z: The bottleneck (R, b); None if it is to be computed again.
-            g: The gradient of the second ReLU's input (R, b), which may be overwritten.
+            at_bottleneck: All that is left at the bottleneck.
             total: dbeta of the second norm (b,).
             product: dgamma of the second norm (b,).
 
@@ -215,9 +214,10 @@ class DenseLayerPass:
         work, weight1, num_inputs = block.work, block.work.cast(self.weight1), self.weight1.shape[1]
         x, gradients = (rows[:, :num_inputs] for rows in (work.rows, block.gradients.rows))
         norm_relu, grad_of_z = work.norm_relu(self.norm1), work.bottleneck_gradient(self.norm2, total, product)
+        z, g, activation = at_bottleneck
 
         def backward_chunk(chunk: slice) -> Tensor:
-            inputs, dropout = norm_relu.again(x[chunk]), self.bottleneck_dropout.of(chunk)
+            inputs, dropout = activation or norm_relu.again(x[chunk]), self.bottleneck_dropout.of(chunk)
             z_of_chunk = dropout.apply(pointwise(inputs.activated, weight1)) if z is None else z[chunk]
             grad_z = grad_of_z(g[chunk], z_of_chunk, dropout)
             del z_of_chunk  # of which nothing is needed while the gradients exist
@@ -230,11 +230,28 @@ class DenseLayerPass:
         norm1_bias, norm1_weight = block.gradients.close(norm_relu)
         return norm1_bias, norm1_weight, grad_weight[:, :num_inputs]
 
-    def _bottleneck_again(self, rows: slice, work: Workspace, norm_relu: NormRelu) -> Tensor:
-        """Compute some rows of the bottleneck again, (r, b)."""
+    def _bottleneck_again(self, rows: slice, work: Workspace, norm_relu: NormRelu) -> tuple[Tensor, Activation | None]:
+        """Compute some rows of the bottleneck again, (r, b); also return its input if it is that of all rows."""
         weight, x = work.cast(self.weight1), work.rows[:, : self.weight1.shape[1]]
-        gathered = Gathered(rows.stop - rows.start, Scratch(work.rows, work.rows.dtype))
+        gathered = Gathered(rows.stop - rows.start, FreshMemory(work.rows, work.rows.dtype))
+        inputs = None
         for chunk in work.chunks_of_rows(max(self.weight1.shape[:2]), rows):
-            z = self.bottleneck_dropout.of(chunk).apply(pointwise(norm_relu.forward(x[chunk]), weight))
+            inputs = norm_relu.again(x[chunk]) if len(x[chunk]) == work.num_rows else None
+            activated = inputs.activated if inputs else norm_relu.forward(x[chunk])
+            z = self.bottleneck_dropout.of(chunk).apply(pointwise(activated, weight))
             gathered.put(slice(chunk.start - rows.start, chunk.stop - rows.start), z)
-        return gathered.rows
+        return gathered.rows, inputs
+
+
+class AtBottleneck(NamedTuple):
+    """All that the backward pass of a `DenseLayer` has at its bottleneck.
+
+    Attributes:
+        bottleneck: z (R, b); None if it does not exist as a whole.
+        grad: g, the gradient of the second ReLU's input (R, b), which may be overwritten.
+        inputs: Norm and ReLU of the inputs, if they have just been computed for all rows.
+    """
+
+    bottleneck: Tensor | None
+    grad: Tensor
+    inputs: Activation | None

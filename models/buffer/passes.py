@@ -96,7 +96,7 @@ class BlockBackward:
     """
 
     def __init__(self, rows: Tensor, statistics: Statistics, shape: Shape, *, is_small: bool):
-        self.work = workspace_for(rows, shape, is_small=is_small)
+        self.work = workspace_for(rows, shape, is_small=is_small, is_forward=False)
         self.gradients = GradientBuffer(self.work, statistics.mean)
 
     @property

@@ -80,49 +80,47 @@ def convolution_backward(grad: Tensor, x: Tensor, weight: Tensor, *, padding: in
     return torch.ops.aten.convolution_backward.default(grad, x, weight, None, *geometry, [True, True, False])[:2]
 
 
-def chunks_of_rows(rows: Tensor, num_columns: int, within: slice | None = None, *, divisor: int = 1) -> Iterator[slice]:
-    """Slice rows into chunks; `num_columns` columns of a chunk have about the size that suits the device.
+def numbers_in_a_chunk(rows: Tensor) -> int:
+    """Return about how many numbers a chunk of a feature buffer (R, C) should have on its device."""
+    is_cpu = rows.device.type == "cpu" and not capability_of(rows)
+    most = CPU_CHUNK_BYTES if is_cpu else GPU_CHUNK_BYTES
+    return min(most, max(most // MAX_CHUNK_DIVISOR, rows.nbytes // 3)) // rows.element_size()
+
+
+def chunks_of_rows(num_rows: int, num_columns: int, numbers: int, within: slice | None = None) -> Iterator[slice]:
+    """Slice R rows into chunks.
 
     Unless everything fits into one chunk, its length is a power of two, a multiple of the blocks in which convolutions
     on a CPU work. That makes a step faster.
 
     Args:
-        rows: The rows of the feature buffer.
+        num_rows: R.
         num_columns: Columns of a chunk.
+        numbers: About how many numbers a chunk has in these columns, but at least NUM_IMAGES rows.
         within: Cover these rows only.
-        divisor: How many times smaller than that chunks are.
     """
-    start, stop, _ = (within or slice(None)).indices(rows.shape[0])
-    most = max(NUM_IMAGES, _numbers_in_a_chunk(rows) // divisor // num_columns)
+    start, stop, _ = (within or slice(None)).indices(num_rows)
+    most = max(NUM_IMAGES, numbers // num_columns)
     return _slices(start, stop, stop - start if stop - start <= most else _power_of_two(most), _most_chunks)
 
 
 def chunks_of_images(
-    rows: Tensor, shape: Shape, num_columns: int, *, are_joined: bool = False, divisor: int = 1
+    shape: Shape, num_columns: int, numbers: int, *, are_joined: bool = False
 ) -> Iterator[tuple[slice, slice]]:
     """Slice images into chunks, and yield each slice of images with the slice of their rows.
 
-    The chunks have about the size that suits the device, but at least one image.
-
     Args:
-        rows: The rows of the feature buffer.
         shape: (N, H, W).
         num_columns: Columns of a chunk.
+        numbers: About how many numbers a chunk has in these columns, but at least one image.
         are_joined: Whether the results of all chunks are concatenated, so that `two_chunks_for_all` may not leave any
             out.
-        divisor: How many times smaller than that chunks are.
     """
     num_images, height, width = shape
     num_pixels = height * width
-    step = _power_of_two(max(1, _numbers_in_a_chunk(rows) // divisor // (num_pixels * num_columns)))
+    step = _power_of_two(max(1, numbers // (num_pixels * num_columns)))
     for images in _slices(0, num_images, step, None if are_joined else _most_chunks):
         yield images, slice(images.start * num_pixels, images.stop * num_pixels)
-
-
-def _numbers_in_a_chunk(rows: Tensor) -> int:
-    is_cpu = rows.device.type == "cpu" and not capability_of(rows)
-    most = CPU_CHUNK_BYTES if is_cpu else GPU_CHUNK_BYTES
-    return min(most, max(most // MAX_CHUNK_DIVISOR, rows.nbytes // 3)) // rows.element_size()
 
 
 def _power_of_two(most: int) -> int:
@@ -170,29 +168,40 @@ class Scratch:
         return self.memory[: num_rows * num_columns].view(num_rows, num_columns)
 
 
+class FreshMemory(Scratch):
+    """Memory for an intermediate result that is new each time, and freed with the result."""
+
+    def shaped(self, num_rows: int, num_columns: int) -> Tensor:
+        """Return uninitialised rows."""
+        return self.memory.new_empty(num_rows, num_columns)
+
+
 class Gathered:
     """Rows (R, c) that are computed in chunks. A chunk of all rows is taken as it is; others are copied.
 
     Args:
         num_rows: R.
         memory: For the rows, if there are several chunks.
-
-    Attributes:
-        rows: The rows, after the first chunk.
     """
-
-    rows: Tensor
 
     def __init__(self, num_rows: int, memory: Scratch):
         self._num_rows, self._memory = num_rows, memory
+        self._rows: Tensor | None = None
+
+    @property
+    def rows(self) -> Tensor:
+        """The rows, after all chunks."""
+        assert self._rows is not None
+        return self._rows
 
     def place_of(self, chunk: slice, rows: Tensor) -> Tensor | None:
         """Return where to copy a chunk of rows (r, c) to; None if it has been taken."""
         if len(rows) == self._num_rows:
-            self.rows = rows
+            self._rows = rows
             return None
-        self.rows = self._memory.shaped(self._num_rows, rows.shape[1])
-        return self.rows[chunk]
+        if self._rows is None:
+            self._rows = self._memory.shaped(self._num_rows, rows.shape[1])
+        return self._rows[chunk]
 
     def put(self, chunk: slice, rows: Tensor) -> Tensor:
         """Take or copy a chunk of rows (r, c), and return it as it is kept."""

@@ -12,7 +12,7 @@ from .dropout import NO_DROPOUT, Dropout
 from .norm_relu import NormRelu
 from .norms import ChannelNorm, Statistics
 from .operations import ChunkMoments, LinearGradient, chunk_moments, join_moments, linear_gradient
-from .rows import Scratch, Shape, chunks_of_images, chunks_of_rows
+from .rows import Scratch, Shape, chunks_of_images, chunks_of_rows, numbers_in_a_chunk
 
 
 class Workspace:
@@ -25,7 +25,8 @@ class Workspace:
             bottleneck that was not kept twice, a chunk at a time, so that it never exists as a whole.
 
     Attributes:
-        bottleneck: For the bottleneck of a layer, z (R, b), or a chunk of it.
+        numbers_in_a_chunk: About how many numbers a chunk of rows has.
+        bottleneck: For the bottleneck of a layer, z (R, b).
         bottleneck_grad: For the gradient of a bottleneck.
     """
 
@@ -33,19 +34,22 @@ class Workspace:
         self.rows, self.is_small = rows, is_small
         self.num_rows = rows.shape[0]
         self.shape = shape
+        self.numbers_in_a_chunk = numbers_in_a_chunk(rows) // (4 if is_small else 1)
         self.bottleneck, self.bottleneck_grad = Scratch(rows, rows.dtype), Scratch(rows, rows.dtype)
         self._chunk_of_bottleneck = Scratch(rows, rows.dtype)
         self._contiguous, self._activated = Scratch(rows, rows.dtype), Scratch(rows, rows.dtype)
 
     def chunks_of_images(self, num_columns: int, *, are_joined: bool = False) -> Iterator[tuple[slice, slice]]:
         """Slice all images into chunks of about `num_columns` columns; see `rows.chunks_of_images`."""
-        return chunks_of_images(
-            self.rows, self.shape, num_columns, are_joined=are_joined, divisor=4 if self.is_small else 1
-        )
+        return chunks_of_images(self.shape, num_columns, self.numbers_in_a_chunk, are_joined=are_joined)
 
     def chunks_of_rows(self, num_columns: int, within: slice | None = None) -> Iterator[slice]:
         """Slice all rows into chunks of about `num_columns` columns; see `rows.chunks_of_rows`."""
-        return chunks_of_rows(self.rows, num_columns, within, divisor=4 if self.is_small else 1)
+        return chunks_of_rows(self.num_rows, num_columns, self.numbers_in_a_chunk, within)
+
+    def columns_for_bottleneck(self, num_bottleneck: int, num_inputs: int) -> int:
+        """Return the columns by which the backward pass from a layer's new channels to its bottleneck sizes chunks."""
+        return max(num_bottleneck, num_inputs)  # the bottleneck is computed again from its inputs in the same chunk
 
     def shape_of(self, images: slice) -> Shape:
         """Return the shape (n, H, W) of some images."""

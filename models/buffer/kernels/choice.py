@@ -8,10 +8,10 @@ from ..workspace import Workspace
 from .check import are_usable
 
 
-def workspace_for(rows: Tensor, shape: Shape, *, is_small: bool) -> Workspace:
-    """Return the operations on the rows of a feature buffer; see `Workspace`."""
+def workspace_for(rows: Tensor, shape: Shape, *, is_small: bool, is_forward: bool) -> Workspace:
+    """Return the operations on the rows of a feature buffer, for its forward or backward pass; see `Workspace`."""
     if capability_of(rows) is None or not are_usable(rows):
         return Workspace(rows, shape, is_small=is_small)
     from .workspace import KernelWorkspace  # needs triton
 
-    return KernelWorkspace(rows, shape, is_small=is_small)
+    return KernelWorkspace(rows, shape, is_small=is_small, is_forward=is_forward)

@@ -3,6 +3,7 @@
 Convolutions are those of the library. R rows, r of them in a chunk, c columns; n images of H x W pixels in a chunk.
 """
 
+import sys
 from collections.abc import Callable
 
 import torch.nn.functional as F
@@ -11,15 +12,30 @@ from torch import Tensor
 from ..dropout import Dropout
 from ..norm_relu import Activation, NormRelu, Spread
 from ..norms import ChannelNorm
-from ..rows import Shape
+from ..rows import FreshMemory, Shape
 from ..workspace import Workspace
 from . import backward, forward
 
+LEAST_CHUNK_BYTES = 8 * 2**20  # not tuned: it was chosen without a GPU
 ALIGNED = 8  # channels: libraries compute in 16 bits fast for multiples of these
 
 
 class KernelWorkspace(Workspace):
-    """Works on the rows of a feature buffer with kernels; see `Workspace`."""
+    """Works on the rows of a feature buffer with kernels; see `Workspace`.
+
+    Chunks are there to save memory alone: nothing stays in a cache from one pass to the next. The forward pass, far
+    from the peak of a step, has a single chunk. The backward pass has the inputs of a layer and their gradient beside
+    the buffers; its chunks are a quarter of a buffer, but not so small that launching kernels would take the time.
+    """
+
+    def __init__(self, rows: Tensor, shape: Shape, *, is_small: bool, is_forward: bool):
+        super().__init__(rows, shape, is_small=is_small)
+        least = LEAST_CHUNK_BYTES // rows.element_size()
+        self.numbers_in_a_chunk = sys.maxsize if is_forward else max(least, rows.numel() // 4)
+        self.bottleneck, self.bottleneck_grad = (FreshMemory(rows, rows.dtype) for _ in range(2))
+
+    def columns_for_bottleneck(self, num_bottleneck: int, num_inputs: int) -> int:
+        return num_bottleneck
 
     def norm_relu(self, norm: ChannelNorm) -> "KernelNormRelu":
         return KernelNormRelu(norm)

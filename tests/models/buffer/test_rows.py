@@ -11,6 +11,7 @@ from models.buffer.rows import (
     as_rows,
     chunks_of_images,
     chunks_of_rows,
+    numbers_in_a_chunk,
     pointwise,
     pointwise_backward,
 )
@@ -57,10 +58,11 @@ def test_chunks_cover_each_row_once_in_order(num_images, side, num_columns, read
     shape, rows = (num_images, side, side + 1), torch.zeros(num_images * side * (side + 1), num_columns)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rows_module, "CPU_CHUNK_BYTES", chunk_bytes)
-        of_rows = list(chunks_of_rows(rows, min(read, num_columns)))
-        of_images = list(chunks_of_images(rows, shape, read))
+        numbers = numbers_in_a_chunk(rows)
+        of_rows = list(chunks_of_rows(len(rows), min(read, num_columns), numbers))
+        of_images = list(chunks_of_images(shape, read, numbers))
         within = slice(len(rows) // 3, len(rows) // 2)
-        of_part = list(chunks_of_rows(rows, read, within))
+        of_part = list(chunks_of_rows(len(rows), read, numbers, within))
     everything = list(range(len(rows)))
     assert [index for chunk in of_rows for index in everything[chunk]] == everything
     assert [index for chunk in of_part for index in everything[chunk]] == everything[within]
@@ -75,11 +77,12 @@ def test_chunks_cover_each_row_once_in_order(num_images, side, num_columns, read
 def test_chunks_have_about_the_size_that_is_asked_for(monkeypatch):
     monkeypatch.setattr(rows_module, "CPU_CHUNK_BYTES", 4 * 1000 * 10)
     rows = torch.zeros(64 * 50, 20)
+    numbers = numbers_in_a_chunk(rows)
     # 1000 rows of ten columns, or ten images of 50 rows of twenty columns, rounded down to a power of two.
-    assert {chunk.stop - chunk.start for chunk in list(chunks_of_rows(rows, 10))[:-1]} == {512}
-    assert {images.stop - images.start for images, _ in list(chunks_of_images(rows, (64, 5, 10), 20))[:-1]} == {8}
+    assert {chunk.stop - chunk.start for chunk in list(chunks_of_rows(len(rows), 10, numbers))[:-1]} == {512}
+    assert {images.stop - images.start for images, _ in list(chunks_of_images((64, 5, 10), 20, numbers))[:-1]} == {8}
     # Rows that fit as a whole are one chunk.
-    assert list(chunks_of_rows(rows, 10, slice(7, 1007))) == [slice(7, 1007)]
+    assert list(chunks_of_rows(len(rows), 10, numbers, slice(7, 1007))) == [slice(7, 1007)]
 
 
 def test_a_gradient_is_zero_where_the_relu_was():
