@@ -1,0 +1,198 @@
+"""Fused products of a bottleneck layer, against autograd in float64."""
+
+from contextlib import nullcontext
+from typing import NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.buffer.channel_norm import ChannelNorm
+from models.buffer.kernels import products, table
+from models.buffer.kernels.products import Bottleneck, Convolution, Gradients, Inputs
+from tests.support.triton_interpreter import DEVICE, MARKS
+
+pytestmark = MARKS
+
+EPS = 1e-3
+
+
+class Case(NamedTuple):
+    """A layer: shape (N, H, W), channels, whether each norm is frozen, rates of dropout, and whether G is empty."""
+
+    shape: tuple[int, int, int] = (2, 5, 7)
+    c: int = 17
+    b: int = 20
+    k: int = 5
+    frozen: tuple[bool, bool] = (False, False)
+    keep_rates: tuple[float, float] = (1, 1)
+    is_first: bool = False
+    is_split: bool = False
+    memory_format: torch.memory_format = torch.contiguous_format
+    mean: float = 0.5
+
+
+CASES = {
+    "odd sizes": Case(),
+    "k=12": Case((3, 5, 7), c=29, b=48, k=12, memory_format=torch.channels_last),
+    "dropout": Case(c=29, b=48, k=12, keep_rates=(0.8, 0.6), is_first=True),
+    "frozen norms": Case(frozen=(True, True)),
+    "frozen second norm and dropout": Case((1, 4, 4), frozen=(False, True), keep_rates=(0.7, 1), is_split=True),
+    "split": Case((1, 9, 8), c=33, b=64, k=17, is_split=True),
+    "many parts": Case((5, 9, 7), c=37, b=16, k=16),
+    "one channel, large means": Case((2, 3, 3), c=1, b=1, k=1, mean=30.0),
+}
+
+
+class Layer(NamedTuple):
+    """Tensors of a case, all of float32 but for x, the gradient G before, and that of the result."""
+
+    case: Case
+    x: Tensor  # (N, c, H, W)
+    grad: Tensor  # (N, c, H, W)
+    dy: Tensor  # (N, k, H, W)
+    weights: tuple[Tensor, ...]  # gamma1, beta1, W1, gamma2, beta2, W2
+    running: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
+    kept: tuple[Tensor | None, Tensor | None]  # masks (R, b) and (R, k)
+
+
+def numbers(*size: int) -> Tensor:
+    return torch.randn(size)
+
+
+def layer_of(case: Case, dtype: torch.dtype) -> Layer:
+    torch.manual_seed(0)
+    (n, height, width), c, b, k = case.shape, case.c, case.b, case.k
+    weights = (
+        *(1 + 0.3 * numbers(c), 0.3 * numbers(c), numbers(b, c, 1, 1) * (2 / c) ** 0.5),
+        *(1 + 0.3 * numbers(b), 0.3 * numbers(b), numbers(k, b, 3, 3) * (2 / 9 / b) ** 0.5),
+    )
+    weights = (*weights[:5], weights[5].contiguous(memory_format=case.memory_format))
+    running = tuple((case.mean + 0.3 * numbers(size), 0.5 + torch.rand(size)) for size in (c, b))
+    size, rows = (n, c, height, width), n * height * width
+    kept = tuple(
+        torch.rand(rows, size) < rate if rate < 1 else None for size, rate in zip((b, k), case.keep_rates, strict=True)
+    )
+    x = (case.mean + numbers(*size)).to(dtype)
+    return Layer(case, x, numbers(*size).to(dtype), numbers(n, k, height, width).to(dtype), weights, running, kept)
+
+
+def as_rows(images: Tensor) -> Tensor:
+    return images.permute(0, 2, 3, 1).reshape(-1, images.shape[1])
+
+
+def as_images(rows: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    n, height, width = shape
+    return rows.reshape(n, height, width, -1).permute(0, 3, 1, 2)
+
+
+def plain(layer: Layer, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The plain network's layer and its gradients; bfloat16 and float16 as under autocast."""
+    case = layer.case
+    autocast = dtype in (torch.bfloat16, torch.float16)
+    x = layer.x.to(dtype).requires_grad_()
+    weights = [w.to(torch.float32 if autocast else dtype).requires_grad_() for w in layer.weights]
+    gamma1, beta1, w1, gamma2, beta2, w2 = weights
+
+    def norm(maps, index, gamma, beta):
+        mean, variance = (value.to(gamma.dtype) for value in layer.running[index])
+        statistics = (mean, variance) if case.frozen[index] else (None, None)
+        return F.relu(F.batch_norm(maps, *statistics, gamma, beta, not case.frozen[index], eps=EPS))
+
+    def drop(maps, index):
+        kept = layer.kept[index]
+        return maps if kept is None else maps * as_images(kept, case.shape) / case.keep_rates[index]
+
+    with torch.autocast("cpu", dtype) if autocast else nullcontext():
+        z = drop(F.conv2d(norm(x, 0, gamma1, beta1), w1), 0)
+        y = drop(F.conv2d(norm(z, 1, gamma2, beta2), w2, padding=1), 1)
+    y.backward(layer.dy.to(y.dtype))
+    before = 0 if case.is_first else layer.grad.to(x.grad.dtype)
+    names = Gradients(*(w.grad for w in weights))._asdict()
+    return {"y": y.detach(), "x": x.grad + before, **names}
+
+
+def fused(layer: Layer, **changes) -> dict[str, Tensor]:
+    """The same by kernels, in a buffer of which everything that may not be read is NaN."""
+    case, dtype = layer.case, layer.x.dtype
+    device = lambda tensor: tensor if tensor is None else tensor.to(DEVICE)  # noqa: E731
+    num_rows, c, b, k = case.shape[0] * case.shape[1] * case.shape[2], case.c, case.b, case.k
+    pitch = -(-(c + k) // 16) * 16
+    x, grad = (torch.full((num_rows, pitch), torch.nan, dtype=dtype, device=DEVICE) for _ in range(2))
+    x[:, :c] = as_rows(layer.x)
+    if not case.is_first:
+        grad[:, :c] = as_rows(layer.grad)
+    plan = table.plan((9, 0), dtype, b, k)
+    assert plan is not None
+    plan = plan._replace(precision="ieee", is_split=case.is_split)
+    gamma1, beta1, w1, gamma2, beta2, w2 = map(device, layer.weights)
+    dropout = [
+        None if kept is None else (device(kept), rate) for kept, rate in zip(layer.kept, case.keep_rates, strict=True)
+    ]
+
+    def norm(index, mean, variance, gamma, beta):
+        if case.frozen[index]:
+            mean, variance = map(device, layer.running[index])
+        return ChannelNorm(mean, (variance + EPS).rsqrt(), gamma, beta)
+
+    variance, mean = torch.var_mean(x[:, :c].double(), 0, correction=0)
+    first = Convolution(norm(0, mean.float(), variance.float(), gamma1, beta1), w1, dropout[0], case.frozen[0])
+    z = torch.full((num_rows, b), torch.nan, dtype=dtype, device=DEVICE)
+    mean2, variance2, unbiased2 = products.bottleneck(x[:, :c], first, plan, out=z)
+    torch.testing.assert_close(unbiased2, variance2 * num_rows / (num_rows - 1))
+    second = Convolution(norm(1, mean2, variance2, gamma2, beta2), w2, dropout[1], case.frozen[1])
+    new = x[:, c : c + k]
+    of_new = products.new_maps(z, second, case.shape, plan, out=new)
+    assert_moments(of_new, new)
+    assert_moments((mean2, variance2, unbiased2), z)
+    dy = as_rows(layer.dy)
+    if layer.kept[1] is not None:
+        dy = torch.where(layer.kept[1], dy.double() / case.keep_rates[1], 0).to(dtype)
+    padded = torch.full((num_rows, table._power_of_two(k)), torch.nan, dtype=dtype, device=DEVICE)
+    padded[:, :k] = dy
+    collected = torch.zeros(2, c + k, device=DEVICE)
+    kept_z = z.clone() if changes.get("keeps") else torch.full_like(z, torch.nan)
+    of_z = Bottleneck(kept_z, torch.full_like(z, torch.nan), bool(changes.get("keeps")))
+    x_before = x.clone()
+    inputs = Inputs(x[:, :c], grad[:, :c], case.is_first, tuple(collected))
+    gradients = products.backward(padded, inputs, of_z, first, second, case.shape, plan)
+    assert torch.equal(x.nan_to_num(), x_before.nan_to_num())
+    assert torch.equal(kept_z, z)
+    assert not collected[:, c:].any()
+    assert grad[:, -(-c // 16) * 16 :].isnan().all()
+    a, d = collected[:, :c].double() / num_rows
+    dx = grad[:, :c].double() - a - (x[:, :c].double() - first.norm.mean.double()) * d
+    result = {"y": as_images(new, case.shape), "x": as_images(dx, case.shape), **gradients._asdict()}
+    return {name: value.cpu() for name, value in result.items()}
+
+
+def assert_moments(moments: tuple[Tensor, ...], rows: Tensor) -> None:
+    variance, mean = torch.var_mean(rows.double(), 0, correction=0)
+    torch.testing.assert_close(moments[0].double(), mean, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(moments[1].double(), variance, rtol=2e-6, atol=1e-10)
+
+
+def errors(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, float]:
+    """Relative error of each tensor, in norm."""
+    return {
+        name: ((actual[name].double() - value.double()).norm() / value.double().norm()).item()
+        for name, value in expected.items()
+    }
+
+
+@pytest.fixture(autouse=True)
+def several_parts(monkeypatch):
+    """Sums over few rows, so that small shapes have several parts."""
+    monkeypatch.setattr(products, "FEWEST_ROWS", 64)
+    monkeypatch.setattr(products, "MOST_PARTS", 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_all(case, dtype):
+    layer = layer_of(case, dtype)
+    truth = plain(layer, torch.float64)
+    actual = errors(fused(layer), truth)
+    expected = errors(plain(layer, dtype), truth)
+    print({k: (f"{actual[k]:.1e}", f"{expected[k]:.1e}") for k in actual})
