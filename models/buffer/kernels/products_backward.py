@@ -91,12 +91,12 @@ def backward_3x3_weight(
         a = tl.trans(tl.where(row_ok[:, None] & column_ok[None, :], a, 0.0).to(z.dtype.element_ty))
         in_image = row_ok & (top + up >= 0) & (top + up < height)
         loaded = (new < k_loaded)[None, :]
-        source = dy + tl.cast(start, tl.int64) * dy_pitch + ((rows + up * width)[:, None] * dy_pitch + new[None, :])
-        grad = tl.load(source + dy_pitch, mask=(in_image & (left + 1 < width))[:, None] & loaded, other=0.0)
+        of_new = dy + tl.cast(start, tl.int64) * dy_pitch + ((rows + up * width)[:, None] * dy_pitch + new[None, :])
+        grad = tl.load(of_new + dy_pitch, mask=(in_image & (left + 1 < width))[:, None] & loaded, other=0.0)
         left_tap = tl.dot(a, grad, left_tap, input_precision=PRECISION)
-        grad = tl.load(source, mask=in_image[:, None] & loaded, other=0.0)
+        grad = tl.load(of_new, mask=in_image[:, None] & loaded, other=0.0)
         middle_tap = tl.dot(a, grad, middle_tap, input_precision=PRECISION)
-        grad = tl.load(source - dy_pitch, mask=(in_image & (left > 0))[:, None] & loaded, other=0.0)
+        grad = tl.load(of_new - dy_pitch, mask=(in_image & (left > 0))[:, None] & loaded, other=0.0)
         right_tap = tl.dot(a, grad, right_tap, input_precision=PRECISION)
     place = new[None, :] * strides[0] + columns[:, None] * strides[1] + filter_row * strides[2]
     part = parts + program.to(tl.int64) * part_stride + place
@@ -148,8 +148,8 @@ def backward_1x1(
     inputs = column_tile * BLOCK_C + tl.arange(0, BLOCK_C)
     input_ok, column_ok = inputs < c, columns < b
     mean, scale, bias = load_norm(norm1.mean, norm1.invstd, norm1.weight, norm1.bias, inputs, input_ok)
-    place = columns[:, None] * strides[0] + inputs[None, :] * strides[1]
-    w = tl.load(weight + place, mask=column_ok[:, None] & input_ok[None, :], other=0.0).to(z.dtype.element_ty)
+    weights = columns[:, None] * strides[0] + inputs[None, :] * strides[1]
+    w = tl.load(weight + weights, mask=column_ok[:, None] & input_ok[None, :], other=0.0).to(z.dtype.element_ty)
     of_weight = tl.zeros((BLOCK_B, BLOCK_C), tl.float32)
     sums = tl.zeros((BLOCK_C,), tl.float32)
     products = tl.zeros((BLOCK_C,), tl.float32)
@@ -161,8 +161,8 @@ def backward_1x1(
         )
         inside = (rows < num_rows - start)[:, None] & input_ok[None, :]
         loaded = (rows < num_rows - start)[:, None] & (inputs < c_loaded)[None, :]
-        place = rows[:, None] * pitch + inputs[None, :]
-        difference = tl.load(x + start * pitch + place, mask=loaded, other=0.0).to(tl.float32) - mean
+        source = x + start * pitch + (rows[:, None] * pitch + inputs[None, :])
+        difference = tl.load(source, mask=loaded, other=0.0).to(tl.float32) - mean
         u = difference * scale + bias
         a = tl.where(inside, relu(u), 0.0).to(x.dtype.element_ty)
         of_weight = tl.dot(tl.trans(dz), a, of_weight, input_precision=PRECISION)
@@ -199,13 +199,13 @@ def backward_1x1_input(
         inputs = first + tl.arange(0, BLOCK_C)
         input_ok = inputs < c
         mean, scale, bias = load_norm(norm1.mean, norm1.invstd, norm1.weight, norm1.bias, inputs, input_ok)
-        place = columns[:, None] * strides[0] + inputs[None, :] * strides[1]
-        w = tl.load(weight + place, mask=(columns < b)[:, None] & input_ok[None, :], other=0.0)
+        weights = columns[:, None] * strides[0] + inputs[None, :] * strides[1]
+        w = tl.load(weight + weights, mask=(columns < b)[:, None] & input_ok[None, :], other=0.0)
         grad = tl.dot(dz, w.to(dz.dtype), input_precision=PRECISION)
         inside = row_ok[:, None] & input_ok[None, :]
         loaded = row_ok[:, None] & (inputs < c_loaded)[None, :]
-        place = rows[:, None] * pitch + inputs[None, :]
-        difference = tl.load(x + start * pitch + place, mask=loaded, other=0.0).to(tl.float32) - mean
+        source = x + start * pitch + (rows[:, None] * pitch + inputs[None, :])
+        difference = tl.load(source, mask=loaded, other=0.0).to(tl.float32) - mean
         grad = tl.where(inside & ~(difference * scale + bias <= 0.0), grad, 0.0)
         part = parts + tile * 2 * c + inputs
         tl.store(part, tl.sum(grad, 0), mask=input_ok)
