@@ -97,9 +97,8 @@ def use_products(dtype: torch.dtype, plan: table.Plan, b: int, k: int, *, is_pla
 
 def use_norms(dtype: torch.dtype, columns: int = COLUMNS, b: int = 48, k: int = 12) -> None:
     """Call all functions of norms: for rows of a buffer, a bottleneck, and the channels that a layer makes."""
-    num_images, height, width = SHAPE
     x, grad, norm = rows_of(dtype, columns), rows_of(dtype, columns), norm_of(columns)
-    pooled, averaged = rows_of(dtype, columns)[: NUM_ROWS // 4], rows_of(dtype, columns)[:num_images]
+    pooled, averaged = rows_of(dtype, columns)[: NUM_ROWS // 4], rows_of(dtype, columns)[: SHAPE[0]]
     for relu in (True, False):
         forward.activate(x, norm, rows_of(dtype, columns), relu=relu)
     forward.activate_and_pool(x, norm, SHAPE, pooled)

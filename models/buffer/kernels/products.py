@@ -72,7 +72,7 @@ class Bottleneck(NamedTuple):
     """A bottleneck in the backward pass.
 
     Attributes:
-        z: (R, b), or memory for it.
+        z: (R, b), or memory for it; see `bottleneck`.
         grad: Memory for the gradient of its norm (R, b), with the strides of z.
         is_kept: Whether z is there; else it is computed again.
     """
@@ -100,7 +100,7 @@ def bottleneck(x: Tensor, first: Convolution, plan: Plan, *, out: Tensor) -> tup
         x: (R, c).
         first: The 1x1 convolution.
         plan: The plan of the layer.
-        out: The bottleneck (R, b).
+        out: The bottleneck (R, b). Columns from b on may become 0, up to the next multiple of 16.
 
     Returns:
         Its mean, variance with divisor R, and variance with divisor R - 1, (b,) each.
@@ -112,7 +112,8 @@ def bottleneck(x: Tensor, first: Convolution, plan: Plan, *, out: Tensor) -> tup
     launch(
         products_forward.bottleneck_1x1, (num_tiles,),
         *_rows(x), first.norm, *_weight(first), first.dropout, *_rows(out), parts, num_rows, c, b,
-        reads=[x, first.weight, *first.norm, *_mask(first.dropout)], writes=[out, parts], product=Product(num_rows, b, c),
+        reads=[x, first.weight, *first.norm, *_mask(first.dropout)], writes=[out, parts],
+        product=Product(num_rows, b, c),
         PRECISION=plan.precision, BLOCK_B=plan.block_b, BLOCK_C=plan.block_c, **_constants(blocks),
     )  # fmt: skip
     return finish_moments(parts, num_rows)
@@ -319,7 +320,7 @@ def _mask(dropout: Dropout | None) -> list[Tensor]:
     return [] if dropout is None else [dropout[0]]
 
 
-def _constants(blocks: Blocks) -> dict[str, int]:
+def _constants(blocks: Blocks) -> dict[str, Any]:
     return {"BLOCK_R": blocks.rows, "num_warps": blocks.warps, "num_stages": blocks.stages}
 
 

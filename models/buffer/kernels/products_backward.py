@@ -140,7 +140,7 @@ def backward_1x1(
     """Write or add the gradient of x (R, c) to `grads`, and parts (P, b + 2, c).
 
     The parts are those of the gradient of W (b, c), and of the sums of the gradient of norm1(x) and of that times
-    (x - mean). A program has BLOCK_C columns. Columns of `grads` from c on are not needed any more, and are overwritten.
+    (x - mean). A program has BLOCK_C columns. Columns of `grads` from c on are overwritten: nobody needs them any more.
     """
     # Programs of the same rows run together, so that they find g and z in the cache.
     column_tile, program = tl.program_id(0), tl.program_id(1)

@@ -36,7 +36,7 @@ def bottleneck_of_tile(
 def store_moments(values, row_ok, columns, num_columns, part):
     """Write mean, sum of squared differences from it, and number of rows (3, columns) of a tile.
 
-    A mean of the values as they are would lose digits where it is large, so it is taken of differences from a rough one.
+    The mean of values that are far from 0 loses digits, so what is missing is added: the mean of differences from it.
     """
     column_ok = columns < num_columns
     count = tl.sum(row_ok.to(tl.float32), 0)

@@ -79,14 +79,15 @@ def plan(capability: Capability, dtype: torch.dtype, b: int, k: int) -> Plan | N
     if capability < OLDEST or b > WIDEST_BOTTLENECK or k > MOST_NEW:
         return None
     # `torch.backends.cudnn.allow_tf32` says the same, but raises an error once any of the newer settings was used.
-    is_exact = dtype == torch.float32 and torch.backends.cudnn.conv.fp32_precision != "tf32"
+    precision = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]  # PyTorch's types lack it
+    is_exact = dtype == torch.float32 and precision != "tf32"
     return Plan(
         precision="tf32x3" if is_exact else "tf32",
         block_b=_power_of_two(b),
         block_k=_power_of_two(k),
         block_c=32,
         bottleneck=Blocks(rows=64 if is_exact else 128, warps=8, stages=2),
-        new_maps=Blocks(rows=128, warps=8, stages=1),
+        new_maps=Blocks(rows=64 if is_exact else 128, warps=8, stages=1),
         backward_3x3=Blocks(rows=32 if is_exact else 64, warps=8, stages=2),
         backward_3x3_weight=Blocks(rows=32 if is_exact else 64, warps=4, stages=2),
         backward_1x1=Blocks(rows=32, warps=4, stages=1),
