@@ -114,7 +114,7 @@ def bottleneck(x: Tensor, first: Convolution, plan: Plan, *, out: Tensor) -> tup
         *_rows(x), first.norm, *_weight(first), first.dropout, *_rows(out), parts, num_rows, c, b,
         reads=[x, first.weight, *first.norm, *_mask(first.dropout)], writes=[out, parts],
         product=Product(num_rows, b, c),
-        PRECISION=plan.precision, BLOCK_B=plan.block_b, BLOCK_C=plan.block_c, **_constants(blocks),
+        PRECISION=plan.precision, BLOCK_B=plan.block_b, BLOCK_C=blocks.columns, **_constants(blocks),
     )  # fmt: skip
     return finish_moments(parts, num_rows)
 
@@ -165,15 +165,17 @@ def backward(
     # All that is summed over the same parts of the rows lies together, so that one more kernel adds it up.
     rows_of_part = FEWEST_ROWS * triton.cdiv(num_rows, FEWEST_ROWS * MOST_PARTS)
     width2, width1 = second.weight.numel(), first.weight.numel()
-    parts = _parts(dy, triton.cdiv(num_rows, rows_of_part), width2 + width1 + (0 if plan.is_split else 2 * c))
+    width = width2 + width1 + (0 if plan.backward_1x1_weight else 2 * c)
+    parts = _parts(dy, triton.cdiv(num_rows, rows_of_part), width)
     _backward_3x3_weight(dy, of_z.z, second, shape, plan, parts[:, :width2], rows_of_part)
     grad_of_z = GradientOfBottleneck(of_z, second, first.dropout, *sums_of_z)
-    if plan.is_split:
-        of_norm1 = _backward_1x1_input(inputs, grad_of_z, first, plan)
-        _backward_1x1_weight(inputs.x, grad_of_z, first, plan, parts[:, width2:], rows_of_part)
-    else:
+    if plan.backward_1x1_weight is None:
         _backward_1x1(inputs, grad_of_z, first, plan, parts[:, width2:], rows_of_part)
         of_norm1 = parts[:, width2 + width1 :].unflatten(1, (2, c))
+    else:
+        of_norm1 = _backward_1x1_input(inputs, grad_of_z, first, plan)
+        blocks = plan.backward_1x1_weight
+        _backward_1x1_weight(inputs.x, grad_of_z, first, plan, blocks, parts[:, width2:], rows_of_part)
     of_weights = finish_sums(parts[:, : width2 + width1])
     total1, product1 = finish_reader(of_norm1, first.norm, None if first.is_frozen else inputs.collected)
     return Gradients(
@@ -234,7 +236,7 @@ def _backward_3x3(
         writes=[grad, parts, *([] if is_kept else [z])],
         repeats=[(dy[:, :k], 8)], product=Product(num_rows, b, 9 * k + (0 if is_kept else c)),
         AGAIN=not is_kept, PRECISION=plan.precision,
-        BLOCK_B=plan.block_b, BLOCK_K=plan.block_k, BLOCK_C=plan.block_c, **_constants(blocks),
+        BLOCK_B=plan.block_b, BLOCK_K=plan.block_k, BLOCK_C=blocks.columns, **_constants(blocks),
     )  # fmt: skip
     return finish_reader(parts, second.norm)
 
@@ -260,7 +262,8 @@ def _backward_1x1(
     """Write or add the gradient of the input, and parts (P, (b + 2) * c) of that of the weight and of sums."""
     x, grad, is_first, _ = inputs
     (num_rows, c), b = x.shape, len(first.weight)
-    num_tiles = triton.cdiv(c, plan.block_c)
+    blocks = plan.backward_1x1
+    num_tiles = triton.cdiv(c, blocks.columns)
     launch(
         products_backward.backward_1x1, (num_tiles, len(parts)),
         *grad_of_z.arguments, *_weight(first), x, x.stride(0), columns_to_load(c, x, grad), first.norm,
@@ -268,7 +271,7 @@ def _backward_1x1(
         reads=[*grad_of_z.reads, first.weight, x, *first.norm, *([] if is_first else [grad])], writes=[grad, parts],
         repeats=[(rows, num_tiles - 1) for rows in grad_of_z.of_z[:2]], product=Product(num_rows, c, 2 * b),
         FROZEN=grad_of_z.second.is_frozen, FIRST=is_first, PRECISION=plan.precision,
-        BLOCK_B=plan.block_b, BLOCK_C=plan.block_c, **_constants(plan.backward_1x1),
+        BLOCK_B=plan.block_b, BLOCK_C=blocks.columns, **_constants(blocks),
     )  # fmt: skip
 
 
@@ -286,24 +289,30 @@ def _backward_1x1_input(inputs: Inputs, grad_of_z: GradientOfBottleneck, first: 
         reads=[*grad_of_z.reads, first.weight, x, *first.norm, *([] if is_first else [grad])], writes=[grad, parts],
         product=Product(num_rows, c, b),
         FROZEN=grad_of_z.second.is_frozen, FIRST=is_first, PRECISION=plan.precision,
-        BLOCK_B=plan.block_b, BLOCK_C=plan.block_c, **_constants(blocks),
+        BLOCK_B=plan.block_b, BLOCK_C=blocks.columns, **_constants(blocks),
     )  # fmt: skip
     return parts
 
 
 def _backward_1x1_weight(
-    x: Tensor, grad_of_z: GradientOfBottleneck, first: Convolution, plan: Plan, parts: Tensor, rows_of_part: int
+    x: Tensor,
+    grad_of_z: GradientOfBottleneck,
+    first: Convolution,
+    plan: Plan,
+    blocks: Blocks,
+    parts: Tensor,
+    rows_of_part: int,
 ) -> None:
     """Write parts (P, b * c) of the gradient of the 1x1 weight."""
     (num_rows, c), b = x.shape, len(first.weight)
-    num_tiles = triton.cdiv(c, plan.block_c)
+    num_tiles = triton.cdiv(c, blocks.columns)
     launch(
         products_backward.backward_1x1_weight, (num_tiles, len(parts)),
         *grad_of_z.arguments, *_rows(x), first.norm, parts, parts.stride(0), num_rows, rows_of_part, c, b,
         reads=[*grad_of_z.reads, x, *first.norm], writes=[parts],
         repeats=[(rows, num_tiles - 1) for rows in grad_of_z.of_z[:2]], product=Product(b, c, num_rows),
         FROZEN=grad_of_z.second.is_frozen, PRECISION=plan.precision,
-        BLOCK_B=plan.block_b, BLOCK_C=plan.block_c, **_constants(plan.backward_1x1),
+        BLOCK_B=plan.block_b, BLOCK_C=blocks.columns, **_constants(blocks),
     )  # fmt: skip
 
 

@@ -27,11 +27,13 @@ class Blocks(NamedTuple):
         rows: Rows of a tile.
         warps: Warps of a program.
         stages: Iterations of a loop whose loads are under way at the same time.
+        columns: Channels of the layer's input that a program reads at a time, if it reads any.
     """
 
     rows: int
     warps: int
     stages: int
+    columns: int = 32
 
 
 class Plan(NamedTuple):
@@ -42,26 +44,24 @@ class Plan(NamedTuple):
             float32. It has no meaning for 16-bit rows.
         block_b: The power of two that holds b.
         block_k: The power of two that holds k.
-        block_c: Channels of the layer's input that a program reads at a time.
         bottleneck: Blocks of the forward pass, 1x1.
         new_maps: Blocks of the forward pass, 3x3.
         backward_3x3: Blocks of the gradient of the bottleneck.
         backward_3x3_weight: Blocks of the gradient of the 3x3 weight.
-        backward_1x1: Blocks of the gradients of the layer's input and of the 1x1 weight.
-        is_split: Whether these two gradients take a kernel each, which reads the input once more, because a single one
-            would need too many registers.
+        backward_1x1: Blocks of the gradients of the layer's input and of the 1x1 weight, or of the first alone.
+        backward_1x1_weight: Blocks of the second; None if one kernel computes both. Two kernels read the layer's input
+            once more, but need fewer registers.
     """
 
     precision: str
     block_b: int
     block_k: int
-    block_c: int
     bottleneck: Blocks
     new_maps: Blocks
     backward_3x3: Blocks
     backward_3x3_weight: Blocks
     backward_1x1: Blocks
-    is_split: bool
+    backward_1x1_weight: Blocks | None
 
 
 def plan(capability: Capability, dtype: torch.dtype, b: int, k: int) -> Plan | None:
@@ -85,13 +85,17 @@ def plan(capability: Capability, dtype: torch.dtype, b: int, k: int) -> Plan | N
         precision="tf32x3" if is_exact else "tf32",
         block_b=_power_of_two(b),
         block_k=_power_of_two(k),
-        block_c=32,
         bottleneck=Blocks(rows=64 if is_exact else 128, warps=8, stages=2),
-        new_maps=Blocks(rows=64 if is_exact else 128, warps=8, stages=1),
+        new_maps=Blocks(rows=64, warps=8 if is_exact else 4, stages=1),
         backward_3x3=Blocks(rows=32 if is_exact else 64, warps=8, stages=2),
-        backward_3x3_weight=Blocks(rows=32 if is_exact else 64, warps=4, stages=2),
-        backward_1x1=Blocks(rows=32, warps=4, stages=1),
-        is_split=is_exact,
+        backward_3x3_weight=Blocks(
+            rows=32 if is_exact else 64,
+            warps=4,
+            # Tensor cores of sm_90 and later want TF32 transposed, which asynchronous loads do 4 bytes at a time.
+            stages=1 if dtype == torch.float32 else 2,
+        ),
+        backward_1x1=Blocks(rows=32, warps=4, stages=1, columns=16 if is_exact else 32),
+        backward_1x1_weight=Blocks(rows=32, warps=4, stages=1) if is_exact else None,
     )
 
 

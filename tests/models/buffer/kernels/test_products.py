@@ -19,6 +19,7 @@ from tests.support.triton_interpreter import DEVICE, MARKS
 pytestmark = MARKS
 
 EPS = 1e-3
+SPLIT = table.Blocks(rows=32, warps=4, stages=1)
 
 
 class Case(NamedTuple):
@@ -128,7 +129,7 @@ def fused(layer: Layer, *, is_kept: bool = False) -> dict[str, Tensor]:
         grad[:, :c] = as_rows(layer.grad)
     plan = table.plan((9, 0), dtype, b, k)
     assert plan is not None
-    plan = plan._replace(is_split=case.is_split)
+    plan = plan._replace(backward_1x1_weight=SPLIT if case.is_split else None)
     gamma1, beta1, w1, gamma2, beta2, w2 = map(device, layer.weights)
     dropout = [
         None if kept is None else (device(kept), rate) for kept, rate in zip(layer.kept, case.keep_rates, strict=True)
@@ -269,7 +270,7 @@ def launches_of(shape, c, b, k, *, is_split, is_kept):
         Convolution(norm(c), torch.empty(b, c, 1, 1)),
         Convolution(norm(b), torch.empty(k, b, 3, 3)),
     )
-    plan = table.plan((9, 0), torch.float32, b, k)._replace(is_split=is_split)
+    plan = table.plan((9, 0), torch.float32, b, k)._replace(backward_1x1_weight=SPLIT if is_split else None)
     x, z, grad_z = rows(256)[:, :c], rows(b), rows(b)
     with recorded(launches.append):
         products.bottleneck(x, first, plan, out=z)
