@@ -212,10 +212,10 @@ class GradientOfBottleneck(NamedTuple):
         return grad, *_rows(z), self.second.norm, self.total, self.product, self.dropout
 
     @property
-    def reads(self) -> list[Tensor]:
-        """The rows among them."""
+    def rows(self) -> list[Tensor]:
+        """The rows (R, b) among them that a kernel reads."""
         rows = [self.of_z.grad] if self.second.is_frozen else [self.of_z.grad, self.of_z.z]
-        return [*rows, *self.second.norm, *_mask(self.dropout)]
+        return [*rows, *_mask(self.dropout)]
 
 
 def _backward_3x3(
@@ -268,8 +268,11 @@ def _backward_1x1(
         products_backward.backward_1x1, (num_tiles, len(parts)),
         *grad_of_z.arguments, *_weight(first), x, x.stride(0), columns_to_load(c, x, grad), first.norm,
         grad, grad.stride(0), parts, parts.stride(0), num_rows, rows_of_part, c, b,
-        reads=[*grad_of_z.reads, first.weight, x, *first.norm, *([] if is_first else [grad])], writes=[grad, parts],
-        repeats=[(rows, num_tiles - 1) for rows in grad_of_z.of_z[:2]], product=Product(num_rows, c, 2 * b),
+        reads=[
+            *grad_of_z.rows, *grad_of_z.second.norm, first.weight, x, *first.norm, *([] if is_first else [grad]),
+        ],
+        writes=[grad, parts],
+        repeats=[(rows, num_tiles - 1) for rows in grad_of_z.rows], product=Product(num_rows, c, 2 * b),
         FROZEN=grad_of_z.second.is_frozen, FIRST=is_first, PRECISION=plan.precision,
         BLOCK_B=plan.block_b, BLOCK_C=blocks.columns, **_constants(blocks),
     )  # fmt: skip
@@ -286,7 +289,10 @@ def _backward_1x1_input(inputs: Inputs, grad_of_z: GradientOfBottleneck, first: 
         products_backward.backward_1x1_input, (num_tiles,),
         *grad_of_z.arguments, *_weight(first), x, x.stride(0), columns_to_load(c, x, grad), first.norm,
         grad, grad.stride(0), parts, num_rows, c, b,
-        reads=[*grad_of_z.reads, first.weight, x, *first.norm, *([] if is_first else [grad])], writes=[grad, parts],
+        reads=[
+            *grad_of_z.rows, *grad_of_z.second.norm, first.weight, x, *first.norm, *([] if is_first else [grad]),
+        ],
+        writes=[grad, parts],
         product=Product(num_rows, c, b),
         FROZEN=grad_of_z.second.is_frozen, FIRST=is_first, PRECISION=plan.precision,
         BLOCK_B=plan.block_b, BLOCK_C=blocks.columns, **_constants(blocks),
@@ -309,8 +315,8 @@ def _backward_1x1_weight(
     launch(
         products_backward.backward_1x1_weight, (num_tiles, len(parts)),
         *grad_of_z.arguments, *_rows(x), first.norm, parts, parts.stride(0), num_rows, rows_of_part, c, b,
-        reads=[*grad_of_z.reads, x, *first.norm], writes=[parts],
-        repeats=[(rows, num_tiles - 1) for rows in grad_of_z.of_z[:2]], product=Product(b, c, num_rows),
+        reads=[*grad_of_z.rows, *grad_of_z.second.norm, x, *first.norm], writes=[parts],
+        repeats=[(rows, num_tiles - 1) for rows in grad_of_z.rows], product=Product(b, c, num_rows),
         FROZEN=grad_of_z.second.is_frozen, PRECISION=plan.precision,
         BLOCK_B=plan.block_b, BLOCK_C=blocks.columns, **_constants(blocks),
     )  # fmt: skip
