@@ -39,7 +39,7 @@ from .kernels.choice import workspace_for
 from .norm_relu import NormRelu
 from .norms import EPS, Statistics
 from .rows import as_rows, empty_buffer
-from .workspace import MomentsOfChunks, Workspace
+from .workspace import Workspace
 
 
 class FeatureBuffer:
@@ -64,14 +64,15 @@ class FeatureBuffer:
         self.work = workspace_for(self.rows, (n, height, width), is_small=is_small, is_forward=True)
         self.end = 0
         moments, inputs = self.work.moments(), as_rows(x.to(dtype))
-        moments.add(inputs, out=self.rows[:, :num_inputs])
-        self.append(moments, num_inputs)
+        rows, statistics = self.append(num_inputs)
+        moments.add(inputs, out=rows)
+        moments.result(EPS, out=statistics)
 
-    def append(self, moments: MomentsOfChunks, num_new: int) -> None:
-        """Note that k = `num_new` channels have been written after those that were there, and their moments."""
+    def append(self, num_new: int) -> tuple[Tensor, Statistics]:
+        """Return the columns of the next k = `num_new` channels (R, k), and the place of their statistics, to fill."""
         new = slice(self.end, self.end + num_new)
-        moments.result(EPS, out=self.statistics.of(new))
         self.end = new.stop
+        return self.rows[:, new], self.statistics.of(new)
 
 
 class GradientBuffer:
@@ -83,13 +84,14 @@ class GradientBuffer:
 
     Attributes:
         rows: G (R, C). Its readers add to it.
+        collected: A and D, (C,) each.
     """
 
     def __init__(self, work: Workspace, mean: Tensor):
         self._work, self._mean = work, mean
         self.rows = empty_buffer(work.rows, work.num_rows, work.rows.shape[1], work.rows.dtype)
-        self._sums = torch.zeros_like(mean)  # A
-        self._products = torch.zeros_like(mean)  # D
+        sums, products = mean.new_zeros(2, len(mean))
+        self.collected = sums, products
 
     def close(self, norm_relu: NormRelu) -> tuple[Tensor, Tensor]:
         """Note the gradient of a reader of the first c channels that goes through mean and variance.
@@ -100,15 +102,17 @@ class GradientBuffer:
         Returns:
             The gradients of the norm's bias and weight, (c,) each.
         """
-        return norm_relu.sums(None if norm_relu.norm.is_frozen else (self._sums, self._products))
+        return norm_relu.sums(None if norm_relu.norm.is_frozen else self.collected)
 
-    def take(self, columns: slice) -> Callable[[slice, Dropout], Tensor]:
+    def take(self, columns: slice, *, is_padded: bool = False) -> Callable[[slice, Dropout], Tensor]:
         """Return a function that computes dLoss/dx (r, k) of some columns, for a chunk of rows and their dropout.
 
-        All readers of the columns have to be closed. The result for a chunk shares its memory with earlier ones.
+        All readers of the columns have to be closed. The result for a chunk shares its memory with earlier ones. See
+        `Workspace.gradient_of_channels`.
         """
-        vectors = (values[columns] for values in (self._mean, self._sums, self._products))
-        return self._work.gradient_of_channels(self.rows, columns, *vectors)
+        sums, products = self.collected
+        collected = sums[columns], products[columns]
+        return self._work.gradient_of_channels(self.rows, columns, self._mean[columns], collected, is_padded=is_padded)
 
     def take_inputs(self, num_inputs: int) -> Tensor:
         """Compute dLoss/dx (R, C0) of the channels that the block was given."""

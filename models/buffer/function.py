@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from ..layers import DenseLayer, PlainLayer
 from .autograd import flatten, refuse_derivatives, unflatten
-from .layers import DenseLayerPass, PlainLayerPass, forward_layer, parameters_of_layer
+from .layers import LayerPass, forward_layer, parameters_of_layer
 from .norms import Statistics
 from .passes import BlockBackward, BlockForward
 from .rows import Shape, as_nchw
@@ -92,7 +92,7 @@ class Saved(NamedTuple):
     statistics: Statistics
     shape: Shape
     num_inputs: int
-    layers: list[DenseLayerPass | PlainLayerPass]
+    layers: list[LayerPass]
     transition: TransitionPass | FinalNormPass | NoTransitionPass
     is_small: bool
 

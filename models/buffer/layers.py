@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..layers import DenseLayer, PlainLayer
 from .dropout import Dropout
+from .fused_layer import DenseLayerParameters, FusedLayerPass
 from .norm_relu import Activation, NormRelu
 from .norms import ChannelNorm
 from .operations import add_up
@@ -35,17 +36,6 @@ class PlainLayerParameters(NamedTuple):
     conv1_weight: Tensor
 
 
-class DenseLayerParameters(NamedTuple):
-    """The parameters of a dense layer, or their gradients: (c,), (c,), (b, c, 1, 1), (b,), (b,) and (k, b, 3, 3)."""
-
-    norm1_weight: Tensor
-    norm1_bias: Tensor
-    conv1_weight: Tensor
-    norm2_weight: Tensor
-    norm2_bias: Tensor
-    conv2_weight: Tensor
-
-
 def parameters_of_layer(layer: DenseLayer | PlainLayer) -> DenseLayerParameters | PlainLayerParameters:
     """Return the parameters of a layer in the order in which `backward` returns their gradients."""
     norm1, conv1 = layer.norm1, layer.conv1
@@ -55,12 +45,13 @@ def parameters_of_layer(layer: DenseLayer | PlainLayer) -> DenseLayerParameters 
     return DenseLayerParameters(norm1.weight, norm1.bias, conv1.weight, norm2.weight, norm2.bias, conv2.weight)
 
 
-def forward_layer(
-    layer: DenseLayer | PlainLayer, block: BlockForward, *, keeps_bottleneck: bool
-) -> "DenseLayerPass | PlainLayerPass":
+def forward_layer(layer: DenseLayer | PlainLayer, block: BlockForward, *, keeps_bottleneck: bool) -> "LayerPass":
     """Run a layer of either kind; `keeps_bottleneck` has no meaning for a plain one."""
     if isinstance(layer, PlainLayer):
         return PlainLayerPass.forward(layer, block)
+    plan = block.work.plan_of_products(layer.bottleneck_features, layer.growth_rate)
+    if plan is not None:
+        return FusedLayerPass.forward(layer, block, plan, keeps_bottleneck=keeps_bottleneck)
     return DenseLayerPass.forward(layer, block, keeps_bottleneck=keeps_bottleneck)
 
 
@@ -152,7 +143,7 @@ class DenseLayerPass:
             bottleneck = pointwise(norm_relu.forward(x[chunk]), weight)
             moments.add(bottleneck, bottleneck_dropout.of(chunk), out=gathered.place_of(chunk, bottleneck))
         z = gathered.rows
-        norm2 = block.norm_of_bottleneck(layer.norm2, moments)
+        norm2 = block.norm_of_bottleneck(layer.norm2, moments.result(layer.norm2.eps))
         norm_relu = work.norm_relu_of_bottleneck(norm2)
         dropout = block.draw_dropout(layer.drop_rate, len(weight2), training=layer.training)
         block.append_convolution(lambda chunk: norm_relu.forward(z[chunk]), weight2, dropout)
@@ -255,3 +246,6 @@ class AtBottleneck(NamedTuple):
     bottleneck: Tensor | None
     grad: Tensor
     inputs: Activation | None
+
+
+LayerPass = DenseLayerPass | FusedLayerPass | PlainLayerPass

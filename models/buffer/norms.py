@@ -31,6 +31,15 @@ class Statistics(NamedTuple):
         return Statistics(*(values[columns] for values in self))
 
 
+class NormVectors(NamedTuple):
+    """All that a kernel needs to apply a norm layer, (c,) each; see `ChannelNorm`."""
+
+    mean: Tensor
+    invstd: Tensor
+    weight: Tensor
+    bias: Tensor
+
+
 class ChannelNorm(NamedTuple):
     """A norm layer as a function of feature maps x: gamma * (x - mean) * invstd + beta.
 
@@ -50,9 +59,9 @@ class ChannelNorm(NamedTuple):
     running: tuple[Tensor, Tensor] | None = None
 
     @property
-    def vectors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def vectors(self) -> NormVectors:
         """Mean, invstd, weight and bias."""
-        return self[:4]
+        return NormVectors(*self[:4])
 
     @property
     def is_frozen(self) -> bool:

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from .dropout import NO_DROPOUT, Dropout
 from .feature_buffer import FeatureBuffer, GradientBuffer
 from .kernels.choice import workspace_for
-from .norms import ChannelNorm, RunningStatistics, Statistics
+from .norms import EPS, ChannelNorm, RunningStatistics, Statistics
 from .rows import Shape, as_nchw, as_rows
-from .workspace import MomentsOfChunks
 
 
 class BlockForward:
@@ -51,9 +50,8 @@ class BlockForward:
         self.running.note(module, statistics.mean, statistics.unbiased)
         return ChannelNorm.over_buffer(module, statistics, self.work.num_rows)
 
-    def norm_of_bottleneck(self, module: nn.BatchNorm2d, moments: MomentsOfChunks) -> ChannelNorm:
-        """Let a norm layer read a bottleneck, and note the change of its running statistics."""
-        statistics = moments.result(module.eps)
+    def norm_of_bottleneck(self, module: nn.BatchNorm2d, statistics: Statistics) -> ChannelNorm:
+        """Let a norm layer read a bottleneck with these statistics, and note the change of its running ones."""
         norm = ChannelNorm.over_rows(module, statistics)
         if not norm.is_frozen:
             self.running.note(module, statistics.mean, statistics.unbiased)
@@ -73,12 +71,12 @@ class BlockForward:
             weight: (k, b, 3, 3), of any dtype.
             dropout: Dropout of the result.
         """
-        rows, moments = self.work.rows, self.work.moments()
-        new, weight = slice(self.buffer.end, self.buffer.end + len(weight)), self.work.cast(weight)
+        rows, statistics = self.buffer.append(len(weight))
+        moments, weight = self.work.moments(), self.work.cast(weight)
         for images, chunk in self.work.chunks_of_images(max(weight.shape[:2])):
             x = as_nchw(activated(chunk), self.work.shape_of(images))
-            moments.add(as_rows(F.conv2d(x, weight, padding=1)), dropout.of(chunk), out=rows[chunk, new])
-        self.buffer.append(moments, len(weight))
+            moments.add(as_rows(F.conv2d(x, weight, padding=1)), dropout.of(chunk), out=rows[chunk])
+        moments.result(EPS, out=statistics)
 
 
 class BlockBackward:

@@ -114,7 +114,7 @@ class TransitionPass:
             norm_relu.backward_into(gradients, grad_x, x, is_first=True)
             return grad_weight
 
-        chunks = work.chunks_of_images(work.rows.shape[1])
+        chunks = work.chunks_for_transition(has_dropout=self.dropout.mask is not None)
         grad_weight = add_up((backward_chunk(*slices) for slices in chunks), self.norm.mean.dtype)
         norm_bias, norm_weight = block.gradients.close(norm_relu)
         return TransitionParameters(norm_weight, norm_bias, grad_weight[:, : self.weight.shape[1]])
@@ -148,7 +148,7 @@ class FinalNormPass:
         """Begin the gradients of the block from that of the result."""
         work, gradients, norm_relu = block.work, block.gradients.rows, block.work.norm_relu(self.norm)
         if self.averages:
-            for images, chunk in work.chunks_of_images(work.rows.shape[1]):
+            for images, chunk in work.chunks_for_transition(has_dropout=False):
                 x, shape = norm_relu.again(work.rows[chunk]), work.shape_of(images)
                 norm_relu.backward_into(
                     gradients[chunk], grad[images], x, is_first=True, spread="averaged", shape=shape

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .dropout import NO_DROPOUT, Dropout
+from .kernels.table import Plan
 from .norm_relu import NormRelu
 from .norms import ChannelNorm, Statistics
 from .operations import ChunkMoments, LinearGradient, chunk_moments, join_moments, linear_gradient
@@ -50,6 +51,18 @@ class Workspace:
     def columns_for_bottleneck(self, num_bottleneck: int, num_inputs: int) -> int:
         """Return the columns by which the backward pass from a layer's new channels to its bottleneck sizes chunks."""
         return max(num_bottleneck, num_inputs)  # the bottleneck is computed again from its inputs in the same chunk
+
+    def chunks_for_transition(self, *, has_dropout: bool) -> Iterator[tuple[slice, slice]]:
+        """Slice all images into chunks for the backward pass of a transition or final norm.
+
+        Args:
+            has_dropout: Whether a transition has dropout: then pooling does not come first.
+        """
+        return self.chunks_of_images(self.rows.shape[1])
+
+    def plan_of_products(self, num_bottleneck: int, num_new: int) -> Plan | None:
+        """Return how kernels compute the convolutions of a dense layer with b and k channels; None if they do not."""
+        return None
 
     def shape_of(self, images: slice) -> Shape:
         """Return the shape (n, H, W) of some images."""
@@ -103,7 +116,13 @@ class Workspace:
         return compute
 
     def gradient_of_channels(
-        self, gradients: Tensor, columns: slice, mean: Tensor, sums: Tensor, products: Tensor
+        self,
+        gradients: Tensor,
+        columns: slice,
+        mean: Tensor,
+        collected: tuple[Tensor, Tensor],
+        *,
+        is_padded: bool = False,
     ) -> Callable[[slice, Dropout], Tensor]:
         """Return a function that computes the gradient of some channels of the buffer, for a chunk.
 
@@ -113,12 +132,13 @@ class Workspace:
             gradients: G (R, C).
             columns: The channels.
             mean: Their means (k,).
-            sums: A (k,).
-            products: D (k,).
+            collected: A and D, (k,) each.
+            is_padded: Whether the result may have further columns of zeros, for kernels on a GPU that read it.
 
         Returns:
             A function of a slice of rows and their dropout. The next result overwrites the last.
         """
+        sums, products = collected
         slope = products / -self.num_rows
         offset = torch.addcmul(sums / -self.num_rows, slope, mean, value=-1)
         gradient, scratch = LinearGradient(None, slope, offset), Scratch(self.rows, self.rows.dtype)

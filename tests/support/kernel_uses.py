@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from models.buffer.channel_norm import ChannelNorm
+from models.buffer.dropout import NO_DROPOUT, Dropout
 from models.buffer.kernels import backward, forward, products, table
 from models.buffer.kernels.products import Bottleneck, Convolution, Inputs
-from models.buffer.kernels.tiles import Dropout
+from models.buffer.norms import ChannelNorm
 
 SHAPE = (2, 16, 16)
 NUM_ROWS = 512
@@ -64,12 +64,13 @@ def rows_of(dtype: torch.dtype, columns: int = COLUMNS) -> Tensor:
     return torch.zeros(NUM_ROWS, -(-columns // 16) * 16, dtype=dtype)[:, :columns]
 
 
-def norm_of(columns: int) -> ChannelNorm:
-    return ChannelNorm(*torch.zeros(4, columns))
+def norm_of(columns: int, *, is_frozen: bool = False) -> ChannelNorm:
+    running = (torch.zeros(columns), torch.ones(columns)) if is_frozen else None
+    return ChannelNorm(*torch.zeros(4, columns), running)
 
 
 def dropout_of(columns: int) -> Dropout:
-    return torch.ones(NUM_ROWS, columns, dtype=torch.bool), 0.5
+    return Dropout(0.5, torch.ones(NUM_ROWS, columns, dtype=torch.bool))
 
 
 def use_products(dtype: torch.dtype, plan: table.Plan, b: int, k: int, *, is_plain: bool) -> None:
@@ -84,11 +85,11 @@ def use_products(dtype: torch.dtype, plan: table.Plan, b: int, k: int, *, is_pla
             kept, and a G that is empty. Otherwise the one that needs the most.
     """
     x, y, z = rows_of(dtype), rows_of(dtype, k), rows_of(dtype, b)
-    dropouts = (None, None) if is_plain else (dropout_of(b), dropout_of(k))
-    first = Convolution(norm_of(COLUMNS), torch.zeros(b, COLUMNS, 1, 1), dropouts[0], is_plain)
-    second = Convolution(norm_of(b), torch.zeros(k, b, 3, 3), dropouts[1], is_plain)
-    products.bottleneck(x, first, plan, out=z)
-    products.new_maps(z, second, SHAPE, plan, out=y)
+    dropouts = (NO_DROPOUT, NO_DROPOUT) if is_plain else (dropout_of(b), dropout_of(k))
+    first = Convolution(norm_of(COLUMNS, is_frozen=is_plain), torch.zeros(b, COLUMNS, 1, 1), dropouts[0])
+    second = Convolution(norm_of(b, is_frozen=is_plain), torch.zeros(k, b, 3, 3), dropouts[1])
+    products.bottleneck(x, first, plan, eps=1e-5, out=z)
+    products.new_maps(z, second, SHAPE, plan, eps=1e-5, out=y)
     a, d = torch.zeros(2, COLUMNS)
     inputs = Inputs(x, rows_of(dtype), is_plain, (a, d))
     of_z = Bottleneck(z, rows_of(dtype, b), is_plain)
@@ -103,10 +104,10 @@ def use_norms(dtype: torch.dtype, columns: int = COLUMNS, b: int = 48, k: int = 
         forward.activate(x, norm, rows_of(dtype, columns), relu=relu)
     forward.activate_and_pool(x, norm, SHAPE, pooled)
     forward.activate_and_average(x, norm, SHAPE)
-    for dropout, out in product((None, dropout_of(k)), (None, rows_of(dtype, k))):
+    for dropout, out in product((NO_DROPOUT, dropout_of(k)), (None, rows_of(dtype, k))):
         moments = forward.Moments()
-        moments.add(rows_of(dtype, k), dropout=dropout, out=out)
-        moments.result()
+        moments.add(rows_of(dtype, k), dropout, out=out)
+        moments.result(1e-5)
     collected = (torch.zeros(columns), torch.zeros(columns))
     for is_first in (True, False):
         sums = backward.NormSums(norm)
@@ -116,9 +117,9 @@ def use_norms(dtype: torch.dtype, columns: int = COLUMNS, b: int = 48, k: int = 
         sums.add_averaged_to(rows_of(dtype, columns), averaged, x, SHAPE, is_first=is_first)
         sums.result(None if is_first else collected)
     z, norm2 = rows_of(dtype, b), norm_of(b)
-    for total, dropout in product((None, (torch.zeros(b), torch.zeros(b))), (None, dropout_of(b))):
+    for total, dropout in product((None, (torch.zeros(b), torch.zeros(b))), (NO_DROPOUT, dropout_of(b))):
         backward.norm_backward(rows_of(dtype, b), z, norm2, total, NUM_ROWS, rows_of(dtype, b), dropout)
-    for dropout in (None, dropout_of(k)):
+    for dropout in (NO_DROPOUT, dropout_of(k)):
         of_new = (torch.zeros(k), torch.zeros(k))
         new, out = rows_of(dtype, k), torch.zeros(NUM_ROWS, 16, dtype=dtype)
         backward.finish_gradient(new, rows_of(dtype, k), torch.zeros(k), of_new, NUM_ROWS, out, dropout)

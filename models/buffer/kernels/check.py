@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from ..device import Capability, capability_of
 from ..norms import ChannelNorm
 from .launch import recorded
+from .table import OLDEST
 
 LEAST_TRITON = (3, 6)  # comes with PyTorch 2.10
 LEAST_CAPABILITY = (7, 5)  # of what current versions of PyTorch are built for
@@ -161,5 +162,12 @@ def _norms(like: Tensor) -> Results:
     ]
 
 
-# Small cases, each with the least capability that has its kernels. Those of `products` belong here, from (8, 0) on.
-STAGES: list[tuple[Capability, Callable[[Tensor], Results]]] = [(LEAST_CAPABILITY, _norms)]
+def _products(like: Tensor) -> Results:
+    """A bottleneck layer by fused products."""
+    from .products_check import results
+
+    return results(like)
+
+
+# Small cases, each with the least capability that has its kernels.
+STAGES: list[tuple[Capability, Callable[[Tensor], Results]]] = [(LEAST_CAPABILITY, _norms), (OLDEST, _products)]

@@ -20,14 +20,14 @@ import torch
 import triton
 from torch import Tensor
 
-from ..channel_norm import ChannelNorm
+from ..dropout import NO_DROPOUT, Dropout
+from ..norms import ChannelNorm, Statistics
+from ..rows import Shape
 from . import products_backward, products_forward
 from .launch import Product, launch
 from .sums import finish_moments, finish_reader, finish_sums
 from .table import Blocks, Plan
-from .tiles import Dropout, columns_to_load
-
-Shape = tuple[int, int, int]  # (N, H, W)
+from .tiles import columns_to_load
 
 # Programs that sum over the rows for the gradient of a weight: each writes a part as large as the weight. The number
 # depends on the shape only, because it decides in which order is added.
@@ -41,14 +41,12 @@ class Convolution(NamedTuple):
     Attributes:
         norm: The norm.
         weight: (b, c, 1, 1) or (k, b, 3, 3), of any dtype and memory format.
-        dropout: Dropout of the result, with a mask (R, b) or (R, k), if there is any.
-        is_frozen: Whether the norm uses running statistics, so that no gradient flows through them.
+        dropout: Dropout of the result, (R, b) or (R, k).
     """
 
     norm: ChannelNorm
     weight: Tensor
-    dropout: Dropout | None = None
-    is_frozen: bool = False
+    dropout: Dropout = NO_DROPOUT
 
 
 class Inputs(NamedTuple):
@@ -93,17 +91,18 @@ class Gradients(NamedTuple):
     conv2_weight: Tensor
 
 
-def bottleneck(x: Tensor, first: Convolution, plan: Plan, *, out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def bottleneck(x: Tensor, first: Convolution, plan: Plan, *, eps: float, out: Tensor) -> Statistics:
     """Compute a bottleneck, and drop values of it.
 
     Args:
         x: (R, c).
         first: The 1x1 convolution.
         plan: The plan of the layer.
+        eps: Added to the variance.
         out: The bottleneck (R, b). Columns from b on may become 0, up to the next multiple of 16.
 
     Returns:
-        Its mean, variance with divisor R, and variance with divisor R - 1, (b,) each.
+        Its statistics, (b,) each.
     """
     (num_rows, c), b = x.shape, out.shape[1]
     blocks = plan.bottleneck
@@ -111,15 +110,24 @@ def bottleneck(x: Tensor, first: Convolution, plan: Plan, *, out: Tensor) -> tup
     parts = _parts(x, num_tiles, 3, b)
     launch(
         products_forward.bottleneck_1x1, (num_tiles,),
-        *_rows(x), first.norm, *_weight(first), first.dropout, *_rows(out), parts, num_rows, c, b,
-        reads=[x, first.weight, *first.norm, *_mask(first.dropout)], writes=[out, parts],
+        *_rows(x), first.norm.vectors, *_weight(first), _dropout(first.dropout), *_rows(out), parts, num_rows, c, b,
+        reads=[x, first.weight, *first.norm.vectors, *_mask(first.dropout)], writes=[out, parts],
         product=Product(num_rows, b, c),
         PRECISION=plan.precision, BLOCK_B=plan.block_b, BLOCK_C=blocks.columns, **_constants(blocks),
     )  # fmt: skip
-    return finish_moments(parts, num_rows)
+    return finish_moments(parts, num_rows, eps)
 
 
-def new_maps(z: Tensor, second: Convolution, shape: Shape, plan: Plan, *, out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def new_maps(
+    z: Tensor,
+    second: Convolution,
+    shape: Shape,
+    plan: Plan,
+    *,
+    eps: float,
+    out: Tensor,
+    statistics: Statistics | None = None,
+) -> Statistics:
     """Compute the channels that a layer makes, and drop values of them.
 
     Args:
@@ -127,10 +135,12 @@ def new_maps(z: Tensor, second: Convolution, shape: Shape, plan: Plan, *, out: T
         second: The 3x3 convolution.
         shape: (N, H, W).
         plan: The plan of the layer.
+        eps: Added to the variance.
         out: The new channels (R, k).
+        statistics: Where to write their statistics to, (k,) each; None for new memory.
 
     Returns:
-        Their mean, variance with divisor R, and variance with divisor R - 1, (k,) each.
+        Their statistics.
     """
     (num_rows, b), k = z.shape, out.shape[1]
     blocks = plan.new_maps
@@ -138,12 +148,13 @@ def new_maps(z: Tensor, second: Convolution, shape: Shape, plan: Plan, *, out: T
     parts = _parts(z, num_tiles, 3, k)
     launch(
         products_forward.new_maps_3x3, (num_tiles,),
-        *_rows(z), second.norm, *_weight(second), second.dropout, out, out.stride(0), parts, num_rows, *shape[1:], b, k,
-        reads=[z, second.weight, *second.norm, *_mask(second.dropout)], writes=[out, parts], repeats=[(z, 8)],
+        *_rows(z), second.norm.vectors, *_weight(second), _dropout(second.dropout),
+        out, out.stride(0), parts, num_rows, *shape[1:], b, k,
+        reads=[z, second.weight, *second.norm.vectors, *_mask(second.dropout)], writes=[out, parts], repeats=[(z, 8)],
         product=Product(num_rows, k, 9 * b),
         PRECISION=plan.precision, BLOCK_B=plan.block_b, BLOCK_K=plan.block_k, **_constants(blocks),
     )  # fmt: skip
-    return finish_moments(parts, num_rows)
+    return finish_moments(parts, num_rows, eps, out=statistics)
 
 
 def backward(
@@ -177,7 +188,7 @@ def backward(
         blocks = plan.backward_1x1_weight
         _backward_1x1_weight(inputs.x, grad_of_z, first, plan, blocks, parts[:, width2:], rows_of_part)
     of_weights = finish_sums(parts[:, : width2 + width1])
-    total1, product1 = finish_reader(of_norm1, first.norm, None if first.is_frozen else inputs.collected)
+    total1, product1 = finish_reader(of_norm1, first.norm, None if first.norm.is_frozen else inputs.collected)
     return Gradients(
         norm1_weight=product1,
         norm1_bias=total1,
@@ -201,7 +212,7 @@ class GradientOfBottleneck(NamedTuple):
 
     of_z: Bottleneck
     second: Convolution
-    dropout: Dropout | None
+    dropout: Dropout
     total: Tensor
     product: Tensor
 
@@ -209,12 +220,12 @@ class GradientOfBottleneck(NamedTuple):
     def arguments(self) -> tuple[Any, ...]:
         """The first arguments of a kernel."""
         z, grad, _ = self.of_z
-        return grad, *_rows(z), self.second.norm, self.total, self.product, self.dropout
+        return grad, *_rows(z), self.second.norm.vectors, self.total, self.product, _dropout(self.dropout)
 
     @property
     def rows(self) -> list[Tensor]:
         """The rows (R, b) among them that a kernel reads."""
-        rows = [self.of_z.grad] if self.second.is_frozen else [self.of_z.grad, self.of_z.z]
+        rows = [self.of_z.grad] if self.second.norm.is_frozen else [self.of_z.grad, self.of_z.z]
         return [*rows, *_mask(self.dropout)]
 
 
@@ -227,12 +238,12 @@ def _backward_3x3(
     blocks = plan.backward_3x3
     num_tiles = triton.cdiv(num_rows, blocks.rows)
     parts = _parts(dy, num_tiles, 2, b)
-    again = [x, first.weight, *first.norm, *_mask(first.dropout)]
+    again = [x, first.weight, *first.norm.vectors, *_mask(first.dropout)]
     launch(
         products_backward.backward_3x3, (num_tiles,),
-        dy, dy.stride(0), columns_to_load(k, dy), *_weight(second), second.norm, *_rows(z), grad, parts,
-        *_rows(x), first.norm, *_weight(first), first.dropout, num_rows, *shape[1:], c, b, k,
-        reads=[dy[:, :k], second.weight, *second.norm, *([z] if is_kept else again)],
+        dy, dy.stride(0), columns_to_load(k, dy), *_weight(second), second.norm.vectors, *_rows(z), grad, parts,
+        *_rows(x), first.norm.vectors, *_weight(first), _dropout(first.dropout), num_rows, *shape[1:], c, b, k,
+        reads=[dy[:, :k], second.weight, *second.norm.vectors, *([z] if is_kept else again)],
         writes=[grad, parts, *([] if is_kept else [z])],
         repeats=[(dy[:, :k], 8)], product=Product(num_rows, b, 9 * k + (0 if is_kept else c)),
         AGAIN=not is_kept, PRECISION=plan.precision,
@@ -248,9 +259,9 @@ def _backward_3x3_weight(
     (num_rows, b), k = z.shape, len(second.weight)
     launch(
         products_backward.backward_3x3_weight, (len(parts), 3),
-        dy, dy.stride(0), columns_to_load(k, dy), second.norm, *_rows(z),
+        dy, dy.stride(0), columns_to_load(k, dy), second.norm.vectors, *_rows(z),
         parts, parts.stride(0), _strides_of_gradient(second.weight), num_rows, rows_of_part, *shape[1:], b, k,
-        reads=[dy[:, :k], z, *second.norm], writes=[parts],
+        reads=[dy[:, :k], z, *second.norm.vectors], writes=[parts],
         repeats=[(dy[:, :k], 8), (z, 2)], product=Product(b, 9 * k, num_rows),
         PRECISION=plan.precision, BLOCK_B=plan.block_b, BLOCK_K=plan.block_k, **_constants(plan.backward_3x3_weight),
     )  # fmt: skip
@@ -266,14 +277,15 @@ def _backward_1x1(
     num_tiles = triton.cdiv(c, blocks.columns)
     launch(
         products_backward.backward_1x1, (num_tiles, len(parts)),
-        *grad_of_z.arguments, *_weight(first), x, x.stride(0), columns_to_load(c, x, grad), first.norm,
+        *grad_of_z.arguments, *_weight(first), x, x.stride(0), columns_to_load(c, x, grad), first.norm.vectors,
         grad, grad.stride(0), parts, parts.stride(0), num_rows, rows_of_part, c, b,
         reads=[
-            *grad_of_z.rows, *grad_of_z.second.norm, first.weight, x, *first.norm, *([] if is_first else [grad]),
+            *grad_of_z.rows, *grad_of_z.second.norm.vectors, first.weight, x, *first.norm.vectors,
+            *([] if is_first else [grad]),
         ],
         writes=[grad, parts],
         repeats=[(rows, num_tiles - 1) for rows in grad_of_z.rows], product=Product(num_rows, c, 2 * b),
-        FROZEN=grad_of_z.second.is_frozen, FIRST=is_first, PRECISION=plan.precision,
+        FROZEN=grad_of_z.second.norm.is_frozen, FIRST=is_first, PRECISION=plan.precision,
         BLOCK_B=plan.block_b, BLOCK_C=blocks.columns, **_constants(blocks),
     )  # fmt: skip
 
@@ -287,14 +299,15 @@ def _backward_1x1_input(inputs: Inputs, grad_of_z: GradientOfBottleneck, first: 
     parts = _parts(x, num_tiles, 2, c)
     launch(
         products_backward.backward_1x1_input, (num_tiles,),
-        *grad_of_z.arguments, *_weight(first), x, x.stride(0), columns_to_load(c, x, grad), first.norm,
+        *grad_of_z.arguments, *_weight(first), x, x.stride(0), columns_to_load(c, x, grad), first.norm.vectors,
         grad, grad.stride(0), parts, num_rows, c, b,
         reads=[
-            *grad_of_z.rows, *grad_of_z.second.norm, first.weight, x, *first.norm, *([] if is_first else [grad]),
+            *grad_of_z.rows, *grad_of_z.second.norm.vectors, first.weight, x, *first.norm.vectors,
+            *([] if is_first else [grad]),
         ],
         writes=[grad, parts],
         product=Product(num_rows, c, b),
-        FROZEN=grad_of_z.second.is_frozen, FIRST=is_first, PRECISION=plan.precision,
+        FROZEN=grad_of_z.second.norm.is_frozen, FIRST=is_first, PRECISION=plan.precision,
         BLOCK_B=plan.block_b, BLOCK_C=blocks.columns, **_constants(blocks),
     )  # fmt: skip
     return parts
@@ -314,10 +327,10 @@ def _backward_1x1_weight(
     num_tiles = triton.cdiv(c, blocks.columns)
     launch(
         products_backward.backward_1x1_weight, (num_tiles, len(parts)),
-        *grad_of_z.arguments, *_rows(x), first.norm, parts, parts.stride(0), num_rows, rows_of_part, c, b,
-        reads=[*grad_of_z.rows, *grad_of_z.second.norm, x, *first.norm], writes=[parts],
+        *grad_of_z.arguments, *_rows(x), first.norm.vectors, parts, parts.stride(0), num_rows, rows_of_part, c, b,
+        reads=[*grad_of_z.rows, *grad_of_z.second.norm.vectors, x, *first.norm.vectors], writes=[parts],
         repeats=[(rows, num_tiles - 1) for rows in grad_of_z.rows], product=Product(b, c, num_rows),
-        FROZEN=grad_of_z.second.is_frozen, PRECISION=plan.precision,
+        FROZEN=grad_of_z.second.norm.is_frozen, PRECISION=plan.precision,
         BLOCK_B=plan.block_b, BLOCK_C=blocks.columns, **_constants(blocks),
     )  # fmt: skip
 
@@ -331,8 +344,13 @@ def _weight(convolution: Convolution) -> tuple[Tensor, tuple[int, ...]]:
     return convolution.weight, convolution.weight.stride()
 
 
-def _mask(dropout: Dropout | None) -> list[Tensor]:
-    return [] if dropout is None else [dropout[0]]
+def _mask(dropout: Dropout) -> list[Tensor]:
+    return [] if dropout.mask is None else [dropout.mask]
+
+
+def _dropout(dropout: Dropout) -> tuple[Tensor, float] | None:
+    """Return dropout as a kernel takes it: a mask and a rate, or None."""
+    return None if dropout.mask is None else (dropout.mask, dropout.keep_rate)
 
 
 def _constants(blocks: Blocks) -> dict[str, Any]:

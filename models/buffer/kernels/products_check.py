@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..channel_norm import ChannelNorm
 from ..device import capability_of
+from ..norms import ChannelNorm
 from .products import Bottleneck, Convolution, Inputs, backward, bottleneck, new_maps
 from .table import plan
 
@@ -42,9 +42,9 @@ def results(like: Tensor) -> Results:
     variance, mean = torch.var_mean(x.float(), 0, correction=0)
     first = Convolution(ChannelNorm(mean, (variance + EPS).rsqrt(), gamma1, beta1), w1)
     z, grad_z = like.new_empty(2, NUM_ROWS, B)
-    mean2, variance2, _ = bottleneck(buffer[:, :C], first, how, out=z)
-    second = Convolution(ChannelNorm(mean2, (variance2 + EPS).rsqrt(), gamma2, beta2), w2)
-    new_maps(z, second, SHAPE, how, out=buffer[:, C:])
+    mean2, _, invstd2 = bottleneck(buffer[:, :C], first, how, eps=EPS, out=z)
+    second = Convolution(ChannelNorm(mean2, invstd2, gamma2, beta2), w2)
+    new_maps(z, second, SHAPE, how, eps=EPS, out=buffer[:, C:])
     padded = like.new_zeros(NUM_ROWS, 16)
     padded[:, :K] = dy
     a, d = like.new_zeros(2, C, dtype=torch.float32)

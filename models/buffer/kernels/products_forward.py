@@ -1,7 +1,7 @@
 """Kernels of the products of a bottleneck layer, forward.
 
 A program computes some rows of the result, all of its columns. Pointers are to the first row of the program, so that
-offsets within it fit into 32 bits. Norms are `ChannelNorm`s of pointers; dropout is a mask and a rate, or None.
+offsets within it fit into 32 bits. Norms are `NormVectors` of pointers; dropout is a mask and a rate, or None.
 
 R rows, c channels that the layer reads, b of its bottleneck, k that it makes.
 """

@@ -4,17 +4,19 @@ Convolutions are those of the library. R rows, r of them in a chunk, c columns; 
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..device import capability_of
 from ..dropout import Dropout
 from ..norm_relu import Activation, NormRelu, Spread
 from ..norms import ChannelNorm
-from ..rows import FreshMemory, Shape
+from ..rows import ROW_MULTIPLE, FreshMemory, Shape
 from ..workspace import Workspace
 from . import backward, forward
+from .table import Plan, plan
 
 LEAST_CHUNK_BYTES = 8 * 2**20  # not tuned: it was chosen without a GPU
 ALIGNED = 8  # channels: libraries compute in 16 bits fast for multiples of these
@@ -33,6 +35,15 @@ class KernelWorkspace(Workspace):
         least = LEAST_CHUNK_BYTES // rows.element_size()
         self.numbers_in_a_chunk = sys.maxsize if is_forward else max(least, rows.numel() // 4)
         self.bottleneck, self.bottleneck_grad = (FreshMemory(rows, rows.dtype) for _ in range(2))
+
+    def plan_of_products(self, num_bottleneck: int, num_new: int) -> Plan | None:
+        capability = capability_of(self.rows)
+        return capability and plan(capability, self.rows.dtype, num_bottleneck, num_new)
+
+    def chunks_for_transition(self, *, has_dropout: bool) -> Iterator[tuple[slice, slice]]:
+        if has_dropout:
+            return super().chunks_for_transition(has_dropout=has_dropout)
+        return iter([(slice(0, self.shape[0]), slice(0, self.num_rows))])
 
     def columns_for_bottleneck(self, num_bottleneck: int, num_inputs: int) -> int:
         return num_bottleneck
@@ -58,12 +69,20 @@ class KernelWorkspace(Workspace):
         return lambda g, z, dropout: backward.norm_backward(g, z, norm, sums, self.num_rows, g, dropout)
 
     def gradient_of_channels(
-        self, gradients: Tensor, columns: slice, mean: Tensor, sums: Tensor, products: Tensor
+        self,
+        gradients: Tensor,
+        columns: slice,
+        mean: Tensor,
+        collected: tuple[Tensor, Tensor],
+        *,
+        is_padded: bool = False,
     ) -> Callable[[slice, Dropout], Tensor]:
         def compute(chunk: slice, dropout: Dropout) -> Tensor:
             grad, x = gradients[chunk, columns], self.rows[chunk, columns]
-            out = x.new_empty(x.shape)
-            return backward.finish_gradient(grad, x, mean, (sums, products), self.num_rows, out, dropout)
+            num_columns = x.shape[1]
+            width = num_columns + (-num_columns % ROW_MULTIPLE if is_padded else 0)
+            out = x.new_empty(len(x), width)
+            return backward.finish_gradient(grad, x, mean, collected, self.num_rows, out, dropout)
 
         return compute
 

@@ -28,7 +28,7 @@ def through_the_buffer(norm: nn.BatchNorm2d) -> Tensor:
     buffer = FeatureBuffer(MAPS, 6, torch.float64)
     moments = buffer.work.moments()
     moments.add(torch.randn(3 * 5 * 2, 2, dtype=torch.float64))
-    buffer.append(moments, 2)
+    moments.result(1e-5, out=buffer.append(2)[1])
     of_channels = ChannelNorm.over_buffer(norm, buffer.statistics, len(buffer.rows))
     move_running_statistics(norm, buffer.statistics.mean, buffer.statistics.unbiased)
     rows = normalised(buffer.rows[:, :4], of_channels)

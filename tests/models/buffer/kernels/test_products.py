@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from models.buffer.channel_norm import ChannelNorm
+from models.buffer.dropout import Dropout
 from models.buffer.kernels import products, table
 from models.buffer.kernels.launch import recorded
 from models.buffer.kernels.products import Bottleneck, Convolution, Gradients, Inputs
+from models.buffer.norms import ChannelNorm, Statistics
 from tests.support.triton_interpreter import DEVICE, MARKS
 
 pytestmark = MARKS
@@ -131,25 +132,24 @@ def fused(layer: Layer, *, is_kept: bool = False) -> dict[str, Tensor]:
     assert plan is not None
     plan = plan._replace(backward_1x1_weight=SPLIT if case.is_split else None)
     gamma1, beta1, w1, gamma2, beta2, w2 = map(device, layer.weights)
-    dropout = [
-        None if kept is None else (device(kept), rate) for kept, rate in zip(layer.kept, case.keep_rates, strict=True)
-    ]
+    dropout = [Dropout(rate, device(kept)) for kept, rate in zip(layer.kept, case.keep_rates, strict=True)]
 
-    def norm(index, mean, variance, gamma, beta):
-        if case.frozen[index]:
-            mean, variance = map(device, layer.running[index])
-        return ChannelNorm(mean, (variance + EPS).rsqrt(), gamma, beta)
+    def norm(index, mean, invstd, gamma, beta):
+        if not case.frozen[index]:
+            return ChannelNorm(mean, invstd, gamma, beta)
+        mean, variance = map(device, layer.running[index])
+        return ChannelNorm(mean, (variance + EPS).rsqrt(), gamma, beta, (mean, variance))
 
     variance, mean = torch.var_mean(x[:, :c].double(), 0, correction=0)
-    first = Convolution(norm(0, mean.float(), variance.float(), gamma1, beta1), w1, dropout[0], case.frozen[0])
+    first = Convolution(norm(0, mean.float(), (variance + EPS).rsqrt().float(), gamma1, beta1), w1, dropout[0])
     z = torch.full((num_rows, b), torch.nan, dtype=dtype, device=DEVICE)
-    mean2, variance2, unbiased2 = products.bottleneck(x[:, :c], first, plan, out=z)
-    torch.testing.assert_close(unbiased2, variance2 * num_rows / (num_rows - 1))
-    second = Convolution(norm(1, mean2, variance2, gamma2, beta2), w2, dropout[1], case.frozen[1])
+    of_z = products.bottleneck(x[:, :c], first, plan, eps=EPS, out=z)
+    second = Convolution(norm(1, of_z.mean, of_z.invstd, gamma2, beta2), w2, dropout[1])
     new = x[:, c : c + k]
-    of_new = products.new_maps(z, second, case.shape, plan, out=new)
-    assert_moments(of_new, new)
-    assert_moments((mean2, variance2, unbiased2), z)
+    of_new = Statistics(*torch.empty(3, k, device=DEVICE))
+    assert products.new_maps(z, second, case.shape, plan, eps=EPS, out=new, statistics=of_new) is of_new
+    assert_statistics(of_new, new)
+    assert_statistics(of_z, z)
     dy = as_rows(layer.dy)
     if layer.kept[1] is not None:
         dy = torch.where(layer.kept[1], dy.double() / case.keep_rates[1], 0).to(dtype)
@@ -172,10 +172,11 @@ def fused(layer: Layer, *, is_kept: bool = False) -> dict[str, Tensor]:
     return {name: value.cpu() for name, value in result.items()}
 
 
-def assert_moments(moments: tuple[Tensor, ...], rows: Tensor) -> None:
+def assert_statistics(statistics: Statistics, rows: Tensor) -> None:
     variance, mean = torch.var_mean(rows.double(), 0, correction=0)
-    torch.testing.assert_close(moments[0].double(), mean, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(moments[1].double(), variance, rtol=2e-6, atol=1e-10)
+    torch.testing.assert_close(statistics.mean.double(), mean, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(statistics.invstd.double(), (variance + EPS).rsqrt(), rtol=2e-6, atol=1e-10)
+    torch.testing.assert_close(statistics.unbiased.double(), rows.double().var(0), rtol=2e-6, atol=1e-10)
 
 
 def errors(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, float]:
@@ -241,7 +242,7 @@ def test_nan_is_not_hidden_by_relu():
     norm = ChannelNorm(*torch.ones(4, 3, device=DEVICE))
     plan = table.plan((9, 0), torch.float32, 2, 1)
     z = torch.empty(4, 2, device=DEVICE)
-    products.bottleneck(x, Convolution(norm, torch.ones(2, 3, 1, 1, device=DEVICE)), plan, out=z)
+    products.bottleneck(x, Convolution(norm, torch.ones(2, 3, 1, 1, device=DEVICE)), plan, eps=EPS, out=z)
     assert z.isnan().all(1).tolist() == [False, False, True, False]
 
 
@@ -273,8 +274,8 @@ def launches_of(shape, c, b, k, *, is_split, is_kept):
     plan = table.plan((9, 0), torch.float32, b, k)._replace(backward_1x1_weight=SPLIT if is_split else None)
     x, z, grad_z = rows(256)[:, :c], rows(b), rows(b)
     with recorded(launches.append):
-        products.bottleneck(x, first, plan, out=z)
-        products.new_maps(z, second, shape, plan, out=rows(k))
+        products.bottleneck(x, first, plan, eps=EPS, out=z)
+        products.new_maps(z, second, shape, plan, eps=EPS, out=rows(k))
         inputs = Inputs(x, rows(256)[:, :c], False, (torch.empty(c), torch.empty(c)))
         products.backward(rows(16), inputs, Bottleneck(z, grad_z, is_kept), first, second, shape, plan)
     return launches
