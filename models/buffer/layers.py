@@ -20,6 +20,7 @@ from torch import Tensor
 from ..layers import DenseLayer, PlainLayer
 from .dropout import Dropout
 from .fused_layer import DenseLayerParameters, FusedLayerPass
+from .kernels.choice import plan_for
 from .norm_relu import Activation, NormRelu
 from .norms import ChannelNorm
 from .operations import add_up
@@ -49,7 +50,7 @@ def forward_layer(layer: DenseLayer | PlainLayer, block: BlockForward, *, keeps_
     """Run a layer of either kind; `keeps_bottleneck` has no meaning for a plain one."""
     if isinstance(layer, PlainLayer):
         return PlainLayerPass.forward(layer, block)
-    plan = block.work.plan_of_products(layer.bottleneck_features, layer.growth_rate)
+    plan = plan_for(block.work.rows, layer.bottleneck_features, layer.growth_rate)
     if plan is not None:
         return FusedLayerPass.forward(layer, block, plan, keeps_bottleneck=keeps_bottleneck)
     return DenseLayerPass.forward(layer, block, keeps_bottleneck=keeps_bottleneck)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from .dropout import NO_DROPOUT, Dropout
-from .kernels.table import Plan
 from .norm_relu import NormRelu
 from .norms import ChannelNorm, Statistics
 from .operations import ChunkMoments, LinearGradient, chunk_moments, join_moments, linear_gradient
@@ -59,10 +58,6 @@ class Workspace:
             has_dropout: Whether a transition has dropout: then pooling does not come first.
         """
         return self.chunks_of_images(self.rows.shape[1])
-
-    def plan_of_products(self, num_bottleneck: int, num_new: int) -> Plan | None:
-        """Return how kernels compute the convolutions of a dense layer with b and k channels; None if they do not."""
-        return None
 
     def shape_of(self, images: slice) -> Shape:
         """Return the shape (n, H, W) of some images."""

@@ -17,18 +17,19 @@ from torch._subclasses.fake_tensor import FakeTensor
 from ..device import Capability, capability_of
 from ..norms import ChannelNorm
 from .launch import recorded
-from .table import OLDEST
+from .table import OLDEST, precision_of_products
 
 LEAST_TRITON = (3, 6)  # comes with PyTorch 2.10
 LEAST_CAPABILITY = (7, 5)  # of what current versions of PyTorch are built for
 
 # Largest difference from PyTorch, as a share of the norm of a result. Wrong results are far beyond it.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+TOLERANCE_OF_TF32 = 1e-2  # of products, which have the digits of float16
 
 # Names of results, with those of kernels and those of PyTorch.
 Results = list[tuple[str, Tensor, Tensor]]
 
-_answers: dict[tuple[torch.device, Capability, torch.dtype], str] = {}
+_answers: dict[tuple[torch.device, Capability, torch.dtype, str], str] = {}
 _lock = Lock()  # of the threads of nn.DataParallel
 
 
@@ -51,7 +52,7 @@ def _why_failing(x: Tensor) -> str:
     capability = capability_of(x)
     if capability is None or isinstance(x, FakeTensor):  # on fake tensors, nothing can go wrong
         return ""
-    key = x.device, capability, x.dtype
+    key = x.device, capability, x.dtype, precision_of_products()
     with _lock:
         if key not in _answers:
             if x.is_cuda and torch.cuda.is_current_stream_capturing():
@@ -87,6 +88,8 @@ def _version(numbers: tuple[int, int]) -> str:
 def _difference(x: Tensor, capability: Capability) -> str:
     """Compare kernels with PyTorch on the device of x, and say where they differ or what has failed."""
     try:
+        is_tf32 = x.dtype == torch.float32 and precision_of_products() == "tf32"
+        tolerance = TOLERANCE_OF_TF32 if is_tf32 else TOLERANCE[x.dtype]
         with _undisturbed(x.device):
             for least, stage in STAGES:
                 if capability < least:
@@ -94,7 +97,7 @@ def _difference(x: Tensor, capability: Capability) -> str:
                 for name, *results in stage(x):
                     actual, expected = (result.detach().double() for result in results)
                     difference = float((actual - expected).norm() / expected.norm())
-                    if not difference <= TOLERANCE[x.dtype]:  # NaN differs too
+                    if not difference <= tolerance:  # NaN differs too
                         return f"{name} differs from PyTorch's by {difference:.0e} of its size on {x.device}"
     except Exception as error:  # whatever a compiler or a driver raises
         lines = str(error).strip().splitlines()

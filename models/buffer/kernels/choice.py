@@ -6,6 +6,7 @@ from ..device import capability_of
 from ..rows import Shape
 from ..workspace import Workspace
 from .check import are_usable
+from .table import Plan, plan
 
 
 def workspace_for(rows: Tensor, shape: Shape, *, is_small: bool, is_forward: bool) -> Workspace:
@@ -15,3 +16,11 @@ def workspace_for(rows: Tensor, shape: Shape, *, is_small: bool, is_forward: boo
     from .workspace import KernelWorkspace  # needs triton
 
     return KernelWorkspace(rows, shape, is_small=is_small, is_forward=is_forward)
+
+
+def plan_for(rows: Tensor, num_bottleneck: int, num_new: int) -> Plan | None:
+    """Return how kernels compute the convolutions of a dense layer with b and k channels; None if they do not."""
+    capability = capability_of(rows)
+    if capability is None or not are_usable(rows):
+        return None
+    return plan(capability, rows.dtype, num_bottleneck, num_new)

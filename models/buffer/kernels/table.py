@@ -78,9 +78,7 @@ def plan(capability: Capability, dtype: torch.dtype, b: int, k: int) -> Plan | N
     """
     if capability < OLDEST or b > WIDEST_BOTTLENECK or k > MOST_NEW:
         return None
-    # `torch.backends.cudnn.allow_tf32` says the same, but raises an error once any of the newer settings was used.
-    precision = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]  # PyTorch's types lack it
-    is_exact = dtype == torch.float32 and precision != "tf32"
+    is_exact = dtype == torch.float32 and precision_of_products() != "tf32"
     return Plan(
         precision="tf32x3" if is_exact else "tf32",
         block_b=_power_of_two(b),
@@ -97,6 +95,12 @@ def plan(capability: Capability, dtype: torch.dtype, b: int, k: int) -> Plan | N
         backward_1x1=Blocks(rows=32, warps=4, stages=1, columns=16 if is_exact else 32),
         backward_1x1_weight=Blocks(rows=32, warps=4, stages=1) if is_exact else None,
     )
+
+
+def precision_of_products() -> str:
+    """Return how cuDNN multiplies float32: "tf32", or anything else for float32 itself."""
+    # `torch.backends.cudnn.allow_tf32` says the same, but raises an error once any of the newer settings was used.
+    return torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]  # PyTorch's types lack it
 
 
 def _power_of_two(channels: int) -> int:

@@ -9,14 +9,12 @@ from collections.abc import Callable, Iterator
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..device import capability_of
 from ..dropout import Dropout
 from ..norm_relu import Activation, NormRelu, Spread
 from ..norms import ChannelNorm
 from ..rows import ROW_MULTIPLE, FreshMemory, Shape
 from ..workspace import Workspace
 from . import backward, forward
-from .table import Plan, plan
 
 LEAST_CHUNK_BYTES = 8 * 2**20  # not tuned: it was chosen without a GPU
 ALIGNED = 8  # channels: libraries compute in 16 bits fast for multiples of these
@@ -35,10 +33,6 @@ class KernelWorkspace(Workspace):
         least = LEAST_CHUNK_BYTES // rows.element_size()
         self.numbers_in_a_chunk = sys.maxsize if is_forward else max(least, rows.numel() // 4)
         self.bottleneck, self.bottleneck_grad = (FreshMemory(rows, rows.dtype) for _ in range(2))
-
-    def plan_of_products(self, num_bottleneck: int, num_new: int) -> Plan | None:
-        capability = capability_of(self.rows)
-        return capability and plan(capability, self.rows.dtype, num_bottleneck, num_new)
 
     def chunks_for_transition(self, *, has_dropout: bool) -> Iterator[tuple[slice, slice]]:
         if has_dropout:
