@@ -14,7 +14,7 @@ from data.datasets import DATASETS
 from train.run.identity import RunIdentity
 
 DatasetName = Annotated[str, Names(tuple(DATASETS), rule=" | ".join(DATASETS))]
-Strategy = Literal["naive", "checkpoint", "buffer", "buffer_fast"]
+Strategy = Literal["naive", "checkpoint", "buffer", "buffer_fast", "buffer_small"]
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 NetworkName = Annotated[str, Names(tuple(NETWORKS), rule=" | ".join(NETWORKS))]
 Depth = Annotated[int, ANY_DEPTH]
@@ -24,7 +24,8 @@ BatchSize = Annotated[int, Range(1, 1_000_000)]
 DropRate = Annotated[float, Range(0, 1, open_high=True)]
 Threads = Annotated[int, Range(1, 1024)]
 
-BUFFERS = (True, "buffer", "buffer_fast")  # values of --efficient whose blocks run over a feature buffer
+# Values of --efficient whose blocks run over a feature buffer.
+BUFFERS = (True, "buffer", "buffer_fast", "buffer_small")
 THREADS_HELP = "CPU threads for computation. None: torch decides."
 DEBUG_HELP = "Show where in the program an error came from."
 DOWNLOAD_HELP = "Download missing files of the data set."
@@ -70,9 +71,10 @@ class TrainSettings(Settings):
     growth_rate: GrowthRate = flag("Channels k that each layer adds.", default=12, role=Role.NOT_COMPARED)
     efficient: bool | Strategy = flag(
         'How the backward pass gets the feature maps it needs. True or "buffer" keeps one copy of the feature maps of '
-        'each block, which mostly takes the least memory; "buffer_fast" is faster and takes about twice that memory. '
-        'Both give the results of False or "naive", which keeps everything, up to rounding; "checkpoint" gives them to '
-        "the last bit, and takes much more memory and time.",
+        'each block, mostly in about a tenth of the memory; "buffer_fast" is faster and takes about twice that memory; '
+        '"buffer_small" takes the least memory, and a little more time. All three give the results of False or '
+        '"naive", which keeps everything, up to rounding; "checkpoint" gives them to the last bit, and takes much more '
+        "memory and time.",
         default=True,
         role=Role.FREE,
     )

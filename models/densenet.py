@@ -42,14 +42,15 @@ class DenseNet(nn.Module):
         small_inputs: Start with one 3x3 convolution, as for 32x32 images; otherwise start as for ImageNet: 7x7
             convolution with stride 2, norm, ReLU and max pooling.
         efficient: How the backward pass gets intermediate results of the forward pass. False or "naive": all are kept,
-            which grows with the square of a block's layers. True or "buffer": each block keeps one normalised copy of
-            its feature maps and recomputes the rest; this takes the least memory. "buffer_fast": each block also keeps
-            the results of its 1x1 convolutions; this is the fastest, in about twice the memory. "checkpoint":
-            concatenation, norm and ReLU are recomputed, and all results equal those of the naive network bit for bit;
-            with the other strategies, gradients and running statistics are equal up to rounding. The strategy changes
-            neither names nor shapes of parameters. It acts in training, for `features` alone too; in eval mode and
-            without gradients, plain modules run. Under torch.compile and exporters only "checkpoint" acts, under other
-            tracers and the transforms of torch.func none of them does, and a warning says so.
+            which grows with the square of a block's layers. True or "buffer": each block keeps one copy of its feature
+            maps and recomputes the rest. "buffer_fast": each block also keeps the results of its 1x1 convolutions; this
+            is the fastest, in about twice the memory. "buffer_small": on a CPU, the backward pass recomputes those in
+            smaller parts, twice; this takes the least memory. "checkpoint": concatenation, norm and ReLU are
+            recomputed, and all results equal those of the naive network bit for bit; with the other strategies,
+            gradients and running statistics are equal up to rounding. The strategy changes neither names nor shapes of
+            parameters. It acts in training, for `features` alone too; in eval mode and without gradients, plain modules
+            run. Under torch.compile and exporters only "checkpoint" acts, under other tracers and the transforms of
+            torch.func none of them does, and a warning says so.
         drop_where: Where values are dropped. "layers": after the last convolution of each dense layer. "convolutions":
             after every convolution except the first one of the network, as in the paper. The buffer strategies keep a
             byte for each value that may be dropped. For bottlenecks, which have 4k channels, that is about as much in a

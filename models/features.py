@@ -131,7 +131,7 @@ def _run_over_buffers(features: nn.Sequential, images: Tensor, *, strategy: str,
         features: A stem, then dense blocks with a transition after each, except for the last, which a norm layer
             follows. Otherwise the modules are called, and a warning says so.
         images: (N, 3, H, W).
-        strategy: "buffer" or "buffer_fast".
+        strategy: One of `BUFFER_STRATEGIES`.
         averages: Whether ReLU and the average over all pixels follow.
 
     Returns:

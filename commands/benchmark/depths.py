@@ -23,7 +23,13 @@ LARGEST_BATCH = 16  # 3 GB for the naive DenseNet-BC at L=250 k=12, and seconds 
 
 
 # Our strategies stand out, other implementations are grey.
-COLOURS = {"naive": "#e4572e", "checkpoint": "#4c78a8", "buffer": "#2a9d5c", "buffer_fast": "#7bbf3f"}
+COLOURS = {
+    "naive": "#e4572e",
+    "checkpoint": "#4c78a8",
+    "buffer": "#2a9d5c",
+    "buffer_fast": "#7bbf3f",
+    "buffer_small": "#1b6e5a",
+}
 GREYS = ("#8a8a8a", "#6d6d6d", "#a8a8a8", "#555555")
 LABEL_GAP = 0.05  # of the height of the panel, between two labels
 

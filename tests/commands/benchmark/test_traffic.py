@@ -259,7 +259,7 @@ def test_torchvisions_network_moves_what_naive_does_and_recomputing_moves_more()
 )
 def test_half_of_the_bytes_move_in_half_precision(memory_format, changes):
     """Weights, their gradients, dropout masks and vectors of norms keep their size; feature maps have half of it."""
-    case = small(**changes, batch_size=64)
+    case = small(**changes, growth_rate=12, batch_size=64, image_size=16)
     for one in all_variants(case.network, memory_format=memory_format, with_compile=False):
         if one.name in ("naive", "buffer") and one.memory_format == memory_format:
             in_fp32 = trace_step(one, replace(case, precision="fp32"), H100).bytes_moved
