@@ -336,7 +336,8 @@ def _mask(dropout: Dropout | None) -> list[Tensor]:
 
 
 def _constants(blocks: Blocks) -> dict[str, Any]:
-    return {"BLOCK_R": blocks.rows, "num_warps": blocks.warps, "num_stages": blocks.stages}
+    constants = {"BLOCK_R": blocks.rows, "num_warps": blocks.warps, "num_stages": blocks.stages}
+    return constants if blocks.registers is None else constants | {"maxnreg": blocks.registers}
 
 
 def _parts(like: Tensor, *size: int) -> Tensor:
