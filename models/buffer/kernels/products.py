@@ -354,7 +354,8 @@ def _dropout(dropout: Dropout) -> tuple[Tensor, float] | None:
 
 
 def _constants(blocks: Blocks) -> dict[str, Any]:
-    return {"BLOCK_R": blocks.rows, "num_warps": blocks.warps, "num_stages": blocks.stages}
+    constants = {"BLOCK_R": blocks.rows, "num_warps": blocks.warps, "num_stages": blocks.stages}
+    return constants if blocks.registers is None else constants | {"maxnreg": blocks.registers}
 
 
 def _parts(like: Tensor, *size: int) -> Tensor:

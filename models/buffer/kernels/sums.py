@@ -19,7 +19,7 @@ from .launch import launch
 
 # A program loads this many parts of this many columns at a time. Each load waits for memory, so that few large ones
 # take less time than many small ones; P is seldom above 512.
-BLOCK: dict[str, Any] = {"BLOCK_P": 256, "BLOCK_N": 16, "num_warps": 8}
+BLOCK: dict[str, Any] = {"BLOCK_P": 128, "BLOCK_N": 16, "num_warps": 8}
 
 
 def finish_moments(parts: Tensor, num_rows: int, eps: float, *, out: Statistics | None = None) -> Statistics:

@@ -28,12 +28,15 @@ class Blocks(NamedTuple):
         warps: Warps of a program.
         stages: Iterations of a loop whose loads are under way at the same time.
         columns: Channels of the layer's input that a program reads at a time, if it reads any.
+        registers: Most registers of a thread. Where this is None, the assembler decides, and may spill a few to run
+            more programs at once.
     """
 
     rows: int
     warps: int
     stages: int
     columns: int = 32
+    registers: int | None = None
 
 
 class Plan(NamedTuple):
@@ -78,21 +81,24 @@ def plan(capability: Capability, dtype: torch.dtype, b: int, k: int) -> Plan | N
     """
     if capability < OLDEST or b > WIDEST_BOTTLENECK or k > MOST_NEW:
         return None
-    is_exact = dtype == torch.float32 and precision_of_products() != "tf32"
+    is_float32, is_sm_120 = dtype == torch.float32, capability >= (12, 0)  # whose code needs a few registers more
+    is_exact = is_float32 and precision_of_products() != "tf32"
     return Plan(
         precision="tf32x3" if is_exact else "tf32",
         block_b=_power_of_two(b),
         block_k=_power_of_two(k),
-        bottleneck=Blocks(rows=64 if is_exact else 128, warps=8, stages=2),
+        bottleneck=_bottleneck(is_exact=is_exact, is_sm_120=is_sm_120),
         new_maps=Blocks(rows=64, warps=8 if is_exact else 4, stages=1),
         backward_3x3=Blocks(rows=32 if is_exact else 64, warps=8, stages=2),
         backward_3x3_weight=Blocks(
             rows=32 if is_exact else 64,
             warps=4,
             # Tensor cores of sm_90 and later want TF32 transposed, which asynchronous loads do 4 bytes at a time.
-            stages=1 if dtype == torch.float32 else 2,
+            stages=1 if is_float32 else 2,
         ),
-        backward_1x1=Blocks(rows=32, warps=4, stages=1, columns=16 if is_exact else 32),
+        backward_1x1=Blocks(
+            rows=32, warps=4, stages=1, columns=16 if is_exact or (is_float32 and is_sm_120) else 32, registers=255
+        ),
         backward_1x1_weight=Blocks(rows=32, warps=4, stages=1) if is_exact else None,
     )
 
@@ -101,6 +107,12 @@ def precision_of_products() -> str:
     """Return how cuDNN multiplies float32: "tf32", or anything else for float32 itself."""
     # `torch.backends.cudnn.allow_tf32` says the same, but raises an error once any of the newer settings was used.
     return torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]  # PyTorch's types lack it
+
+
+def _bottleneck(*, is_exact: bool, is_sm_120: bool) -> Blocks:
+    if is_sm_120:
+        return Blocks(rows=32 if is_exact else 64, warps=4, stages=2, registers=255)
+    return Blocks(rows=64 if is_exact else 128, warps=8, stages=2)
 
 
 def _power_of_two(channels: int) -> int:
