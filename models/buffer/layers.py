@@ -152,19 +152,24 @@ class DenseLayerPass:
 
     def backward(self, block: BlockBackward) -> DenseLayerParameters:
         """Take the gradient of the layer's channels out, and add that of its inputs."""
-        inputs, *of_norm2_and_conv2 = self._backward_to_bottleneck(block)
-        norm2_bias, norm2_weight, conv2_weight = of_norm2_and_conv2
-        norm1_bias, norm1_weight, conv1_weight = self._backward_to_inputs(block, inputs, norm2_bias, norm2_weight)
+        norm_relu = block.work.norm_relu(self.norm1)
+        at_bottleneck, conv2_weight = self._backward_to_bottleneck(block, norm_relu)
+        norm1_bias, norm1_weight, conv1_weight = self._backward_to_inputs(block, norm_relu, at_bottleneck)
+        norm2_bias, norm2_weight = at_bottleneck.total, at_bottleneck.product
         return DenseLayerParameters(norm1_weight, norm1_bias, conv1_weight, norm2_weight, norm2_bias, conv2_weight)
 
-    def _backward_to_bottleneck(self, block: BlockBackward) -> tuple["AtBottleneck", Tensor, Tensor, Tensor]:
+    def _backward_to_bottleneck(self, block: BlockBackward, norm_relu1: NormRelu) -> tuple["AtBottleneck", Tensor]:
         """Go back through the 3x3 convolution and the second ReLU.
 
+        Args:
+            block: The block's backward pass.
+            norm_relu1: The first norm and ReLU, to compute the bottleneck again.
+
         Returns:
-            All that is left at the bottleneck; dbeta (b,), dgamma (b,), and the gradient of the weight (k, b, 3, 3).
+            All that the rest of the backward pass needs of the bottleneck, and the gradient of the weight (k, b, 3, 3).
         """
         work, weight2, num_inputs = block.work, self.weight2.to(block.dtype), self.weight1.shape[1]
-        norm_relu1, norm_relu2 = work.norm_relu(self.norm1), work.norm_relu_of_bottleneck(self.norm2)
+        norm_relu2 = work.norm_relu_of_bottleneck(self.norm2)
         grad_of_new = block.gradients.take(slice(num_inputs, num_inputs + len(weight2)))
         z, g = Gathered(work.num_rows, work.bottleneck), Gathered(work.num_rows, work.bottleneck_grad)
         activation = None
@@ -187,26 +192,25 @@ class DenseLayerPass:
         chunks = work.chunks_of_images(work.columns_for_bottleneck(*self.weight1.shape[:2]))
         grad_weight = add_up((backward_chunk(*slices) for slices in chunks), self.norm2.mean.dtype)
         bottleneck = self.bottleneck if self.bottleneck is not None or work.is_small else z.rows
-        return AtBottleneck(bottleneck, g.rows, activation), *norm_relu2.sums(), grad_weight
+        return AtBottleneck(bottleneck, g.rows, *norm_relu2.sums(), activation), grad_weight
 
     def _backward_to_inputs(
-        self, block: BlockBackward, at_bottleneck: "AtBottleneck", total: Tensor, product: Tensor
+        self, block: BlockBackward, norm_relu: NormRelu, at_bottleneck: "AtBottleneck"
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Go back through the second norm, the 1x1 convolution and the first ReLU and norm.
 
         Args:
             block: The block's backward pass.
-            at_bottleneck: All that is left at the bottleneck.
-            total: dbeta of the second norm (b,).
-            product: dgamma of the second norm (b,).
+            norm_relu: The first norm and ReLU.
+            at_bottleneck: All that is needed of the bottleneck.
 
         Returns:
             dbeta (c,), dgamma (c,), and the gradient of the weight (b, c, 1, 1).
         """
         work, weight1, num_inputs = block.work, block.work.cast(self.weight1), self.weight1.shape[1]
         x, gradients = (rows[:, :num_inputs] for rows in (work.rows, block.gradients.rows))
-        norm_relu, grad_of_z = work.norm_relu(self.norm1), work.bottleneck_gradient(self.norm2, total, product)
-        z, g, activation = at_bottleneck
+        z, g, total, product, activation = at_bottleneck
+        grad_of_z = work.bottleneck_gradient(self.norm2, total, product)
 
         def backward_chunk(chunk: slice) -> Tensor:
             inputs, dropout = activation or norm_relu.again(x[chunk]), self.bottleneck_dropout.of(chunk)
@@ -241,11 +245,15 @@ class AtBottleneck(NamedTuple):
     Attributes:
         bottleneck: z (R, b); None if it does not exist as a whole.
         grad: g, the gradient of the second ReLU's input (R, b), which may be overwritten.
+        total: dbeta of the second norm (b,).
+        product: dgamma of the second norm (b,).
         inputs: Norm and ReLU of the inputs, if they have just been computed for all rows.
     """
 
     bottleneck: Tensor | None
     grad: Tensor
+    total: Tensor
+    product: Tensor
     inputs: Activation | None
 
 

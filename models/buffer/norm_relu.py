@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .norms import ChannelNorm
 from .operations import (
+    Affine,
     add_chunks,
     add_scaled,
     affine_of,
@@ -39,9 +40,12 @@ class NormRelu:
 
     def __init__(self, norm: ChannelNorm, *, activated: Scratch, contiguous: Scratch):
         self.norm = norm
-        self._affine = affine_of(norm)
         self._activated, self._contiguous = activated, contiguous
         self._sums: list[tuple[Tensor, Tensor]] = []
+
+    @cached_property
+    def _affine(self) -> Affine:
+        return affine_of(self.norm)
 
     def forward(self, rows: Tensor) -> Tensor:
         """Compute relu(norm(x)) of a chunk of rows (r, c): (r, c). The next chunk overwrites it."""

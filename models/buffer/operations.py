@@ -136,47 +136,37 @@ def join_moments(chunks: Sequence[ChunkMoments], eps: float) -> Statistics:
         chunks: The moments of each chunk.
         eps: Added to the variance.
     """
-    num_rows = sum(chunk.num_rows for chunk in chunks)
-    _, mean, variance = chunks[0]
-    if len(chunks) > 1:
-        means, variances = (torch.stack(values) for values in list(zip(*chunks, strict=True))[1:])
-        shares = [chunk.num_rows / num_rows for chunk in chunks]
-        mean = _weighted_sum(means, shares)
-        variance = _weighted_sum(variances.add_((means - mean).square_()), shares)
+    num_rows, mean, variance = chunks[0]
+    for more, other_mean, other_variance in chunks[1:]:
+        num_rows += more
+        share = more / num_rows
+        difference = other_mean - mean
+        mean = torch.lerp(mean, other_mean, share)
+        variance = torch.lerp(variance, other_variance, share)
+        variance.addcmul_(difference, difference, value=share * (1 - share))
     return Statistics(mean, variance * (num_rows / (num_rows - 1)), (variance + eps).rsqrt())
 
 
-def _weighted_sum(rows: Tensor, weights: Sequence[float]) -> Tensor:
-    """Add up rows, each multiplied by a number."""
-    total = rows[0] * weights[0]
-    for row, weight in zip(rows[1:], weights[1:], strict=True):
-        total.add_(row, alpha=weight)
-    return total
-
-
-def sums_of_products(
-    grad: Tensor, rows: Tensor, mean: Tensor | None = None, invstd: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def sums_of_products(grad: Tensor, rows: Tensor, mean: Tensor, invstd: Tensor) -> tuple[Tensor, Tensor]:
     """Sum grad, and grad * (rows - mean) * invstd, over all rows.
 
     Args:
         grad: (R, C), contiguous.
         rows: (R, C), contiguous.
-        mean: (C,), in at least 32 bits; None for 0.
-        invstd: (C,), in at least 32 bits; None for 1.
+        mean: (C,), in at least 32 bits.
+        invstd: (C,), in at least 32 bits.
 
     Returns:
         Both sums, (C,) each, in at least 32 bits.
     """
     joined_grad, joined_rows, num_columns = _joined(grad), _joined(rows), grad.shape[1]
-    width = joined_grad.shape[1]
-    ones = grad.new_ones(width, dtype=torch.promote_types(grad.dtype, torch.float32))
-    mean = torch.zeros_like(ones) if mean is None else mean.repeat(width // num_columns)
-    invstd = ones if invstd is None else invstd.repeat(width // num_columns)
+    if joined_grad is not grad:
+        num_joined = joined_grad.shape[1] // num_columns
+        mean, invstd = mean.repeat(num_joined), invstd.repeat(num_joined)
     _, of_products, of_grad = torch.ops.aten.native_batch_norm_backward.default(
         as_any_images(joined_grad),
         as_any_images(joined_rows),
-        ones,
+        None,
         None,
         None,
         mean,

@@ -158,14 +158,16 @@ class Scratch:
     """
 
     def __init__(self, like: Tensor, dtype: torch.dtype):
-        self.memory = like.new_empty(0, dtype=dtype)
+        self._device, self._dtype = like.device, dtype
+        self._memory: Tensor | None = None
 
     def shaped(self, num_rows: int, num_columns: int) -> Tensor:
         """Return uninitialised rows that share their memory with all rows returned earlier."""
-        if self.memory.numel() < num_rows * num_columns:
-            self.memory = self.memory.new_empty(0)  # freed first: two of them are never alive
-            self.memory = self.memory.new_empty(num_rows * num_columns)
-        return self.memory[: num_rows * num_columns].view(num_rows, num_columns)
+        size = num_rows * num_columns
+        if self._memory is None or self._memory.numel() < size:
+            self._memory = None  # freed first, so that there are never two
+            self._memory = torch.empty(size, dtype=self._dtype, device=self._device)
+        return self._memory[:size].view(num_rows, num_columns)
 
 
 class FreshMemory(Scratch):
@@ -173,7 +175,7 @@ class FreshMemory(Scratch):
 
     def shaped(self, num_rows: int, num_columns: int) -> Tensor:
         """Return uninitialised rows."""
-        return self.memory.new_empty(num_rows, num_columns)
+        return torch.empty(num_rows, num_columns, dtype=self._dtype, device=self._device)
 
 
 class Gathered:
