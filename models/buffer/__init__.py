@@ -1,4 +1,4 @@
-"""Dense blocks over a feature buffer: the engine of the strategies "buffer" and "buffer_fast".
+"""Dense blocks over a feature buffer: the engine of the strategies "buffer", "buffer_fast" and "buffer_small".
 
 Read it from the top, in the order of imports:
 
@@ -7,12 +7,17 @@ Read it from the top, in the order of imports:
     memory_plan     bottlenecks that are kept because they cost nothing
     function        the autograd function of a block with its transition
     layers          dense layers of both kinds: forward and backward
+    fused_layer     dense layers whose convolutions are kernels, on GPUs
     transition      transition and final norm: forward and backward
     passes          state that these share in the forward and in the backward pass
-    feature_buffer  feature buffer, gradient buffer, workspace; the mathematics
-    norms           batch norm taken apart
+    feature_buffer  feature buffer and gradient buffer; the mathematics
+    kernels         the same operations in Triton, for GPUs; `choice` and `check` say where they are used
+    workspace       operations on the rows of a block, chunk by chunk, in scratch memory
+    norm_relu       norm and ReLU on rows: forward, and backward with its sums
+    operations      elementwise operations and reductions
     dropout         masks
-    operations      elementwise operations and reductions, which kernels of a device can replace
+    norms           norm layers as functions of raw feature maps; statistics
     rows            feature maps as rows: views, chunks, convolutions, scratch memory
+    device          the GPU that a tensor is on
     autograd        tensors in and out of structures; no second derivatives
 """
