@@ -6,7 +6,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-VERSION = "1.0.0"  # of this program; CHANGELOG.md says what it changed
+VERSION = "1.1.0"  # of this program; CHANGELOG.md says what it changed
 ROOT = Path(__file__).resolve().parents[1]
 
 
