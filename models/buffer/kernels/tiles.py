@@ -57,8 +57,8 @@ def columns_to_load(num_columns: int, *rows: Tensor) -> int:
     """
     rounded = triton.cdiv(num_columns, 16) * 16
     for tensor in rows:
-        pitch = tensor.stride(0)
-        if pitch % 16 or tensor.storage_offset() % pitch + rounded > pitch:
+        pitch = tensor.stride(0)  # any number if there is a single row
+        if pitch < rounded or pitch % 16 or tensor.storage_offset() % pitch + rounded > pitch:
             return num_columns
     return rounded
 
