@@ -53,6 +53,9 @@ def _why_failing(x: Tensor) -> str:
     if capability is None or isinstance(x, FakeTensor):  # on fake tensors, nothing can go wrong
         return ""
     key = x.device, capability, x.dtype, precision_of_products()
+    # An answer is given without the lock: whoever holds it waits for a backward pass, which another thread may be in.
+    if key in _answers:
+        return _answers[key]
     with _lock:
         if key not in _answers:
             if x.is_cuda and torch.cuda.is_current_stream_capturing():

@@ -54,6 +54,17 @@ def test_it_is_made_once_for_all_threads():
     assert difference.call_count == 1
 
 
+def test_an_answer_is_not_kept_waiting_by_another_check():
+    with patch.object(check, "_difference", return_value=""):
+        assert are_usable(rows())
+    answers = []
+    thread = Thread(target=lambda: answers.append(are_usable(rows())), daemon=True)
+    with check._lock:  # as a check of another dtype has it, which may need this thread to go on
+        thread.start()
+        thread.join(timeout=10)
+    assert answers == [True]
+
+
 @pytest.mark.parametrize(
     ("place", "name"), [(forward, "activate_rows"), (forward, "average_activated"), (sums, "join_reader")]
 )
