@@ -84,6 +84,14 @@ def test_kernels_that_compute_nothing_are_not_used(place, name):
     assert not are_usable(rows())  # without another look, and without another warning
 
 
+def test_norms_have_the_digits_of_float32_where_products_are_tf32(monkeypatch):
+    monkeypatch.setattr(check, "precision_of_products", lambda: "tf32")
+    activate = forward.activate
+    monkeypatch.setattr(forward, "activate", lambda *arguments: activate(*arguments).mul_(1.001))
+    with pytest.warns(UserWarning, match="a norm differs from PyTorch's by 1e-03"):
+        assert not are_usable(rows())
+
+
 def test_whatever_a_compiler_raises_is_a_reason_of_one_line():
     class Broken:
         __name__ = "broken"
