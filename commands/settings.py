@@ -128,8 +128,7 @@ class TrainSettings(Settings):
     )
     precision: Precision = flag(
         '"fp32" is IEEE fp32 on every device. "tf32" lets GPUs from compute capability 8.0 on round the factors of '
-        'convolutions and matrix products to 10 bits after the point. "bf16" and "fp16" use autocast; with "fp16" the '
-        "loss is scaled.",
+        'convolutions to 10 bits after the point. "bf16" and "fp16" use autocast; with "fp16" the loss is scaled.',
         default="fp32",
     )
     compile: bool = flag(

@@ -37,3 +37,21 @@ def test_faults_are_found():
     result = run("-m", "tests.support.faulty_kernels")
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.splitlines() == ["['narrow loads of rows']", "['atomic operations']", "['spills']"]
+
+
+IN_PLACE = """
+import torch
+from models.buffer.dropout import Dropout
+from models.buffer.kernels.forward import Moments
+from tests.compile_kernels import compiled
+
+with compiled(90) as launched:
+    Moments().add(torch.zeros(512, 17), Dropout(0.5, torch.ones(512, 17, dtype=torch.bool)))
+print(launched[0].kernel.asm["ptx"])
+"""
+
+
+def test_values_are_dropped_in_place_after_all_warps_have_read_the_first_row():
+    result = run("-c", IN_PLACE)
+    accesses = re.findall(r"\bld\.global|\bbar\.sync|\bst\.global", result.stdout)
+    assert accesses[: accesses.index("st.global")].count("bar.sync") == 1, result.stderr

@@ -116,14 +116,15 @@ def be_fast() -> None:
 
 
 def use_precision(precision: str) -> None:
-    """Compute convolutions and matrix products of float32 on GPUs in TF32 for "tf32", and in IEEE float32 otherwise.
+    """Compute convolutions of float32 on GPUs in TF32, PyTorch's default, for "tf32", and in IEEE float32 otherwise.
 
-    PyTorch's default is TF32 for convolutions only. TF32 rounds the factors to 10 bits after the point, where float32
-    has 23; sums are float32 in both.
+    TF32 rounds the factors to 10 bits after the point, where float32 has 23; sums are float32 in both. The product of
+    the classifier, which takes hardly any time, is IEEE float32 in any case: `torch.compile` of PyTorch 2.10 raises an
+    error where products of matrices are set to TF32 in this way.
     """
     fp32 = "tf32" if precision == "tf32" else "ieee"
     torch.backends.cudnn.conv.fp32_precision = fp32  # type: ignore[attr-defined]  # made at run time
-    torch.backends.cuda.matmul.fp32_precision = fp32
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
 
 
 def require_tf32(device: torch.device, processes: ProcessGroup = SINGLE_PROCESS) -> None:
@@ -181,8 +182,8 @@ def peak_memory(device: torch.device) -> float | None:
     """Return the largest memory in use at once, in MB of 10^6 bytes.
 
     On GPUs it is that of tensors since `reset_peak_memory`, on the GPU that used most; a CUDA graph takes its memory
-    when it is captured, and not when it runs. On a CPU it is that of the whole
-    process since its start, or None where it is unknown.
+    when it is captured, and not when it runs. On a CPU it is that of the whole process since its start, or None where
+    it is unknown.
     """
     if device.type == "cuda":
         return max(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count())) / 1e6

@@ -15,8 +15,9 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from ..layers import DenseLayer, PlainLayer
 from .autograd import flatten, refuse_derivatives, unflatten
-from .layers import LayerPass, forward_layer, parameters_of_layer
+from .layers import LayerPass, forward_layer
 from .norms import Statistics
+from .parameters import parameters_of_layer
 from .passes import BlockBackward, BlockForward
 from .rows import Shape, as_nchw
 from .transition import (

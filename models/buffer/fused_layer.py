@@ -12,7 +12,6 @@ R rows; c channels that a layer reads, b of its bottleneck, k that it makes.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from torch import Tensor
 
@@ -20,19 +19,9 @@ from ..layers import DenseLayer
 from .dropout import Dropout
 from .kernels.table import Plan
 from .norms import EPS, ChannelNorm
+from .parameters import DenseLayerParameters
 from .passes import BlockBackward, BlockForward
 from .rows import empty_buffer
-
-
-class DenseLayerParameters(NamedTuple):
-    """The parameters of a dense layer, or their gradients: (c,), (c,), (b, c, 1, 1), (b,), (b,) and (k, b, 3, 3)."""
-
-    norm1_weight: Tensor
-    norm1_bias: Tensor
-    conv1_weight: Tensor
-    norm2_weight: Tensor
-    norm2_bias: Tensor
-    conv2_weight: Tensor
 
 
 @dataclass(frozen=True)
@@ -91,15 +80,12 @@ class FusedLayerPass:
         size = work.num_rows, len(self.weight1), work.rows.dtype
         z = self.bottleneck if self.bottleneck is not None else empty_buffer(work.rows, *size)
         new = slice(num_inputs, num_inputs + len(self.weight2))
-        result = products.backward(
+        return products.backward(
             gradients.take(new, is_padded=True)(slice(None), self.dropout),
-            products.Inputs(
-                work.rows[:, :num_inputs], gradients.rows[:, :num_inputs], is_first=False, collected=gradients.collected
-            ),
+            products.Inputs(work.rows[:, :num_inputs], gradients.rows[:, :num_inputs], gradients.collected),
             products.Bottleneck(z, empty_buffer(work.rows, *size), is_kept=self.bottleneck is not None),
             products.Convolution(self.norm1, self.weight1, self.bottleneck_dropout),
             products.Convolution(self.norm2, self.weight2),
             work.shape,
             self.plan,
         )
-        return DenseLayerParameters(*result)

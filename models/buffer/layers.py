@@ -19,31 +19,15 @@ from torch import Tensor
 
 from ..layers import DenseLayer, PlainLayer
 from .dropout import Dropout
-from .fused_layer import DenseLayerParameters, FusedLayerPass
+from .fused_layer import FusedLayerPass
 from .kernels.choice import plan_for
 from .norm_relu import Activation, NormRelu
 from .norms import ChannelNorm
 from .operations import add_up
+from .parameters import DenseLayerParameters, PlainLayerParameters
 from .passes import BlockBackward, BlockForward
 from .rows import FreshMemory, Gathered, as_nchw, as_rows, convolution_backward, pointwise, pointwise_backward
 from .workspace import Workspace
-
-
-class PlainLayerParameters(NamedTuple):
-    """The parameters of a plain layer, or their gradients: (c,), (c,) and (k, c, 3, 3)."""
-
-    norm1_weight: Tensor
-    norm1_bias: Tensor
-    conv1_weight: Tensor
-
-
-def parameters_of_layer(layer: DenseLayer | PlainLayer) -> DenseLayerParameters | PlainLayerParameters:
-    """Return the parameters of a layer in the order in which `backward` returns their gradients."""
-    norm1, conv1 = layer.norm1, layer.conv1
-    if isinstance(layer, PlainLayer):
-        return PlainLayerParameters(norm1.weight, norm1.bias, conv1.weight)
-    norm2, conv2 = layer.norm2, layer.conv2
-    return DenseLayerParameters(norm1.weight, norm1.bias, conv1.weight, norm2.weight, norm2.bias, conv2.weight)
 
 
 def forward_layer(layer: DenseLayer | PlainLayer, block: BlockForward, *, keeps_bottleneck: bool) -> "LayerPass":

@@ -81,8 +81,8 @@ def use_products(dtype: torch.dtype, plan: table.Plan, b: int, k: int, *, is_pla
         plan: The plan of the layer.
         b: Channels of the bottleneck.
         k: Channels that the layer makes.
-        is_plain: The layer that needs the fewest registers: without dropout, with frozen norms, a bottleneck that was
-            kept, and a G that is empty. Otherwise the one that needs the most.
+        is_plain: The layer that needs the fewest registers: without dropout, with frozen norms and a bottleneck that
+            was kept. Otherwise the one that needs the most.
     """
     x, y, z = rows_of(dtype), rows_of(dtype, k), rows_of(dtype, b)
     dropouts = (NO_DROPOUT, NO_DROPOUT) if is_plain else (dropout_of(b), dropout_of(k))
@@ -91,7 +91,7 @@ def use_products(dtype: torch.dtype, plan: table.Plan, b: int, k: int, *, is_pla
     products.bottleneck(x, first, plan, eps=1e-5, out=z)
     products.new_maps(z, second, SHAPE, plan, eps=1e-5, out=y)
     a, d = torch.zeros(2, COLUMNS)
-    inputs = Inputs(x, rows_of(dtype), is_plain, (a, d))
+    inputs = Inputs(x, rows_of(dtype), (a, d))
     of_z = Bottleneck(z, rows_of(dtype, b), is_plain)
     products.backward(rows_of(dtype, k), inputs, of_z, first, second, SHAPE, plan)
 

@@ -44,7 +44,14 @@ def test_float32_is_ieee_unless_tf32_is_asked_for():
     for precision, expected in (("tf32", "tf32"), ("bf16", "ieee"), ("fp32", "ieee")):
         runtime.use_precision(precision)
         assert torch.backends.cudnn.conv.fp32_precision == expected
-        assert torch.backends.cuda.matmul.fp32_precision == expected
+        assert torch.backends.cuda.matmul.fp32_precision == "ieee"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32"])
+def test_compilers_may_ask_for_the_precision_of_products_as_they_used_to(precision):
+    runtime.use_precision(precision)
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert not torch.backends.cuda.matmul.allow_tf32
 
 
 @pytest.mark.parametrize(("processes", "supported"), [(1, True), (1, False), (2, True)])
@@ -68,17 +75,16 @@ def test_a_graph_is_of_one_gpu(monkeypatch):
 
 
 @pytest.mark.gpu
-def test_convolutions_and_products_on_a_gpu_are_in_the_precision():
+def test_convolutions_on_a_gpu_are_in_the_precision():
     generator = torch.Generator().manual_seed(0)
     x, w = (torch.randn(256, 256, generator=generator, dtype=torch.float64).cuda() for _ in range(2))
     errors = {}
     for precision in ("fp32", "tf32"):
         runtime.use_precision(precision)
-        of_product = (x.float() @ w.float()).double() - x @ w
-        of_convolution = nn.functional.conv2d(x.float()[..., None, None], w.T.float()[..., None, None])
-        errors[precision] = of_product.abs().max(), (of_convolution.double()[..., 0, 0] - x @ w).abs().max()
-    assert max(errors["fp32"]) < 1e-4
-    assert min(errors["tf32"]) > 1e-3
+        result = nn.functional.conv2d(x.float()[..., None, None], w.T.float()[..., None, None])
+        errors[precision] = (result.double()[..., 0, 0] - x @ w).abs().max()
+    assert errors["fp32"] < 1e-4
+    assert errors["tf32"] > 1e-3
 
 
 class Among(ProcessGroup):

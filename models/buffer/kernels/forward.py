@@ -138,6 +138,8 @@ def moments_of_rows(
     last = tl.minimum(first + rows_per_program, num_rows)
     # Sums of large means lose digits, so means are taken from a value near them.
     origin = tl.load(rows_ptr + first.to(tl.int64) * PITCH + columns, mask=column_ok, other=0.0).to(tl.float32)
+    if DROPS:
+        tl.debug_barrier()  # a warp may drop values of this row in place before another has read them
     # Welford's update, for each place of a tile on its own; the places are joined at the end.
     count = tl.zeros((BLOCK_M, 1), tl.float32)
     means = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..dropout import NO_DROPOUT, Dropout
 from ..norms import ChannelNorm, Statistics
+from ..parameters import DenseLayerParameters
 from ..rows import Shape
 from . import products_backward, products_forward
 from .launch import Product, launch
@@ -56,13 +57,11 @@ class Inputs(NamedTuple):
         x: (R, c).
         grad: G (R, c), the gradient as far as it does not flow through statistics. If its pitch is a multiple of 16
             columns, up to 15 columns from c on are overwritten.
-        is_first: Whether the layer is the first one that writes to G, whatever it holds; else it adds.
         collected: A and D, (C,) each, C >= c, of what flows through statistics.
     """
 
     x: Tensor
     grad: Tensor
-    is_first: bool
     collected: tuple[Tensor, Tensor]
 
 
@@ -78,17 +77,6 @@ class Bottleneck(NamedTuple):
     z: Tensor
     grad: Tensor
     is_kept: bool
-
-
-class Gradients(NamedTuple):
-    """Gradients of a layer's parameters, in float32: (c,), (c,), (b, c, 1, 1), (b,), (b,), (k, b, 3, 3)."""
-
-    norm1_weight: Tensor
-    norm1_bias: Tensor
-    conv1_weight: Tensor
-    norm2_weight: Tensor
-    norm2_bias: Tensor
-    conv2_weight: Tensor
 
 
 def bottleneck(x: Tensor, first: Convolution, plan: Plan, *, eps: float, out: Tensor) -> Statistics:
@@ -159,7 +147,7 @@ def new_maps(
 
 def backward(
     dy: Tensor, inputs: Inputs, of_z: Bottleneck, first: Convolution, second: Convolution, shape: Shape, plan: Plan
-) -> Gradients:
+) -> DenseLayerParameters:
     """Go back through a layer.
 
     Args:
@@ -170,6 +158,9 @@ def backward(
         second: The 3x3 convolution.
         shape: (N, H, W).
         plan: The plan of the layer.
+
+    Returns:
+        The gradients of the layer's parameters, in float32.
     """
     (num_rows, c), b, k = inputs.x.shape, of_z.z.shape[1], len(second.weight)
     sums_of_z = _backward_3x3(dy, inputs.x, of_z, first, second, shape, plan)
@@ -189,7 +180,7 @@ def backward(
         _backward_1x1_weight(inputs.x, grad_of_z, first, plan, blocks, parts[:, width2:], rows_of_part)
     of_weights = finish_sums(parts[:, : width2 + width1])
     total1, product1 = finish_reader(of_norm1, first.norm, None if first.norm.is_frozen else inputs.collected)
-    return Gradients(
+    return DenseLayerParameters(
         norm1_weight=product1,
         norm1_bias=total1,
         conv1_weight=of_weights[width2:].view(b, c, 1, 1),
@@ -270,8 +261,8 @@ def _backward_3x3_weight(
 def _backward_1x1(
     inputs: Inputs, grad_of_z: GradientOfBottleneck, first: Convolution, plan: Plan, parts: Tensor, rows_of_part: int
 ) -> None:
-    """Write or add the gradient of the input, and parts (P, (b + 2) * c) of that of the weight and of sums."""
-    x, grad, is_first, _ = inputs
+    """Add the gradient of the input, and write parts (P, (b + 2) * c) of that of the weight and of sums."""
+    x, grad, _ = inputs
     (num_rows, c), b = x.shape, len(first.weight)
     blocks = plan.backward_1x1
     num_tiles = triton.cdiv(c, blocks.columns)
@@ -279,20 +270,17 @@ def _backward_1x1(
         products_backward.backward_1x1, (num_tiles, len(parts)),
         *grad_of_z.arguments, *_weight(first), x, x.stride(0), columns_to_load(c, x, grad), first.norm.vectors,
         grad, grad.stride(0), parts, parts.stride(0), num_rows, rows_of_part, c, b,
-        reads=[
-            *grad_of_z.rows, *grad_of_z.second.norm.vectors, first.weight, x, *first.norm.vectors,
-            *([] if is_first else [grad]),
-        ],
+        reads=[*grad_of_z.rows, *grad_of_z.second.norm.vectors, first.weight, x, *first.norm.vectors, grad],
         writes=[grad, parts],
         repeats=[(rows, num_tiles - 1) for rows in grad_of_z.rows], product=Product(num_rows, c, 2 * b),
-        FROZEN=grad_of_z.second.norm.is_frozen, FIRST=is_first, PRECISION=plan.precision,
+        FROZEN=grad_of_z.second.norm.is_frozen, PRECISION=plan.precision,
         BLOCK_B=plan.block_b, BLOCK_C=blocks.columns, **_constants(blocks),
     )  # fmt: skip
 
 
 def _backward_1x1_input(inputs: Inputs, grad_of_z: GradientOfBottleneck, first: Convolution, plan: Plan) -> Tensor:
-    """Write or add the gradient of the input, and return parts of sums (tiles, 2, c)."""
-    x, grad, is_first, _ = inputs
+    """Add the gradient of the input, and return parts of sums (tiles, 2, c)."""
+    x, grad, _ = inputs
     (num_rows, c), b = x.shape, len(first.weight)
     blocks = plan.backward_1x1
     num_tiles = triton.cdiv(num_rows, blocks.rows)
@@ -301,13 +289,10 @@ def _backward_1x1_input(inputs: Inputs, grad_of_z: GradientOfBottleneck, first: 
         products_backward.backward_1x1_input, (num_tiles,),
         *grad_of_z.arguments, *_weight(first), x, x.stride(0), columns_to_load(c, x, grad), first.norm.vectors,
         grad, grad.stride(0), parts, num_rows, c, b,
-        reads=[
-            *grad_of_z.rows, *grad_of_z.second.norm.vectors, first.weight, x, *first.norm.vectors,
-            *([] if is_first else [grad]),
-        ],
+        reads=[*grad_of_z.rows, *grad_of_z.second.norm.vectors, first.weight, x, *first.norm.vectors, grad],
         writes=[grad, parts],
         product=Product(num_rows, c, b),
-        FROZEN=grad_of_z.second.norm.is_frozen, FIRST=is_first, PRECISION=plan.precision,
+        FROZEN=grad_of_z.second.norm.is_frozen, PRECISION=plan.precision,
         BLOCK_B=plan.block_b, BLOCK_C=blocks.columns, **_constants(blocks),
     )  # fmt: skip
     return parts

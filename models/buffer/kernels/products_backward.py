@@ -134,10 +134,10 @@ def grad_of_bottleneck(
 def backward_1x1(
     g, z, z_pitch, b_loaded, norm2, total, product, dropout, weight, strides,
     x, pitch, c_loaded, norm1, grads, grad_pitch, parts, part_stride, num_rows, rows_per_program, c, b,
-    FROZEN: tl.constexpr, FIRST: tl.constexpr, PRECISION: tl.constexpr,
+    FROZEN: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Write or add the gradient of x (R, c) to `grads`, and parts (P, b + 2, c).
+    """Add the gradient of x (R, c) to `grads`, and write parts (P, b + 2, c).
 
     The parts are those of the gradient of W (b, c), and of the sums of the gradient of norm1(x) and of that times
     (x - mean). A program has BLOCK_C columns. Columns of `grads` from c on are overwritten: nobody needs them any more.
@@ -171,8 +171,7 @@ def backward_1x1(
         products += tl.sum(tl.where(inside, grad * difference, 0.0), 0)
         grad = grad * scale
         target = grads + start * grad_pitch + (rows[:, None] * grad_pitch + inputs[None, :])
-        if not FIRST:
-            grad += tl.load(target, mask=loaded, other=0.0).to(tl.float32)
+        grad += tl.load(target, mask=loaded, other=0.0).to(tl.float32)
         tl.store(target, grad.to(grads.dtype.element_ty), mask=loaded)
     part = parts + program.to(tl.int64) * part_stride + inputs
     tl.store(part[None, :] + columns[:, None] * c, of_weight, mask=column_ok[:, None] & input_ok[None, :])
@@ -184,7 +183,7 @@ def backward_1x1(
 def backward_1x1_input(
     g, z, z_pitch, b_loaded, norm2, total, product, dropout, weight, strides,
     x, pitch, c_loaded, norm1, grads, grad_pitch, parts, num_rows, c, b,
-    FROZEN: tl.constexpr, FIRST: tl.constexpr, PRECISION: tl.constexpr,
+    FROZEN: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Do what `backward_1x1` does, but for the gradient of W: parts are the sums (tiles, 2, c)."""
@@ -212,8 +211,7 @@ def backward_1x1_input(
         tl.store(part + c, tl.sum(tl.where(inside, grad * difference, 0.0), 0), mask=input_ok)
         grad = grad * scale
         target = grads + start * grad_pitch + (rows[:, None] * grad_pitch + inputs[None, :])
-        if not FIRST:
-            grad += tl.load(target, mask=loaded, other=0.0).to(tl.float32)
+        grad += tl.load(target, mask=loaded, other=0.0).to(tl.float32)
         tl.store(target, grad.to(grads.dtype.element_ty), mask=loaded)
 
 

@@ -48,7 +48,7 @@ def results(like: Tensor) -> Results:
     padded = like.new_zeros(NUM_ROWS, 16)
     padded[:, :K] = dy
     a, d = like.new_zeros(2, C, dtype=torch.float32)
-    inputs = Inputs(buffer[:, :C], grads[:, :C], True, (a, d))
+    inputs = Inputs(buffer[:, :C], grads[:, :C], (a, d))
     gradients = backward(padded, inputs, Bottleneck(z, grad_z, False), first, second, SHAPE, how)
     of_x = grads[:, :C].float() - a / NUM_ROWS - (x.float() - mean) * d / NUM_ROWS
     names = ["new feature maps", "the gradient of feature maps", *(f"the gradient of {name}" for name in NAMES)]

@@ -57,15 +57,15 @@ def columns_to_load(num_columns: int, *rows: Tensor) -> int:
     """
     rounded = triton.cdiv(num_columns, 16) * 16
     for tensor in rows:
-        pitch = tensor.stride(0)
-        if pitch % 16 or tensor.storage_offset() % pitch + rounded > pitch:
+        pitch = tensor.stride(0)  # any number if there is a single row
+        if pitch < rounded or pitch % 16 or tensor.storage_offset() % pitch + rounded > pitch:
             return num_columns
     return rounded
 
 
 @triton.jit
 def load_norm(mean_ptr, invstd_ptr, weight_ptr, bias_ptr, columns, column_ok):
-    """Load mean, weight * invstd and bias (1, BLOCK_N) of a norm; 0 where a column is not one of its."""
+    """Load mean, weight * invstd and bias (1, BLOCK_N) of a norm; 0 beyond its last column."""
     mean = tl.load(mean_ptr + columns, mask=column_ok, other=0.0)
     invstd = tl.load(invstd_ptr + columns, mask=column_ok, other=0.0)
     weight = tl.load(weight_ptr + columns, mask=column_ok, other=0.0)

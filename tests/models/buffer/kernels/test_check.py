@@ -54,6 +54,17 @@ def test_it_is_made_once_for_all_threads():
     assert difference.call_count == 1
 
 
+def test_an_answer_is_not_kept_waiting_by_another_check():
+    with patch.object(check, "_difference", return_value=""):
+        assert are_usable(rows())
+    answers = []
+    thread = Thread(target=lambda: answers.append(are_usable(rows())), daemon=True)
+    with check._lock:  # as a check of another dtype has it, which may need this thread to go on
+        thread.start()
+        thread.join(timeout=10)
+    assert answers == [True]
+
+
 @pytest.mark.parametrize(
     ("place", "name"), [(forward, "activate_rows"), (forward, "average_activated"), (sums, "join_reader")]
 )
@@ -71,6 +82,14 @@ def test_kernels_that_compute_nothing_are_not_used(place, name):
     ):
         assert not are_usable(rows())
     assert not are_usable(rows())  # without another look, and without another warning
+
+
+def test_norms_have_the_digits_of_float32_where_products_are_tf32(monkeypatch):
+    monkeypatch.setattr(check, "precision_of_products", lambda: "tf32")
+    activate = forward.activate
+    monkeypatch.setattr(forward, "activate", lambda *arguments: activate(*arguments).mul_(1.001))
+    with pytest.warns(UserWarning, match="a norm differs from PyTorch's by 1e-03"):
+        assert not are_usable(rows())
 
 
 def test_whatever_a_compiler_raises_is_a_reason_of_one_line():

@@ -13,8 +13,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from models.buffer.dropout import Dropout
 from models.buffer.kernels import products, table
 from models.buffer.kernels.launch import recorded
-from models.buffer.kernels.products import Bottleneck, Convolution, Gradients, Inputs
+from models.buffer.kernels.products import Bottleneck, Convolution, Inputs
 from models.buffer.norms import ChannelNorm, Statistics
+from models.buffer.parameters import DenseLayerParameters
 from tests.support.triton_interpreter import DEVICE, MARKS
 
 pytestmark = MARKS
@@ -24,7 +25,7 @@ SPLIT = table.Blocks(rows=32, warps=4, stages=1)
 
 
 class Case(NamedTuple):
-    """A layer: shape (N, H, W), channels, whether each norm is frozen, rates of dropout, and whether G is empty."""
+    """A layer: shape (N, H, W), channels, whether each norm is frozen, rates of dropout, and the kernels."""
 
     shape: tuple[int, int, int] = (2, 5, 7)
     c: int = 17
@@ -32,7 +33,6 @@ class Case(NamedTuple):
     k: int = 5
     frozen: tuple[bool, bool] = (False, False)
     keep_rates: tuple[float, float] = (1, 1)
-    is_first: bool = False
     is_split: bool = False
     memory_format: torch.memory_format = torch.contiguous_format
     mean: float = 0.5
@@ -41,7 +41,7 @@ class Case(NamedTuple):
 CASES = {
     "odd sizes": Case(),
     "k=12": Case(c=29, b=48, k=12, memory_format=torch.channels_last),
-    "dropout": Case((1, 5, 7), c=29, b=48, k=12, keep_rates=(0.8, 0.6), is_first=True),
+    "dropout": Case((1, 5, 7), c=29, b=48, k=12, keep_rates=(0.8, 0.6)),
     "frozen norms": Case((2, 4, 4), frozen=(True, True)),
     "frozen second norm, split": Case((1, 4, 4), frozen=(False, True), keep_rates=(0.7, 1), is_split=True),
     "split": Case((1, 5, 7), c=33, b=64, k=17, is_split=True),
@@ -113,9 +113,8 @@ def plain(layer: Layer, dtype: torch.dtype) -> dict[str, Tensor]:
         z = drop(F.conv2d(norm(x, 0, gamma1, beta1), w1), 0)
         y = drop(F.conv2d(norm(z, 1, gamma2, beta2), w2, padding=1), 1)
     y.backward(layer.dy.to(y.dtype))
-    before = 0 if case.is_first else layer.grad.to(x.grad.dtype)
-    names = Gradients(*(w.grad for w in weights))._asdict()
-    return {"y": y.detach(), "x": x.grad + before, **names}
+    names = DenseLayerParameters(*(w.grad for w in weights))._asdict()
+    return {"y": y.detach(), "x": x.grad + layer.grad.to(x.grad.dtype), **names}
 
 
 def fused(layer: Layer, *, is_kept: bool = False) -> dict[str, Tensor]:
@@ -126,8 +125,7 @@ def fused(layer: Layer, *, is_kept: bool = False) -> dict[str, Tensor]:
     pitch = -(-(c + k) // 16) * 16
     x, grad = (torch.full((num_rows, pitch), torch.nan, dtype=dtype, device=DEVICE) for _ in range(2))
     x[:, :c] = as_rows(layer.x)
-    if not case.is_first:
-        grad[:, :c] = as_rows(layer.grad)
+    grad[:, :c] = as_rows(layer.grad)
     plan = table.plan((9, 0), dtype, b, k)
     assert plan is not None
     plan = plan._replace(backward_1x1_weight=SPLIT if case.is_split else None)
@@ -159,7 +157,7 @@ def fused(layer: Layer, *, is_kept: bool = False) -> dict[str, Tensor]:
     kept_z = z.clone() if is_kept else torch.full_like(z, torch.nan)
     of_z = Bottleneck(kept_z, torch.full_like(z, torch.nan), is_kept)
     x_before = x.clone()
-    inputs = Inputs(x[:, :c], grad[:, :c], case.is_first, tuple(collected))
+    inputs = Inputs(x[:, :c], grad[:, :c], tuple(collected))
     gradients = products.backward(padded, inputs, of_z, first, second, case.shape, plan)
     assert torch.equal(x.nan_to_num(), x_before.nan_to_num())
     assert torch.equal(kept_z, z)
@@ -276,7 +274,7 @@ def launches_of(shape, c, b, k, *, is_split, is_kept):
     with recorded(launches.append):
         products.bottleneck(x, first, plan, eps=EPS, out=z)
         products.new_maps(z, second, shape, plan, eps=EPS, out=rows(k))
-        inputs = Inputs(x, rows(256)[:, :c], False, (torch.empty(c), torch.empty(c)))
+        inputs = Inputs(x, rows(256)[:, :c], (torch.empty(c), torch.empty(c)))
         products.backward(rows(16), inputs, Bottleneck(z, grad_z, is_kept), first, second, shape, plan)
     return launches
 

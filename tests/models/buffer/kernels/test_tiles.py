@@ -25,3 +25,4 @@ def test_columns_are_loaded_in_multiples_of_16_where_all_rows_have_them():
     assert columns_to_load(12, buffer[:, :12], torch.empty(5, 12)) == 12
     assert columns_to_load(12, buffer[2:, 36:48]) == 16
     assert columns_to_load(12, buffer[2:, 52:64]) == 12  # 16 would reach into the next row, or out of memory
+    assert columns_to_load(12, torch.empty(1).expand(1, 12)) == 12  # the distance of rows is 0, and there is one
