@@ -44,6 +44,7 @@ def same_global_state():
     safeguards.forget()
     yield
     torch.use_deterministic_algorithms(False)
+    torch.backends.cudnn.allow_tf32 = True
     torch.utils.deterministic.fill_uninitialized_memory = True
 
 

@@ -7,6 +7,7 @@ import os
 import platform
 import random
 import secrets
+import warnings
 from pathlib import Path
 
 import torch
@@ -119,12 +120,14 @@ def use_precision(precision: str) -> None:
     """Compute convolutions of float32 on GPUs in TF32, PyTorch's default, for "tf32", and in IEEE float32 otherwise.
 
     TF32 rounds the factors to 10 bits after the point, where float32 has 23; sums are float32 in both. The product of
-    the classifier, which takes hardly any time, is IEEE float32 in any case: `torch.compile` of PyTorch 2.10 raises an
-    error where products of matrices are set to TF32 in this way.
+    the classifier, which takes hardly any time, is IEEE float32 in any case.
     """
-    fp32 = "tf32" if precision == "tf32" else "ieee"
-    torch.backends.cudnn.conv.fp32_precision = fp32  # type: ignore[attr-defined]  # made at run time
-    torch.backends.cuda.matmul.fp32_precision = "ieee"
+    # PyTorch has newer settings, too. Where they were used, reading the older ones raises an error, and compilers and
+    # exporters still read them. Where the older ones are used, both can be read; PyTorch 2.9 and 2.10 warn of them.
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Please use the new API settings to control TF32")
+        torch.backends.cudnn.allow_tf32 = precision == "tf32"
+        torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def require_tf32(device: torch.device, processes: ProcessGroup = SINGLE_PROCESS) -> None:

@@ -77,13 +77,16 @@ class FusedLayerPass:
         from .kernels import products  # needs triton
 
         work, gradients, num_inputs = block.work, block.gradients, self.weight1.shape[1]
-        size = work.num_rows, len(self.weight1), work.rows.dtype
-        z = self.bottleneck if self.bottleneck is not None else empty_buffer(work.rows, *size)
+        z, is_kept = self.bottleneck, self.bottleneck is not None
+        if z is None:
+            z = empty_buffer(work.rows, work.num_rows, len(self.weight1), work.rows.dtype)
+        # It has the strides of z, which may have been saved as another copy than was made in the forward pass.
+        grad_of_z = z.new_empty(work.num_rows, z.stride(0))[:, : z.shape[1]]
         new = slice(num_inputs, num_inputs + len(self.weight2))
         return products.backward(
             gradients.take(new, is_padded=True)(slice(None), self.dropout),
             products.Inputs(work.rows[:, :num_inputs], gradients.rows[:, :num_inputs], gradients.collected),
-            products.Bottleneck(z, empty_buffer(work.rows, *size), is_kept=self.bottleneck is not None),
+            products.Bottleneck(z, grad_of_z, is_kept),
             products.Convolution(self.norm1, self.weight1, self.bottleneck_dropout),
             products.Convolution(self.norm2, self.weight2),
             work.shape,

@@ -152,7 +152,7 @@ class DenseLayerPass:
         Returns:
             All that the rest of the backward pass needs of the bottleneck, and the gradient of the weight (k, b, 3, 3).
         """
-        work, weight2, num_inputs = block.work, self.weight2.to(block.dtype), self.weight1.shape[1]
+        work, weight2, (num_bottleneck, num_inputs, *_) = block.work, block.work.cast(self.weight2), self.weight1.shape
         norm_relu2 = work.norm_relu_of_bottleneck(self.norm2)
         grad_of_new = block.gradients.take(slice(num_inputs, num_inputs + len(weight2)))
         z, g = Gathered(work.num_rows, work.bottleneck), Gathered(work.num_rows, work.bottleneck_grad)
@@ -173,10 +173,10 @@ class DenseLayerPass:
             g.put(chunk, norm_relu2.backward(as_rows(grad_activated), inputs))
             return grad_weight
 
-        chunks = work.chunks_of_images(work.columns_for_bottleneck(*self.weight1.shape[:2]))
+        chunks = work.chunks_of_images(work.columns_for_bottleneck(num_bottleneck, num_inputs))
         grad_weight = add_up((backward_chunk(*slices) for slices in chunks), self.norm2.mean.dtype)
         bottleneck = self.bottleneck if self.bottleneck is not None or work.is_small else z.rows
-        return AtBottleneck(bottleneck, g.rows, *norm_relu2.sums(), activation), grad_weight
+        return AtBottleneck(bottleneck, g.rows, *norm_relu2.sums(), activation), grad_weight[:, :num_bottleneck]
 
     def _backward_to_inputs(
         self, block: BlockBackward, norm_relu: NormRelu, at_bottleneck: "AtBottleneck"

@@ -96,8 +96,3 @@ class BlockBackward:
     def __init__(self, rows: Tensor, statistics: Statistics, shape: Shape, *, is_small: bool):
         self.work = workspace_for(rows, shape, is_small=is_small, is_forward=False)
         self.gradients = GradientBuffer(self.work, statistics.mean)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype to compute in."""
-        return self.work.rows.dtype

@@ -40,18 +40,14 @@ def test_what_several_gpus_and_none_cannot_do_is_refused(monkeypatch):
     require_devices(cpu, compile=True, sync_bn=False)
 
 
-def test_float32_is_ieee_unless_tf32_is_asked_for():
-    for precision, expected in (("tf32", "tf32"), ("bf16", "ieee"), ("fp32", "ieee")):
-        runtime.use_precision(precision)
-        assert torch.backends.cudnn.conv.fp32_precision == expected
-        assert torch.backends.cuda.matmul.fp32_precision == "ieee"
-
-
-@pytest.mark.parametrize("precision", ["fp32", "tf32"])
-def test_compilers_may_ask_for_the_precision_of_products_as_they_used_to(precision):
+@pytest.mark.parametrize("precision", ["tf32", "bf16", "fp32"])
+def test_float32_is_ieee_unless_tf32_is_asked_for(precision):
     runtime.use_precision(precision)
-    assert torch.get_float32_matmul_precision() == "highest"
+    assert torch.backends.cudnn.allow_tf32 == (precision == "tf32")  # compilers and exporters read these
     assert not torch.backends.cuda.matmul.allow_tf32
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert (torch.backends.cudnn.conv.fp32_precision == "tf32") == (precision == "tf32")  # kernels read this
+    assert torch.backends.cuda.matmul.fp32_precision != "tf32"
 
 
 @pytest.mark.parametrize(("processes", "supported"), [(1, True), (1, False), (2, True)])

@@ -148,9 +148,10 @@ def join_reader(
     """Write total and product (2, c) of parts (P, 2, c), and add them to A and D if a buffer collects them."""
     columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     column_ok = columns < num_columns
-    invstd = tl.load(invstd_ptr + columns, mask=column_ok, other=0.0)
     total = _sum_of_parts(parts_ptr, stride, num_parts, num_columns, columns, BLOCK_P, BLOCK_N)
-    product = _sum_of_parts(parts_ptr + num_columns, stride, num_parts, num_columns, columns, BLOCK_P, BLOCK_N) * invstd
+    product = _sum_of_parts(parts_ptr + num_columns, stride, num_parts, num_columns, columns, BLOCK_P, BLOCK_N)
+    invstd = tl.load(invstd_ptr + columns, mask=column_ok, other=0.0)  # after the sums, which need all registers
+    product *= invstd
     tl.store(out_ptr + columns, total, mask=column_ok)
     tl.store(out_ptr + num_columns + columns, product, mask=column_ok)
     if COLLECTS:
