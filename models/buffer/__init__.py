@@ -8,6 +8,7 @@ Read it from the top, in the order of imports:
     function        the autograd function of a block with its transition
     layers          dense layers of both kinds: forward and backward
     fused_layer     dense layers whose convolutions are kernels, on GPUs
+    parameters      parameters of layers, in the order in which they and their gradients are passed on
     transition      transition and final norm: forward and backward
     passes          state that these share in the forward and in the backward pass
     feature_buffer  feature buffer and gradient buffer; the mathematics
