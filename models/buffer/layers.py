@@ -46,7 +46,7 @@ class PlainLayerPass:
 
     Attributes:
         norm: The norm before the convolution.
-        weight: (k, c, 3, 3).
+        weight: (k, c, 3, 3), as `Workspace.cast` makes it.
         dropout: Dropout of the new channels (R, k).
     """
 
@@ -57,16 +57,15 @@ class PlainLayerPass:
     @classmethod
     def forward(cls, layer: PlainLayer, block: BlockForward) -> "PlainLayerPass":
         """Let a layer read the buffer and append its channels."""
-        norm, weight = block.norm(layer.norm1), layer.conv1.weight
-        x, norm_relu = block.work.rows[:, : weight.shape[1]], block.work.norm_relu(norm)
+        norm, weight = block.norm(layer.norm1), block.work.cast(layer.conv1.weight)
+        x, norm_relu = block.work.rows[:, : len(norm.mean)], block.work.norm_relu(norm)
         dropout = block.draw_dropout(layer.drop_rate, len(weight), training=layer.training)
         block.append_convolution(lambda chunk: norm_relu.forward(x[chunk]), weight, dropout)
         return cls(norm, weight, dropout)
 
     def backward(self, block: BlockBackward) -> PlainLayerParameters:
         """Take the gradient of the layer's channels out, and add that of its inputs."""
-        num_new, num_inputs, *_ = self.weight.shape
-        work, weight = block.work, block.work.cast(self.weight)
+        num_new, num_inputs, work, weight = len(self.weight), len(self.norm.mean), block.work, self.weight
         x, g, norm_relu = work.rows[:, :num_inputs], block.gradients.rows[:, :num_inputs], work.norm_relu(self.norm)
         grad_of_new = block.gradients.take(slice(num_inputs, num_inputs + num_new))
 
@@ -91,11 +90,11 @@ class DenseLayerPass:
 
     Attributes:
         norm1: The norm before the 1x1 convolution.
-        weight1: (b, c, 1, 1).
+        weight1: (b, c, 1, 1), as `Workspace.cast` makes it.
         bottleneck_dropout: Dropout of the bottleneck (R, b).
         bottleneck: z (R, b); None if it is to be computed again.
         norm2: The norm before the 3x3 convolution.
-        weight2: (k, b, 3, 3).
+        weight2: (k, b, 3, 3), as `Workspace.cast` makes it.
         dropout: Dropout of the new channels (R, k).
     """
 
@@ -107,6 +106,16 @@ class DenseLayerPass:
     weight2: Tensor
     dropout: Dropout
 
+    @property
+    def num_inputs(self) -> int:
+        """Channels c that the layer reads."""
+        return len(self.norm1.mean)
+
+    @property
+    def num_bottleneck(self) -> int:
+        """Channels b of the bottleneck."""
+        return len(self.norm2.mean)
+
     @classmethod
     def forward(cls, layer: DenseLayer, block: BlockForward, *, keeps_bottleneck: bool) -> "DenseLayerPass":
         """Let a layer read the buffer and append its channels.
@@ -116,16 +125,15 @@ class DenseLayerPass:
             block: The block's forward pass.
             keeps_bottleneck: Keep the bottleneck for the backward pass, instead of computing it again.
         """
-        work, weight1, weight2 = block.work, layer.conv1.weight, layer.conv2.weight
-        norm1 = block.norm(layer.norm1)
+        work, norm1 = block.work, block.norm(layer.norm1)
+        weight1, weight2 = work.cast(layer.conv1.weight), work.cast(layer.conv2.weight)
         bottleneck_dropout = block.draw_dropout(layer.bottleneck_drop_rate, len(weight1), training=layer.training)
         gathered = Gathered(
             work.num_rows, FreshMemory(work.rows, work.rows.dtype) if keeps_bottleneck else work.bottleneck
         )
-        x, norm_relu, moments = work.rows[:, : weight1.shape[1]], work.norm_relu(norm1), work.moments()
-        weight = work.cast(weight1)
+        x, norm_relu, moments = work.rows[:, : len(norm1.mean)], work.norm_relu(norm1), work.moments()
         for chunk in work.chunks_of_rows(max(weight1.shape[:2])):
-            bottleneck = pointwise(norm_relu.forward(x[chunk]), weight)
+            bottleneck = pointwise(norm_relu.forward(x[chunk]), weight1)
             moments.add(bottleneck, bottleneck_dropout.of(chunk), out=gathered.place_of(chunk, bottleneck))
         z = gathered.rows
         norm2 = block.norm_of_bottleneck(layer.norm2, moments.result(layer.norm2.eps))
@@ -152,9 +160,8 @@ class DenseLayerPass:
         Returns:
             All that the rest of the backward pass needs of the bottleneck, and the gradient of the weight (k, b, 3, 3).
         """
-        work, weight2, (num_bottleneck, num_inputs, *_) = block.work, block.work.cast(self.weight2), self.weight1.shape
-        norm_relu2 = work.norm_relu_of_bottleneck(self.norm2)
-        grad_of_new = block.gradients.take(slice(num_inputs, num_inputs + len(weight2)))
+        work, weight2, norm_relu2 = block.work, self.weight2, block.work.norm_relu_of_bottleneck(self.norm2)
+        grad_of_new = block.gradients.take(slice(self.num_inputs, self.num_inputs + len(weight2)))
         z, g = Gathered(work.num_rows, work.bottleneck), Gathered(work.num_rows, work.bottleneck_grad)
         activation = None
 
@@ -173,10 +180,10 @@ class DenseLayerPass:
             g.put(chunk, norm_relu2.backward(as_rows(grad_activated), inputs))
             return grad_weight
 
-        chunks = work.chunks_of_images(work.columns_for_bottleneck(num_bottleneck, num_inputs))
+        chunks = work.chunks_of_images(work.columns_for_bottleneck(self.num_bottleneck, self.num_inputs))
         grad_weight = add_up((backward_chunk(*slices) for slices in chunks), self.norm2.mean.dtype)
         bottleneck = self.bottleneck if self.bottleneck is not None or work.is_small else z.rows
-        return AtBottleneck(bottleneck, g.rows, *norm_relu2.sums(), activation), grad_weight[:, :num_bottleneck]
+        return AtBottleneck(bottleneck, g.rows, *norm_relu2.sums(), activation), grad_weight[:, : self.num_bottleneck]
 
     def _backward_to_inputs(
         self, block: BlockBackward, norm_relu: NormRelu, at_bottleneck: "AtBottleneck"
@@ -191,8 +198,8 @@ class DenseLayerPass:
         Returns:
             dbeta (c,), dgamma (c,), and the gradient of the weight (b, c, 1, 1).
         """
-        work, weight1, num_inputs = block.work, block.work.cast(self.weight1), self.weight1.shape[1]
-        x, gradients = (rows[:, :num_inputs] for rows in (work.rows, block.gradients.rows))
+        work, weight1 = block.work, self.weight1
+        x, gradients = (rows[:, : self.num_inputs] for rows in (work.rows, block.gradients.rows))
         z, g, total, product, activation = at_bottleneck
         grad_of_z = work.bottleneck_gradient(self.norm2, total, product)
 
@@ -205,20 +212,20 @@ class DenseLayerPass:
             norm_relu.backward_into(gradients[chunk], grad_activated, inputs)
             return grad_weight
 
-        chunks = work.chunks_of_rows(max(self.weight1.shape[:2]))
+        chunks = work.chunks_of_rows(max(self.num_bottleneck, self.num_inputs))
         grad_weight = add_up(map(backward_chunk, chunks), self.norm1.mean.dtype)
         norm1_bias, norm1_weight = block.gradients.close(norm_relu)
-        return norm1_bias, norm1_weight, grad_weight[:, :num_inputs]
+        return norm1_bias, norm1_weight, grad_weight[:, : self.num_inputs]
 
     def _bottleneck_again(self, rows: slice, work: Workspace, norm_relu: NormRelu) -> tuple[Tensor, Activation | None]:
         """Compute some rows of the bottleneck again, (r, b); also return its input if it is that of all rows."""
-        weight, x = work.cast(self.weight1), work.rows[:, : self.weight1.shape[1]]
+        x = work.rows[:, : self.num_inputs]
         gathered = Gathered(rows.stop - rows.start, FreshMemory(work.rows, work.rows.dtype))
         inputs = None
-        for chunk in work.chunks_of_rows(max(self.weight1.shape[:2]), rows):
+        for chunk in work.chunks_of_rows(max(self.num_bottleneck, self.num_inputs), rows):
             inputs = norm_relu.again(x[chunk]) if len(x[chunk]) == work.num_rows else None
             activated = inputs.activated if inputs else norm_relu.forward(x[chunk])
-            z = self.bottleneck_dropout.of(chunk).apply(pointwise(activated, weight))
+            z = self.bottleneck_dropout.of(chunk).apply(pointwise(activated, self.weight1))
             gathered.put(slice(chunk.start - rows.start, chunk.stop - rows.start), z)
         return gathered.rows, inputs
 

@@ -68,11 +68,11 @@ class BlockForward:
 
         Args:
             activated: Returns the input of the convolution for a chunk of rows, (r, b).
-            weight: (k, b, 3, 3), of any dtype.
+            weight: (k, b, 3, 3), as `Workspace.cast` makes it.
             dropout: Dropout of the result.
         """
         rows, statistics = self.buffer.append(len(weight))
-        moments, weight = self.work.moments(), self.work.cast(weight)
+        moments = self.work.moments()
         for images, chunk in self.work.chunks_of_images(max(weight.shape[:2])):
             x = as_nchw(activated(chunk), self.work.shape_of(images))
             moments.add(as_rows(F.conv2d(x, weight, padding=1)), dropout.of(chunk), out=rows[chunk])

@@ -73,7 +73,7 @@ class TransitionPass:
 
     Attributes:
         norm: Its norm.
-        weight: (C', C, 1, 1).
+        weight: (C', C, 1, 1), as `Workspace.cast` makes it.
         dropout: Dropout of the convolution's result (R, C').
     """
 
@@ -95,11 +95,11 @@ class TransitionPass:
             else:
                 rows = dropout.of(chunk).apply(pointwise(x.activated, weight))
                 results.append(F.avg_pool2d(as_nchw(rows, shape), 2))
-        return cls(norm, module.conv.weight, dropout), _joined(results)
+        return cls(norm, weight, dropout), _joined(results)
 
     def backward(self, grad: Tensor, block: BlockBackward) -> TransitionParameters:
         """Begin the gradients of the block from that of the result, (N, C', H // 2, W // 2)."""
-        work, weight, norm_relu = block.work, block.work.cast(self.weight), block.work.norm_relu(self.norm)
+        work, weight, norm_relu = block.work, self.weight, block.work.norm_relu(self.norm)
 
         def backward_chunk(images: slice, chunk: slice) -> Tensor:
             shape, x, gradients = work.shape_of(images), norm_relu.again(work.rows[chunk]), block.gradients.rows[chunk]
@@ -117,7 +117,7 @@ class TransitionPass:
         chunks = work.chunks_for_transition(has_dropout=self.dropout.mask is not None)
         grad_weight = add_up((backward_chunk(*slices) for slices in chunks), self.norm.mean.dtype)
         norm_bias, norm_weight = block.gradients.close(norm_relu)
-        return TransitionParameters(norm_weight, norm_bias, grad_weight[:, : self.weight.shape[1]])
+        return TransitionParameters(norm_weight, norm_bias, grad_weight[:, : len(self.norm.mean)])
 
 
 @dataclass(frozen=True)

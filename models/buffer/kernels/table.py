@@ -71,7 +71,8 @@ def plan(capability: Capability, dtype: torch.dtype, b: int, k: int) -> Plan | N
     """Return how the fused products of a bottleneck layer are computed; None if cuDNN is to compute them.
 
     float32 is multiplied as TF32 if `torch.backends.cudnn.conv.fp32_precision` says so, which is the default, else with
-    the accuracy of float32. In TF32, tensor cores cut off the bits that they do not use, where cuDNN may round. The setting is read here, so a plan belongs to both passes of a step.
+    the accuracy of float32. In TF32, tensor cores cut off the bits that they do not use, where cuDNN may round. The
+    setting is read here, so a plan belongs to both passes of a step.
 
     Args:
         capability: The compute capability of the GPU.
