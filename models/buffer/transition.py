@@ -148,6 +148,7 @@ class FinalNormPass:
         """Begin the gradients of the block from that of the result."""
         work, gradients, norm_relu = block.work, block.gradients.rows, block.work.norm_relu(self.norm)
         if self.averages:
+            grad = grad.contiguous()  # that of a sum is expanded, and kernels read rows
             for images, chunk in work.chunks_for_transition(has_dropout=False):
                 x, shape = norm_relu.again(work.rows[chunk]), work.shape_of(images)
                 norm_relu.backward_into(
