@@ -5,6 +5,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from torch import nn
 
 from tests.support.kernel_networks import (
     CAPABILITIES,
@@ -37,7 +38,7 @@ def test_gradients_of_several_graphs_add_up(capability):
 
 @CAPABILITIES
 def test_a_retained_graph_gives_the_same_gradients_again(capability):
-    network = naive_and_buffer(block_config=(2,), **DROPPING)[1]
+    network = naive_and_buffer("buffer_fast", block_config=(2,), **DROPPING)[1]
     with by_kernels(capability):
         loss = network(few_images()).square().sum()
         loss.backward(retain_graph=True)
@@ -58,6 +59,24 @@ def test_training_a_part_is_the_same(part, capability):
         expected, actual = (step(network, few_images()) for network in (naive, buffer))
     assert launches
     assert largest_difference(actual, expected) < ROUNDING
+
+
+GRADIENTS = {
+    "expanded": torch.Tensor.sum,
+    "transposed": lambda averages: (averages.t().contiguous() @ averages.new_tensor([[1.0], [-2.0]])).square().sum(),
+}
+
+
+@pytest.mark.parametrize("kind", GRADIENTS)
+def test_a_gradient_of_averages_may_have_any_strides(kind):
+    networks = naive_and_buffer(block_config=(1,))
+    for network in networks:
+        network.classifier = nn.Identity()
+    with by_kernels(LIBRARY):
+        for network in networks:
+            GRADIENTS[kind](network(few_images())).backward()
+    naive, buffer = map(gradients, networks)
+    assert largest_difference(buffer, naive) < ROUNDING
 
 
 @CAPABILITIES

@@ -135,6 +135,25 @@ def test_errors_under_autocast_are_those_of_plain_modules(capability, num_batche
     assert {name: tensor.dtype for name, tensor in actual.items()} == {n: t.dtype for n, t in expected.items()}
 
 
+@INTERPRETED
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@CAPABILITIES
+def test_convolutions_may_have_weights_of_16_bits(capability, dtype):
+    networks = [far_from_zero(network) for network in naive_and_buffer(block_config=(2,), **DROPPING)]
+    exact = copy.deepcopy(networks[0]).double()
+    for network in networks:
+        network.to(dtype)
+        for norm in norms(network):
+            norm.float()
+    with by_kernels(capability) as launches:
+        truth = step(exact, few_images().double())
+        expected, actual = (step(network, few_images().to(dtype)) for network in networks)
+    assert launches
+    for kind in ("result", "gradient of images", "gradient of features", "running"):
+        assert relative_errors(actual, truth, kind) < 3 * relative_errors(expected, truth, kind)
+    assert {name: tensor.dtype for name, tensor in actual.items()} == {n: t.dtype for n, t in expected.items()}
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     ("capability", "config"),
