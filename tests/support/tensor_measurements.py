@@ -178,7 +178,9 @@ def replicate(module: nn.Module, share_buffers: bool) -> nn.Module:
     return replica
 
 
-def train_on_replicas_in_threads(network: DenseNet) -> dict[str, Tensor]:
+def train_on_replicas_in_threads(network: DenseNet, images: Tensor | None = None) -> dict[str, Tensor]:
+    """Train two replicas, with half of the images each."""
+    images = random_images(images=8) if images is None else images
     replicas = [replicate(network, share_buffers) for share_buffers in (True, False)]
     barrier = Barrier(len(replicas))
 
@@ -187,7 +189,7 @@ def train_on_replicas_in_threads(network: DenseNet) -> dict[str, Tensor]:
         return replica(images).square().sum()
 
     with ThreadPoolExecutor(len(replicas)) as pool:
-        losses = list(pool.map(forward, replicas, random_images(images=8).chunk(2)))
+        losses = list(pool.map(forward, replicas, images.chunk(2)))
     sum(losses).backward()
     return record(network, losses=torch.stack(losses))
 

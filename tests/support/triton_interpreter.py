@@ -7,6 +7,8 @@ float32 off where a GPU rounds to nearest, and it multiplies these integers in a
 does, it is corrected here.
 """
 
+from threading import Lock
+
 import numpy as np
 import pytest
 import torch
@@ -57,5 +59,19 @@ def bfloat16_bits(numbers):
     return torch.from_numpy(np.ascontiguousarray(numbers)).bfloat16().view(torch.int16).numpy().view(np.uint16)
 
 
+def run_one_kernel_at_a_time() -> None:
+    """Let threads wait for each other: the interpreter keeps the place of a program in the grid for all of them."""
+    from triton.runtime.interpreter import InterpretedFunction
+
+    run, lock = InterpretedFunction.run, Lock()
+
+    def run_alone(self, *arguments, **settings):
+        with lock:
+            return run(self, *arguments, **settings)
+
+    InterpretedFunction.run = run_alone
+
+
 if triton.knobs.runtime.interpret:
     correct_bfloat16()
+    run_one_kernel_at_a_time()

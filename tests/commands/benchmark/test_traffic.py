@@ -101,10 +101,10 @@ def test_naive_at_the_size_of_the_papers_largest_bottleneck_network_of_growth_12
     case = small(depth=100, growth_rate=12, batch_size=64, image_size=32)
     trace = trace_step(variant("naive"), case, H100)
     expected = ClosedForm(num_layers=16, growth_rate=12, num_images=64, image_size=32)
-    assert trace.bytes_moved == pytest.approx(22.8e9, rel=0.005)
+    assert trace.bytes_moved == pytest.approx(22.85e9, abs=0.1e9)
     # In channels_last, slices of 12 channels do not begin and end with sectors, and a weight's gradient is copied.
     assert expected.bytes < trace.bytes_moved < 1.015 * expected.bytes
-    assert trace.num_launches == expected.launches + 2
+    assert trace.num_launches == expected.launches + 2 == 1169
 
 
 def enumerated(tensor):
@@ -259,7 +259,7 @@ def test_torchvisions_network_moves_what_naive_does_and_recomputing_moves_more()
 )
 def test_half_of_the_bytes_move_in_half_precision(memory_format, changes):
     """Weights, their gradients, dropout masks and vectors of norms keep their size; feature maps have half of it."""
-    case = small(**changes, growth_rate=12, batch_size=64, image_size=16)
+    case = small(**changes, batch_size=64, growth_rate=16)
     for one in all_variants(case.network, memory_format=memory_format, with_compile=False):
         if one.name in ("naive", "buffer") and one.memory_format == memory_format:
             in_fp32 = trace_step(one, replace(case, precision="fp32"), H100).bytes_moved
