@@ -4,6 +4,7 @@ import copy
 from functools import partial
 from statistics import geometric_mean
 from typing import NamedTuple
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from models import DROP_PLACES, DenseNet
-from models.buffer.kernels import forward
+from models.buffer.kernels import forward, workspace
 from models.densenet import BUFFER_STRATEGIES
 from tests.support.kernel_networks import CAPABILITIES, FUSED, LIBRARY, by_kernels, few_images, naive_and_buffer, step
 from tests.support.network_pairs import DROPPING, FORMATS, relative_errors
@@ -61,12 +62,11 @@ def configs(draw) -> dict[str, object]:
     }
 
 
-@st.composite
-def batches_for(draw, config: dict[str, object]) -> Tensor:
-    scale = 1 if config["small_inputs"] else 3
-    height, width = (scale * draw(st.integers(4, 6)) for _ in range(2))
-    images = torch.randn(draw(st.integers(2, 3)), 3, height, width, generator=torch.Generator().manual_seed(0))
-    return images.to(DEVICE).contiguous(memory_format=draw(st.sampled_from(FORMATS)))
+def images_for(config: dict[str, object], num_images: int, height: int, width: int) -> Tensor:
+    """Random images, larger ones if the stem of the network makes them smaller."""
+    scale = 1 if config["small_inputs"] else 4
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(num_images, 3, scale * height, scale * width, generator=generator).to(DEVICE)
 
 
 def change_norms(network: DenseNet, of_norms: list[NormSettings]) -> None:
@@ -91,18 +91,22 @@ def step_of_float64(network: DenseNet, images: Tensor, **kwargs) -> tuple[dict[s
 @given(data=st.data())
 def test_training_any_network_is_as_exact_as_with_plain_modules(capability, data):
     config, read = data.draw(configs()), READS[data.draw(st.sampled_from(list(READS)))]
-    images, memory_format = data.draw(batches_for(config)), data.draw(st.sampled_from(FORMATS))
+    sizes = data.draw(st.tuples(st.integers(2, 3), st.integers(4, 6), st.integers(4, 6)))
+    format_of_images, memory_format = data.draw(st.tuples(st.sampled_from(FORMATS), st.sampled_from(FORMATS)))
+    images = images_for(config, *sizes).contiguous(memory_format=format_of_images)
     of_norms = data.draw(st.lists(NORM_SETTINGS, min_size=3, max_size=3))
     networks = naive_and_buffer(data.draw(st.sampled_from(BUFFER_STRATEGIES)), **config)
     for network in networks:
         change_norms(network, of_norms)
     naive, buffer = (network.to(memory_format=memory_format) for network in networks)
-    with by_kernels(capability, data.draw(st.sampled_from(["ieee", "tf32"]))) as launches:
+    least_chunk = patch.object(workspace, "LEAST_CHUNK_BYTES", data.draw(st.sampled_from([1, 2**23])))
+    with least_chunk, by_kernels(capability, data.draw(st.sampled_from(["ieee", "tf32"]))) as launches:
         truth, least = step_of_float64(naive, images, read=read)
-        assume(least > 1e-5)
-        expected, actual = (step(network, images, read=read) for network in (naive, buffer))
+        error = largest_difference(step(naive, images, read=read), truth)
+        assume(least > 1e-5 and error < 1e-5)  # without these networks, in which rounding makes great differences
+        actual = step(buffer, images, read=read)
     assert launches
-    assert largest_difference(actual, truth) <= 3 * largest_difference(expected, truth) + 2e-6
+    assert largest_difference(actual, truth) <= 4 * error + 3e-6
 
 
 def far_from_zero(network: DenseNet) -> DenseNet:
