@@ -1,38 +1,21 @@
 """Runs that version 0 of the program began, and that were stopped after two of four epochs, go on to the same end.
 
-Each folder in tests/old_runs is what such a run left, without its plot. Beside it lie results.csv of the same run where
-nothing disturbed it, and a digest of the weights that it chose.
+Each folder in tests/old_runs is what such a run left, without its plot. Beside it lies results.csv of the same run
+where nothing disturbed it. The feature buffer rounds otherwise since version 1.1: the end is the same up to rounding.
 """
 
-import hashlib
 import json
 import shutil
 
 import pytest
-import torch
 
-from commands.provenance import versions
 from tests.support.application import ROOT, TIMING, read_csv, read_results, run_here
 from train.run.files import load_tensors
-from train.runtime import describe_processor
 
 OLD_RUNS = ROOT / "tests/old_runs"
 CHANGED_BY_RESUMING = {"save", "resume"}
 OF_THE_PROGRAM = {"version", "versions", "git_revision", "device"}
 ADDED = {"cuda_graph", "deterministic"}  # flags of later versions
-
-
-def is_same_machine(config):
-    """Whether rounding here is that of the machine on which the old runs were made."""
-    processor = f"{describe_processor(torch.device('cpu'))}, {torch.backends.cpu.get_cpu_capability()}\n"
-    return config["versions"] == versions() and (OLD_RUNS / "processor").read_text() == processor
-
-
-def digest_of_weights(path):
-    digest = hashlib.sha256()
-    for name, value in torch.load(path, weights_only=True).items():
-        digest.update(name.encode() + value.contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 @pytest.fixture(scope="module", params=["plain", "dropout"])
@@ -56,10 +39,6 @@ def test_an_old_run_ends_as_if_it_had_never_stopped(name, resumed):
     finished = read_csv(OLD_RUNS / f"{name}.finished.csv")
     expected = [{column: row[column] for column in row if column not in TIMING} for row in finished]
     rows = read_results(resumed, timing=False)
-    if is_same_machine(config_of(OLD_RUNS / name)):
-        assert rows == expected
-        assert digest_of_weights(resumed / "model.pt") == (OLD_RUNS / f"{name}.sha256").read_text().strip()
-        return
     assert [row.keys() for row in rows] == [row.keys() for row in expected]
     for row, one_expected in zip(rows, expected, strict=True):
         for column, cell in row.items():
