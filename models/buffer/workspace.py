@@ -21,7 +21,7 @@ class Workspace:
     Args:
         rows: (R, C).
         shape: (N, H, W) with R = N * H * W.
-        is_small: Take less memory and more time: chunks are a quarter as large, and the backward pass computes a
+        is_small: Take less memory and more time: chunks are half as large, and the backward pass computes a
             bottleneck that was not kept twice, a chunk at a time, so that it never exists as a whole.
 
     Attributes:
@@ -34,7 +34,7 @@ class Workspace:
         self.rows, self.is_small = rows, is_small
         self.num_rows = rows.shape[0]
         self.shape = shape
-        self.numbers_in_a_chunk = numbers_in_a_chunk(rows) // (4 if is_small else 1)
+        self.numbers_in_a_chunk = numbers_in_a_chunk(rows) // (2 if is_small else 1)
         self.bottleneck, self.bottleneck_grad = Scratch(rows, rows.dtype), Scratch(rows, rows.dtype)
         self._chunk_of_bottleneck = Scratch(rows, rows.dtype)
         self._contiguous, self._activated = Scratch(rows, rows.dtype), Scratch(rows, rows.dtype)

@@ -42,6 +42,18 @@ def test_only_the_convolutions_of_bottlenecks_that_are_not_kept_run_twice(ending
     }
 
 
+@pytest.mark.parametrize("num_bottlenecks", [0, 2, 5])
+def test_a_small_backward_pass_computes_bottlenecks_that_are_not_kept_twice(num_bottlenecks):
+    m = 5
+    counts = operations(partial(block_over_buffer, num_bottlenecks=num_bottlenecks, is_small=True), m, "norm")
+    assert counts == {
+        "convolution 3x3": m,
+        "convolution_backward 3x3": m,
+        "convolution 1x1": 3 * m - 2 * num_bottlenecks,
+        "convolution_backward 1x1": m,
+    }
+
+
 @pytest.mark.parametrize("dropout", DROPOUTS)
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_no_convolution_runs_twice_without_bottlenecks(ending, dropout):

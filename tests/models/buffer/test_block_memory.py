@@ -168,3 +168,10 @@ def test_a_forward_pass_has_one_bottleneck_and_a_few_images_beside_what_it_keeps
     an_image, a_bottleneck = of_pixels * (START + 24 * GROWTH), of_pixels * PEAK_IMAGES * BOTTLENECK
     others = 3 * result.nbytes + 4 * an_image
     assert storages.peak_bytes <= storages.live_bytes(without=[result]) + a_bottleneck + others
+
+
+def test_a_small_backward_pass_has_the_gradient_of_a_bottleneck_as_a_whole_but_not_the_bottleneck(monkeypatch):
+    monkeypatch.setattr(rows_module, "CPU_CHUNK_BYTES", 1)  # The least chunk is one image.
+    peak, small_peak = (peak_bytes(partial(block_over_buffer, is_small=small), 24) for small in (False, True))
+    of_an_image = 4 * SIDES[0] * SIDES[1] * BOTTLENECK
+    assert (PEAK_IMAGES - 3) * of_an_image <= peak - small_peak <= PEAK_IMAGES * of_an_image
