@@ -113,7 +113,7 @@ def test_precisions_that_a_gpu_does_not_have_are_none():
 
 
 def test_published_times_of_a_gtx_1080_ti_are_met():
-    """Of github.com/wandering007/efficient-densenet-pytorch: 115.9 ms naive, 141.5 ms with checkpoints."""
+    """github.com/wandering007/efficient-densenet-pytorch names 115.9 ms for naive and 141.5 ms with checkpoints."""
     gpu = Gpu("GTX 1080 Ti", (6, 1), 484, 2.75, 28, 11.3, None, 11.3, 0.78, 1100, 0.95, 3.0, 2.2)
     case = small(depth=76, growth_rate=12, batch_size=128, image_size=32)
     naive, checkpoint = (predict(trace_step(variants()[i], case, (6, 1)), gpu, "fp32") for i in (1, 2))

@@ -70,7 +70,7 @@ def assert_summed(actual, expected, num_rows):
 
 
 def as_read(a, reading, shape):
-    """What a reader hands to its convolution or classifier."""
+    """Return the norm as a reader hands it to its convolution or classifier."""
     if reading in ("pixel", "without ReLU"):
         return a
     images = as_images(a, shape)
