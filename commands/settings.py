@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from commands.line.flags import Role, Settings, flag, parse_recorded, settings
-from commands.line.types import Names, Range
+from commands.line.types import Addresses, Names, Range
 from commands.networks import ANY_DEPTH, NETWORKS, NetworkSettings, check_network, image_size_of
 from commands.recipes import PAPER, RULE
 from commands.tables import plain
@@ -23,12 +23,17 @@ ImageSize = Annotated[int, Range(8, 1024)]
 BatchSize = Annotated[int, Range(1, 1_000_000)]
 DropRate = Annotated[float, Range(0, 1, open_high=True)]
 Threads = Annotated[int, Range(1, 1024)]
+DataUrl = Annotated[str, Addresses()]
 
 # Values of --efficient whose blocks run over a feature buffer.
 BUFFERS = (True, "buffer", "buffer_fast", "buffer_small")
 THREADS_HELP = "CPU threads for computation. None: torch decides."
 DEBUG_HELP = "Show where in the program an error came from."
 DOWNLOAD_HELP = "Download missing files of the data set."
+DATA_URL_HELP = (
+    "Folders on other servers that have the data set's files, to be tried first; several with commas between them. "
+    "Every file is verified by its md5 digest, so that any server will do."
+)
 
 
 @settings
@@ -167,6 +172,7 @@ class TrainSettings(Settings):
         role=Role.CHOSEN,
     )
     download: bool = flag(DOWNLOAD_HELP, default=True, role=Role.FREE | Role.NOT_COMPARED)
+    data_url: DataUrl | None = flag(DATA_URL_HELP, default=None, role=Role.FREE | Role.NOT_COMPARED)
     tensorboard: bool = flag(
         "Also write events for TensorBoard, if that package is installed.",
         default=False,
@@ -174,9 +180,9 @@ class TrainSettings(Settings):
     )
     resume: bool = flag(
         "Continue the run in --save, or start it if there is none. Flags that are not given are those of the run. Only "
-        "save, data, download, efficient, compile, cuda_graph, deterministic, threads, tensorboard and debug may "
-        "differ from it, and n_epochs may grow. Every further epoch then has the learning rate that it has in a run of "
-        "the new length.",
+        "save, data, download, data_url, efficient, compile, cuda_graph, deterministic, threads, tensorboard and debug "
+        "may differ from it, and n_epochs may grow. Every further epoch then has the learning rate that it has in a "
+        "run of the new length.",
         default=False,
         role=Role.FREE | Role.NOT_COMPARED,
     )

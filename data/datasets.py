@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data.download import File, ensure, holds_some
+from data.download.downloads import Downloads, MakeByteBar, NoBar
 from data.errors import DataError, MissingData
+from data.files import ensure, holds_some
+from data.known_files import File
 
 if TYPE_CHECKING:
     from torchvision.datasets import CIFAR10
@@ -19,6 +21,14 @@ if TYPE_CHECKING:
     from data.splits import Dataset
 
 IMAGE_SIZE = 32  # height and width of the images of every data set whose size is not free
+# Bytes of what is downloaded, by md5 digest.
+SIZES = {
+    "c58f30108f718f92721af3b95e74349a": 170_498_071,  # cifar-10-python.tar.gz
+    "eb9058c3a382ffc7106e4002c42a8d85": 169_001_437,  # cifar-100-python.tar.gz
+    "e26dedcc434d2e4c54c9b2d4a06d8373": 182_040_794,  # train_32x32.mat
+    "a93ce644f1a588dc4d68dda5feec44a7": 1_329_278_602,  # extra_32x32.mat
+    "eb5a983be6a315427106f1b164d9cef3": 64_275_384,  # test_32x32.mat
+}
 
 
 @dataclass(frozen=True)
@@ -29,13 +39,13 @@ class Request:
         folder: The folder of its files. Ignored by a data set that needs none.
         download: Whether missing files may be downloaded.
         image_size: Height and width of the batches.
-        notify: Takes a line for the user before each download.
+        downloads: How missing files are downloaded.
     """
 
     folder: Path
     download: bool
     image_size: int
-    notify: Callable[[str], object]
+    downloads: Downloads
 
 
 @dataclass(frozen=True)
@@ -51,6 +61,7 @@ class DatasetSpec:
         augment: Whether training images are cropped and flipped by default.
         grey: Whether all images are grey. Other images then lose their colours in prediction.
         free_size: Whether the user chooses the size of the images.
+        has_downloads: Whether files of it that are missing can be downloaded.
     """
 
     read: "Callable[[Request], Dataset]"
@@ -61,6 +72,7 @@ class DatasetSpec:
     augment: bool
     grey: bool = False
     free_size: bool = False
+    has_downloads: bool = False
 
 
 def load(
@@ -70,6 +82,8 @@ def load(
     download: bool,
     image_size: int = IMAGE_SIZE,
     notify: Callable[[str], object] = print,
+    mirrors: str | None = None,
+    bar: MakeByteBar = NoBar,
 ) -> "Dataset":
     """Read all images of a data set into memory, or for "folder" find their files.
 
@@ -78,7 +92,9 @@ def load(
         folder: The folder of its files, to which missing ones are downloaded. "digits" needs none.
         download: Whether missing files may be downloaded.
         image_size: Height and width of the batches.
-        notify: Takes a line for the user before each download.
+        notify: Takes lines for the user about downloads.
+        mirrors: Addresses of folders that may hold the missing files, with commas between them. They are tried first.
+        bar: Creates the progress bars of downloads.
 
     Raises:
         DataError: If files are missing (MissingData) or corrupted (CorruptedData) or a download fails (NoNetwork). The
@@ -87,10 +103,13 @@ def load(
     spec = DATASETS[name]
     if not spec.free_size and image_size != IMAGE_SIZE:
         raise DataError(f"--image_size is {image_size}, but the images of {name} are {IMAGE_SIZE}x{IMAGE_SIZE}")
+    if mirrors and not spec.has_downloads:
+        raise DataError(f"--data_url is {mirrors}, but nothing of --dataset {name} is downloaded; leave the flag out")
     if spec.needs_folder and folder is None:
         holds = "train/ and test/" if name == "folder" else "its files or is where to download them"
         raise MissingData(f"--dataset {name} needs --data FOLDER, which holds {holds}")
-    return spec.read(Request(folder or Path(), download, image_size, notify))
+    urls = tuple(mirrors.split(",")) if mirrors else ()
+    return spec.read(Request(folder or Path(), download, image_size, Downloads(urls, notify, bar)))
 
 
 def validation_size(dataset: "Dataset", spec: DatasetSpec, asked: int | None) -> int | None:
@@ -145,9 +164,9 @@ def _read_cifar(reader: "type[CIFAR10]", request: Request) -> "Dataset":
             File((Path(reader.base_folder) / filename).as_posix(), md5, reader.url, inside[filename])
             for filename, md5 in digests
         ],
-        archive=File(reader.filename, reader.tgz_md5, reader.url),
+        archive=File(reader.filename, reader.tgz_md5, reader.url, size=SIZES.get(reader.tgz_md5)),
         download=request.download,
-        notify=request.notify,
+        downloads=request.downloads,
     )
     with warnings.catch_warnings():
         # The files were pickled long ago. NumPy 2.4.0 to 2.4.4 warn about the form of their dtypes.
@@ -164,8 +183,8 @@ def _read_svhn(request: Request) -> "Dataset":
 
     from data.splits import Dataset, Split
 
-    members = [File(filename, md5, url) for url, filename, md5 in SVHN.split_list.values()]
-    ensure(request.folder, members=members, archive=None, download=request.download, notify=request.notify)
+    members = [File(filename, md5, url, size=SIZES.get(md5)) for url, filename, md5 in SVHN.split_list.values()]
+    ensure(request.folder, members=members, archive=None, download=request.download, downloads=request.downloads)
 
     def read_part(name: str) -> Split:
         part = SVHN(request.folder, split=name)
@@ -210,12 +229,26 @@ def _read_folder(request: Request) -> "Dataset":
 # ImageNet's, with which torchvision's weights were trained.
 DATASETS: dict[str, DatasetSpec] = {
     "cifar10": DatasetSpec(
-        _read_cifar10, True, (0.49140, 0.48216, 0.44653), (0.24703, 0.24349, 0.26159), valid_size=5000, augment=True
+        _read_cifar10,
+        True,
+        (0.49140, 0.48216, 0.44653),
+        (0.24703, 0.24349, 0.26159),
+        valid_size=5000,
+        augment=True,
+        has_downloads=True,
     ),
     "cifar100": DatasetSpec(
-        _read_cifar100, True, (0.50708, 0.48655, 0.44092), (0.26733, 0.25644, 0.27615), valid_size=5000, augment=True
+        _read_cifar100,
+        True,
+        (0.50708, 0.48655, 0.44092),
+        (0.26733, 0.25644, 0.27615),
+        valid_size=5000,
+        augment=True,
+        has_downloads=True,
     ),
-    "svhn": DatasetSpec(_read_svhn, True, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), valid_size=6000, augment=False),
+    "svhn": DatasetSpec(
+        _read_svhn, True, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), valid_size=6000, augment=False, has_downloads=True
+    ),
     "digits": DatasetSpec(
         _read_digits,
         False,

@@ -122,18 +122,33 @@ class Bar:
         name: Text in front of the bar.
         total: Number of items; None if it is not known.
         unit: Text after numbers of items.
+        start: Items that were finished before.
+        is_scaled: Whether large numbers are shown as in 1.23M.
     """
 
     _shown: ClassVar[list["Bar"]] = []
 
-    def __init__(self, name: str, total: int | None, *, unit: str = " images"):
+    def __init__(self, name: str, total: int | None, *, unit: str = " images", start: int = 0, is_scaled: bool = False):
         self.name = name
         self._tqdm: Any = None
         if current_group().is_main and is_terminal(sys.stderr):
             from tqdm import tqdm  # takes a tenth of a second, which lines without a bar do not spend
 
-            self._tqdm = tqdm(desc=printable(name), total=total, unit=unit, leave=False, dynamic_ncols=True)
+            self._tqdm = tqdm(
+                desc=printable(name),
+                total=total,
+                initial=start,
+                unit=unit,
+                unit_scale=is_scaled,
+                leave=False,
+                dynamic_ncols=True,
+            )
             self._shown.append(self)
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether it is on screen."""
+        return self._tqdm is not None
 
     def __enter__(self) -> Self:
         return self

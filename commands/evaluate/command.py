@@ -6,7 +6,7 @@ from commands.line.flags import Command, Settings, flag, settings
 from commands.outputs import require_new
 from commands.run_record import read_record
 from commands.saved_run import read_saved_run
-from commands.settings import DEBUG_HELP, DOWNLOAD_HELP, THREADS_HELP, BatchSize, Threads
+from commands.settings import DATA_URL_HELP, DEBUG_HELP, DOWNLOAD_HELP, THREADS_HELP, BatchSize, DataUrl, Threads
 
 
 @settings
@@ -20,6 +20,7 @@ class EvaluateSettings(Settings):
     )
     threads: Threads | None = flag(f"{THREADS_HELP} Another number changes results by rounding only.", default=None)
     download: bool = flag(DOWNLOAD_HELP, default=True)
+    data_url: DataUrl | None = flag(f"{DATA_URL_HELP} None: those of the run.", default=None)
     plot: Path | None = flag(
         "Draw the confusion matrix into this new file, a PNG. None: into confusion.png of the run, which is replaced.",
         default=None,
@@ -48,6 +49,7 @@ def evaluate(settings: EvaluateSettings) -> None:
         batch_size=settings.batch_size,
         threads=settings.threads,
         download=settings.download,
+        data_url=settings.data_url,
         plot=settings.plot,
         csv=settings.csv,
     )

@@ -13,9 +13,11 @@ from commands.memory import larger_machine, memory_explained, smaller_batch
 from commands.outputs import print_and_write, require_replaceable, write_new
 from commands.run_record import read_with_record
 from commands.saved_run import SavedRun
+from commands.settings import TrainSettings
 from data.datasets import DATASETS, load
 from data.loader import make_test_loader
 from train import cpu_contention, replicas, runtime
+from train.byte_bar import ByteBar
 from train.run.open_folder import atomic_write
 from train.terminal import say
 
@@ -29,6 +31,7 @@ def evaluate_run(
     batch_size: int,
     threads: int | None,
     download: bool,
+    data_url: str | None,
     plot: Path | None,
     csv: Path | None,
 ) -> None:
@@ -43,6 +46,7 @@ def evaluate_run(
         batch_size: Images in a batch.
         threads: CPU threads for computation. None: torch decides.
         download: Fetch missing files of the data set.
+        data_url: Folders on servers to fetch them from, with commas between them. None: those of the run.
         plot: New PNG file for the confusion matrix. None: confusion.png in the folder of the run, which is replaced.
         csv: New CSV file for the classes and the confusion matrix. None: no such file.
 
@@ -53,7 +57,7 @@ def evaluate_run(
     """
     if not plot:
         require_replaceable(run.path / CONFUSION, instead="plot")
-    settings = replace(run.settings, data=data or run.settings.data)
+    settings = replace(run.settings, data=data or run.settings.data, data_url=data_url or run.settings.data_url)
     runtime.use_threads(threads)
     runtime.be_deterministic()
     runtime.use_precision(settings.precision)
@@ -62,7 +66,7 @@ def evaluate_run(
         record, loaded = read_with_record(run.path, run.network)
         network = runtime.placed(loaded, device)
     with memory_explained(smaller_batch(batch_size)):
-        report = _measure(run, network, device, data=settings.data, download=download, batch_size=batch_size)
+        report = _measure(run, network, device, settings, download=download, batch_size=batch_size)
     title = f"{settings.title}, {record.progress()}"
     lines = [title, report.summary(), record.verdict(report.error), "", *report.as_text().split("\n"), ""]
     print_and_write(lines, {csv: report.as_csv()})
@@ -70,12 +74,25 @@ def evaluate_run(
 
 
 def _measure(
-    run: SavedRun, network: nn.Module, device: torch.device, *, data: Path | None, download: bool, batch_size: int
+    run: SavedRun,
+    network: nn.Module,
+    device: torch.device,
+    settings: TrainSettings,
+    *,
+    download: bool,
+    batch_size: int,
 ) -> Report:
-    """Measure a network, which lies on a device, on the test images of its run."""
-    settings = run.settings
+    """Measure a network, which lies on a device, on the test images of its run; `settings` say where they are."""
     model = replicas.replicate(network, device, precision=settings.precision).evaluation
-    source = load(settings.dataset, folder=data, download=download, image_size=settings.pixels, notify=say)
+    source = load(
+        settings.dataset,
+        folder=settings.data,
+        download=download,
+        image_size=settings.pixels,
+        mirrors=settings.data_url,
+        notify=say,
+        bar=ByteBar,
+    )
     run.require_classes(source.classes)
     batches = make_test_loader(source, DATASETS[settings.dataset], device, batch_size=batch_size)
     with cpu_contention.warn_if_busy(device):

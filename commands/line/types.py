@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from fire.core import FireError
 
@@ -76,6 +77,25 @@ class Names:
         return did_you_mean(value, self.names)
 
 
+@dataclass(frozen=True)
+class Addresses:
+    """Addresses of folders on web servers, with commas between them."""
+
+    def __contains__(self, value: str) -> bool:
+        return all(map(_is_address_of_folder, value.split(",")))
+
+    def __str__(self) -> str:
+        return "http:// or https:// addresses of folders, with commas between them"
+
+    def nearest(self, value: str) -> str:
+        """Name the first part that is no such address, if there are several."""
+        parts = value.split(",")
+        return f"; {next(part for part in parts if part not in self)!r} is none" if len(parts) > 1 else ""
+
+
+Limits = Range | Names | Addresses
+
+
 def describe(annotation: Any) -> str:
     """Say what values a flag with this annotation takes, for example "a whole number, 1 or more, or None"."""
     kinds, limits, optional = _take_apart(annotation)
@@ -112,7 +132,7 @@ def is_switch(annotation: Any) -> bool:
     return bool in _take_apart(annotation)[0]
 
 
-def _take_apart(annotation: Any) -> tuple[list[Any], Range | Names | None, bool]:
+def _take_apart(annotation: Any) -> tuple[list[Any], Limits | None, bool]:
     """Split an annotation into its types without None, its range and whether None is allowed."""
     is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
     parts = typing.get_args(annotation) if is_union else (annotation,)
@@ -141,6 +161,16 @@ def _read_path(text: str) -> Path | None:
         return None
     except RuntimeError:  # "~name" of a user that does not exist is an ordinary name
         return Path(text)
+
+
+def _is_address_of_folder(text: str) -> bool:
+    if not re.fullmatch(r"https?://[!-~]+", text, re.IGNORECASE):  # other characters have to be percent-encoded
+        return False
+    try:
+        parts = urlsplit(text)
+        return bool(parts.hostname) and parts.port != 0 and not any((parts.username, parts.query, parts.fragment))
+    except ValueError:  # of the port, or of the brackets around an IPv6 address
+        return False
 
 
 def _read_choice(kind: Any, text: str) -> str | None:

@@ -8,6 +8,7 @@ from data.datasets import DATASETS, load
 from data.loader import Loader, Shard, make_loaders
 from data.splits import Dataset
 from data.verify import verify_held_out
+from train.byte_bar import ByteBar
 from train.engine import Loaders
 from train.errors import UserError
 from train.processes import ProcessGroup
@@ -37,7 +38,9 @@ def read_dataset(
             folder=settings.data,
             download=settings.download,
             image_size=settings.pixels,
+            mirrors=settings.data_url,
             notify=say,
+            bar=ByteBar,
         )
 
     source = processes.main_first(read)

@@ -9,12 +9,13 @@ from fire.core import FireError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from commands.line.types import Range, describe, did_you_mean, parse
+from commands.line.types import Addresses, Range, describe, did_you_mean, parse
 
 COUNT = Annotated[int, Range(1, 100)]
 SHARE = Annotated[float, Range(0, 1, open_high=True)]
 DEPTH = Annotated[int, Range(10, 1000, step=6, rule="6m + 4")]
 DEPTHS = tuple[DEPTH, ...]
+ADDRESSES = Annotated[str, Addresses()]
 
 
 @pytest.mark.parametrize(
@@ -43,6 +44,8 @@ DEPTHS = tuple[DEPTH, ...]
         (Path, "[1]", Path("[1]")),
         (Path | None, "none", None),
         (Literal["svhn", "digits"], "svhn", "svhn"),
+        (ADDRESSES, "https://a.org", "https://a.org"),
+        (ADDRESSES, "HTTP://[::1]:8000/~me/a%20b/,https://b", "HTTP://[::1]:8000/~me/a%20b/,https://b"),
     ],
 )
 def test_text_becomes_the_value_that_a_user_means(annotation, text, value):
@@ -55,6 +58,21 @@ def test_text_becomes_the_value_that_a_user_means(annotation, text, value):
     ("annotation", "text"),
     [
         (bool, "maybe"),
+        (ADDRESSES, ""),
+        (ADDRESSES, "a.org/data"),
+        (ADDRESSES, "ftp://a.org"),
+        (ADDRESSES, "file:///data"),
+        (ADDRESSES, "https://"),
+        (ADDRESSES, "https:///folder"),
+        (ADDRESSES, "https://a.org:x/"),
+        (ADDRESSES, "https://a.org:99999/"),
+        (ADDRESSES, "https://[a/"),
+        (ADDRESSES, "https://me:secret@a.org/"),
+        (ADDRESSES, "https://a.org/?file=1"),
+        (ADDRESSES, "https://a.org/#top"),
+        (ADDRESSES, "https://a.org/a b"),
+        (ADDRESSES, "https://a.org/\n"),
+        (ADDRESSES, "https://a.org,"),
         (bool, ""),
         (COUNT, "0"),
         (COUNT, "101"),

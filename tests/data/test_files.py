@@ -4,6 +4,7 @@ import os
 import pickle
 import shutil
 import threading
+import time
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -11,8 +12,10 @@ import pytest
 import torch
 
 from data.datasets import load
-from data.download import File, ensure
+from data.download.downloads import Downloads
 from data.errors import CorruptedData, DataError, MissingData, NoNetwork, listed
+from data.files import ensure
+from data.known_files import File
 from tests.support.dataset_files import (
     ADDRESS,
     ARCHIVE,
@@ -198,12 +201,20 @@ def test_runs_that_unpack_at_once_all_find_the_files(moment, number, tmp_path, m
         assert found == {**synthetic.files, ARCHIVE: synthetic.archive}
 
 
-def test_runs_that_download_at_once_all_find_the_files(tmp_path, server):
-    synthetic, meet = cifar10(50, 20, 0), Meeting(3)
+def test_of_runs_that_download_at_once_one_downloads_and_all_find_the_files(tmp_path, server):
+    synthetic, lines = cifar10(50, 20, 0), []
     server.contents = synthetic.downloads
-    server.on_read = meet
-    folder = tmp_path / "new"
-    assert together(3, lambda: ensure(folder, **files_of(synthetic), download=True)) == []
+    folder, downloads = tmp_path / "new", Downloads(notify=lines.append)
+
+    def wait_for_the_others():
+        patience = time.monotonic() + 10
+        while sum(line.startswith("Waiting") for line in lines) < 2 and time.monotonic() < patience:
+            time.sleep(0.01)
+
+    server.on_read = wait_for_the_others
+    assert together(3, lambda: ensure(folder, **files_of(synthetic), download=True, downloads=downloads)) == []
+    waiting = f"Waiting for another program that is downloading '{folder / ARCHIVE}'"
+    assert sorted(lines) == [f"Downloading {ADDRESS} to '{folder / ARCHIVE}'", waiting, waiting]
     found = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert found == {**synthetic.files, ARCHIVE: synthetic.archive}
 
@@ -301,7 +312,7 @@ def test_a_folder_that_may_not_be_read_is_named(where, tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied", str(path))
 
     if where == "open":
-        monkeypatch.setattr("data.download.has_digest", deny)
+        monkeypatch.setattr("data.files.has_digest", deny)
     else:
         original = getattr(Path, where)
         monkeypatch.setattr(Path, where, lambda path: (deny if tmp_path in (path, *path.parents) else original)(path))

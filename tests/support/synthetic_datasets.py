@@ -7,6 +7,7 @@ reader must find `synthetic.train` and `synthetic.test` in the files. Each class
 its own, so that a small network learns it within a few epochs.
 """
 
+import email.message
 import hashlib
 import io
 import pickle
@@ -308,22 +309,24 @@ class Server:
         self.on_read: Callable[[], object] = lambda: None
         monkeypatch.setattr(urllib.request, "urlopen", self._open)
 
-    def _open(self, request: urllib.request.Request) -> "_Response":
+    def _open(self, request: urllib.request.Request, timeout: float) -> "_Response":
         url = request.full_url
         if url not in self.asked:
             self.asked.append(url)
         if url not in self.contents:
             raise urllib.error.URLError("simulated name resolution failure")
-        return _Response(url, self.contents[url], self)
+        return _Response(self.contents[url], self)
 
 
 class _Response(io.BytesIO):
-    def __init__(self, url: str, contents: bytes, server: Server):
+    def __init__(self, contents: bytes, server: Server):
         super().__init__(contents)
-        self.url = url
-        self.length = len(contents)
+        self.status = 200
+        self.headers = email.message.Message()
+        self.headers["Content-Type"] = "application/octet-stream"
+        self.headers["Content-Length"] = str(len(contents))
         self.server = server
 
-    def read(self, size: int | None = -1) -> bytes:
+    def read1(self, size: int | None = -1) -> bytes:
         self.server.on_read()
-        return super().read(size)
+        return super().read1(size)

@@ -15,7 +15,7 @@ from train.run.files import load_tensors
 OLD_RUNS = ROOT / "tests/old_runs"
 CHANGED_BY_RESUMING = {"save", "resume"}
 OF_THE_PROGRAM = {"version", "versions", "git_revision", "device"}
-ADDED = {"cuda_graph", "deterministic"}  # flags of later versions
+ADDED = {"cuda_graph", "data_url", "deterministic"}  # flags of later versions
 
 
 @pytest.fixture(scope="module", params=["plain", "dropout"])

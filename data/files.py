@@ -1,40 +1,19 @@
 """Find the files of a data set, verify their md5 digests, and unpack or download those that are missing."""
 
-import hashlib
-import os
 import re
 import secrets
 import shutil
-import socket
 import tarfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
 
-from data.errors import CorruptedData, DataError, MissingData, NoNetwork, listed
+from data.download.downloads import Downloads
+from data.errors import CorruptedData, DataError, MissingData, listed
+from data.known_files import File, folder_for, give_name, has_digest
 
-SILENT_SERVER_SECONDS = 30  # a download that receives nothing for this long has failed
 LEFTOVER_SECONDS = 24 * 3600  # no program takes a day between two writes to a file
-
-
-@dataclass(frozen=True)
-class File:
-    """A file of a data set.
-
-    Attributes:
-        path: Path relative to the data folder, with "/" between its parts.
-        md5: md5 digest of its contents, in hexadecimal digits.
-        url: Address of the file, or of the archive that contains it.
-        inside: Path in the archive that contains it. Empty: the same as `path`.
-    """
-
-    path: str
-    md5: str
-    url: str
-    inside: str = ""
 
 
 def ensure(
@@ -43,7 +22,7 @@ def ensure(
     members: list[File],
     archive: File | None,
     download: bool,
-    notify: Callable[[str], object] = print,
+    downloads: Downloads | None = None,
 ) -> None:
     """Make sure that all files of a data set are in `folder` and have the right contents.
 
@@ -56,7 +35,7 @@ def ensure(
         members: The files that are read later.
         archive: The archive that contains all members. None: the members are downloaded one by one.
         download: Whether the network may be used.
-        notify: Takes a line for the user before each download.
+        downloads: How to download. None: with defaults.
 
     Raises:
         MissingData: If files are missing and may not be downloaded.
@@ -71,20 +50,12 @@ def ensure(
         if sources and not download:
             raise MissingData(_say_missing(folder, missing, archive))
         for file in sources:
-            _fetch(folder, file, notify)
+            _fetch(folder, file, downloads or Downloads())
         if archive and missing:
             _unpack(folder, archive, missing)
         _clear_leftovers(folder, [*members, archive] if archive else members)
     except OSError as error:
         raise DataError(f"cannot use the data folder {folder}: {error}") from error
-
-
-def has_digest(path: Path, md5: str) -> bool:
-    """Return whether a file exists and its contents have this md5 digest, in hexadecimal digits."""
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest() == md5
 
 
 def holds_some(folder: Path, names: Iterable[str]) -> bool:
@@ -164,21 +135,12 @@ def _unpack(folder: Path, archive: File, missing: list[File]) -> None:
         raise CorruptedData(f"{path} does not hold {listed(sorted(wanted))}; get it again from {archive.url}")
 
 
-def _fetch(folder: Path, file: File, notify: Callable[[str], object]) -> None:
-    """Download a file."""
-    from torchvision.datasets.utils import download_url  # takes seconds to import, which few runs need
+def _fetch(folder: Path, file: File, downloads: Downloads) -> None:
+    """Download a file, and make sure that it is the right one, whoever has put it in place."""
+    from data.download.transfer import fetch
 
-    path = folder / file.path
-    notify(f"Downloading {file.url} to {str(path)!r}")  # quoted, since the name of a folder may contain anything
-    with _put_in_place(folder, file, sender=file.url) as partial:
-        try:
-            with _socket_timeout(SILENT_SERVER_SECONDS):
-                download_url(file.url, partial.parent, filename=partial.name)
-        except (OSError, HTTPException) as error:  # URLError and HTTPError are OSErrors, as is a full disk
-            if _missing(folder, [file]):
-                raise NoNetwork(
-                    f"cannot download {file.url}: {error}; get the file elsewhere and put it at {path}"
-                ) from error
+    fetch(folder / file.path, file, downloads)
+    _missing(folder, [file])
 
 
 @contextmanager
@@ -190,33 +152,19 @@ def _put_in_place(folder: Path, file: File, sender: object) -> Iterator[Path]:
     """
     path = folder / file.path
     partial = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part")
-    new_folders = [parent for parent in path.parents if not parent.exists()]  # the innermost first
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
-        if _missing(folder, [file]):
-            if not has_digest(partial, file.md5):
-                raise CorruptedData(
-                    f"{path} is not kept: what came from {sender} has another md5 digest than {file.md5}; "
-                    f"the original is at {file.url}"
-                )
-            _rename(partial, path, file)
-    except BaseException:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-            for new_folder in new_folders:
-                new_folder.rmdir()
-        raise
-    partial.unlink(missing_ok=True)
-
-
-def _rename(partial: Path, path: Path, file: File) -> None:
-    """Give a complete file its name. Windows refuses this while another process has the same file open by that name."""
-    try:
-        os.replace(partial, path)
-    except OSError:
-        if not has_digest(path, file.md5):
-            raise
+    with folder_for(path):
+        try:
+            yield partial
+            if _missing(folder, [file]):
+                if not has_digest(partial, file.md5):
+                    raise CorruptedData(
+                        f"{path} is not kept: what came from {sender} has another md5 digest than {file.md5}; "
+                        f"the original is at {file.url}"
+                    )
+                give_name(partial, path, file.md5)
+        finally:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
 
 
 def _clear_leftovers(folder: Path, files: list[File]) -> None:
@@ -228,13 +176,3 @@ def _clear_leftovers(folder: Path, files: list[File]) -> None:
             for path in parent.iterdir():
                 if re.fullmatch(rf"({names})(\.[0-9a-f]{{16}})?\.part", path.name) and path.stat().st_mtime < oldest:
                     path.unlink()
-
-
-@contextmanager
-def _socket_timeout(seconds: float) -> Iterator[None]:
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
