@@ -4,7 +4,7 @@ from pathlib import Path
 
 from commands.line.flags import Command, Settings, flag, settings
 from commands.memory import larger_machine, memory_explained
-from commands.settings import DEBUG_HELP, DOWNLOAD_HELP, DatasetName
+from commands.settings import CHANNELS_HELP, DEBUG_HELP, DOWNLOAD_HELP, Channels, DatasetName
 from train.errors import RunError
 from train.terminal import Bar, say, say_error
 
@@ -15,6 +15,7 @@ class CheckSettings(Settings):
 
     data: Path | None = flag("Folder of the data set, as in train.", default=None)
     dataset: DatasetName = flag("Data set, as in train.", default="cifar10")
+    in_channels: Channels = flag(CHANNELS_HELP, default=3)
     download: bool = flag(DOWNLOAD_HELP, default=True)
     debug: bool = flag(DEBUG_HELP, default=False)
 
@@ -29,7 +30,13 @@ def check(settings: CheckSettings) -> None:
     from data.verify import unreadable_images
 
     with memory_explained(larger_machine):
-        source = load(settings.dataset, folder=settings.data, download=settings.download, notify=say)
+        source = load(
+            settings.dataset,
+            folder=settings.data,
+            download=settings.download,
+            channels=settings.in_channels,
+            notify=say,
+        )
         say(*source.notes, *source.describe())
         broken, every = 0, sum(source.sizes().values())
         for error in unreadable_images(source, bar=Bar):

@@ -75,9 +75,17 @@ def _measure(
     """Measure a network, which lies on a device, on the test images of its run."""
     settings = run.settings
     model = replicas.replicate(network, device, precision=settings.precision).evaluation
-    source = load(settings.dataset, folder=data, download=download, image_size=settings.pixels, notify=say)
+    source = load(
+        settings.dataset,
+        folder=data,
+        download=download,
+        image_size=settings.pixels,
+        channels=settings.in_channels,
+        notify=say,
+    )
     run.require_classes(source.classes)
-    batches = make_test_loader(source, DATASETS[settings.dataset], device, batch_size=batch_size)
+    spec = replace(DATASETS[settings.dataset], mean=run.mean, std=run.std)
+    batches = make_test_loader(source, spec, device, batch_size=batch_size)
     with cpu_contention.warn_if_busy(device):
         counts = count_confusions(model, batches, num_classes=len(source.classes))
     return Report.from_counts(counts, source.classes)
