@@ -4,7 +4,15 @@ from pathlib import Path
 
 from commands.line.flags import Command, Settings, flag, settings
 from commands.memory import larger_machine, memory_explained
-from commands.settings import DATA_URL_HELP, DEBUG_HELP, DOWNLOAD_HELP, DatasetName, DataUrl
+from commands.settings import (
+    CHANNELS_HELP,
+    DATA_URL_HELP,
+    DEBUG_HELP,
+    DOWNLOAD_HELP,
+    Channels,
+    DatasetName,
+    DataUrl,
+)
 from train.byte_bar import ByteBar
 from train.errors import RunError
 from train.terminal import Bar, say, say_error
@@ -16,6 +24,7 @@ class CheckSettings(Settings):
 
     data: Path | None = flag("Folder of the data set, as in train.", default=None)
     dataset: DatasetName = flag("Data set, as in train.", default="cifar10")
+    in_channels: Channels = flag(CHANNELS_HELP, default=3)
     download: bool = flag(DOWNLOAD_HELP, default=True)
     data_url: DataUrl | None = flag(DATA_URL_HELP, default=None)
     debug: bool = flag(DEBUG_HELP, default=False)
@@ -35,6 +44,7 @@ def check(settings: CheckSettings) -> None:
             settings.dataset,
             folder=settings.data,
             download=settings.download,
+            channels=settings.in_channels,
             mirrors=settings.data_url,
             notify=say,
             bar=ByteBar,

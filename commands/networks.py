@@ -46,6 +46,7 @@ class NetworkSettings:
         efficient: Strategy of the backward pass, as `models.DenseNet` takes it.
         drop_where: Place of dropout, as `models.DenseNet` takes it; after every convolution except the first is the
             paper's.
+        in_channels: Channels of the images.
     """
 
     network: str
@@ -55,6 +56,7 @@ class NetworkSettings:
     drop_rate: float = 0.0
     efficient: bool | str = True
     drop_where: Literal["convolutions", "layers"] = "convolutions"
+    in_channels: int = 3
 
     @property
     def title(self) -> str:
@@ -82,6 +84,7 @@ class NetworkSettings:
                 drop_rate=self.drop_rate,
                 drop_where=self.drop_where,
                 efficient=self.efficient,
+                in_channels=self.in_channels,
             )
         build = {"densenet_bc": densenet_bc, "densenet": densenet_plain}[self.network]
         return build(
@@ -92,6 +95,7 @@ class NetworkSettings:
             drop_rate=self.drop_rate,
             drop_where=self.drop_where,
             efficient=self.efficient,
+            in_channels=self.in_channels,
         )
 
 

@@ -13,6 +13,7 @@ from fire.core import FireError
 
 from commands.line.flags import Role
 from commands.settings import TrainSettings
+from data.errors import DataError
 from train.errors import RunError, UserError
 from train.run.config import CONFIG, MODEL, read_config, require_classes, texts
 from train.run.files import load_tensors
@@ -40,8 +41,8 @@ class SavedRun:
     path: Path
     settings: TrainSettings
     classes: tuple[str, ...]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     versions: dict[str, str]
     git_revision: str | None
 
@@ -109,16 +110,17 @@ def read_saved_run(folder: Path) -> SavedRun:
     if config is None:
         raise UserError(f"--save {folder} holds no run: it has no {CONFIG}")
     try:
+        settings = TrainSettings.recorded(config["flags"], folder=folder)
         return SavedRun(
             path=folder,
-            settings=TrainSettings.recorded(config["flags"], folder=folder),
+            settings=settings,
             classes=texts(config, "classes"),
-            mean=_channels(config, "mean", least=0),
-            std=_channels(config, "std", least=SMALLEST_STD),
+            mean=_channels(config, "mean", number=settings.in_channels, least=0),
+            std=_channels(config, "std", number=settings.in_channels, least=SMALLEST_STD),
             versions=_versions(config),
             git_revision=_git_revision(config),
         )
-    except (FireError, ValueError, UserError) as error:
+    except (FireError, ValueError, UserError, DataError) as error:
         raise UserError(f"{folder / CONFIG} cannot be used: {error}") from error
 
 
@@ -133,14 +135,13 @@ def _require_folder(folder: Path) -> None:
         raise UserError(f"--save is {str(folder)!r}, but must be a folder, not a file")
 
 
-def _channels(config: dict[str, Any], name: str, *, least: float) -> tuple[float, float, float]:
+def _channels(config: dict[str, Any], name: str, *, number: int, least: float) -> tuple[float, ...]:
     value = config.get(name)
     numbers = value if isinstance(value, list) else []
-    fit = [type(number) in (int, float) and least <= number <= 1 for number in numbers]
-    if len(fit) != 3 or not all(fit):
-        raise _unusable(name, value, f"three numbers from {least:g} to 1")
-    red, green, blue = map(float, numbers)
-    return red, green, blue
+    fit = [type(each) in (int, float) and least <= each <= 1 for each in numbers]
+    if len(fit) != number or not all(fit):
+        raise _unusable(name, value, f"{number} number{'' if number == 1 else 's'} from {least:g} to 1")
+    return tuple(map(float, numbers))
 
 
 def _versions(config: dict[str, Any]) -> dict[str, str]:

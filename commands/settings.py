@@ -10,7 +10,7 @@ from commands.line.types import Addresses, Names, Range
 from commands.networks import ANY_DEPTH, NETWORKS, NetworkSettings, check_network, image_size_of
 from commands.recipes import PAPER, RULE
 from commands.tables import plain
-from data.datasets import DATASETS
+from data.datasets import DATASETS, require_channels
 from train.run.identity import RunIdentity
 
 DatasetName = Annotated[str, Names(tuple(DATASETS), rule=" | ".join(DATASETS))]
@@ -20,6 +20,7 @@ NetworkName = Annotated[str, Names(tuple(NETWORKS), rule=" | ".join(NETWORKS))]
 Depth = Annotated[int, ANY_DEPTH]
 GrowthRate = Annotated[int, Range(1, 10_000)]
 ImageSize = Annotated[int, Range(8, 1024)]
+Channels = Annotated[int, Range(1, 1000)]
 BatchSize = Annotated[int, Range(1, 1_000_000)]
 DropRate = Annotated[float, Range(0, 1, open_high=True)]
 Threads = Annotated[int, Range(1, 1024)]
@@ -29,6 +30,10 @@ DataUrl = Annotated[str, Addresses()]
 BUFFERS = (True, "buffer", "buffer_fast", "buffer_small")
 THREADS_HELP = "CPU threads for computation. None: torch decides."
 DEBUG_HELP = "Show where in the program an error came from."
+CHANNELS_HELP = (
+    'Channels of the images: 3, or for "folder" and "digits" also 1, which turns colours into grey. Arrays in .npy '
+    "files may have any number, which has to be named."
+)
 DOWNLOAD_HELP = "Download missing files of the data set."
 DATA_URL_HELP = (
     "Folders on other servers that have the data set's files, to be tried first; several with commas between them. "
@@ -61,6 +66,7 @@ class TrainSettings(Settings):
         default=None,
         role=Role.CHOSEN,
     )
+    in_channels: Channels = flag(CHANNELS_HELP, default=3)
     recipe: Annotated[str, Names(tuple(PAPER), rule=RULE)] | None = flag(
         'A cell of the paper\'s table, named by network and data, with "+" for augmentation. It stands for all flags '
         "that the paper fixes; flags that are given as well take precedence.",
@@ -198,6 +204,7 @@ class TrainSettings(Settings):
             image_size=self.pixels,
             drop_rate=self.drop_rate,
             efficient=self.efficient,
+            in_channels=self.in_channels,
         )
 
     @property
@@ -214,13 +221,15 @@ class TrainSettings(Settings):
         return f"{self.network_settings.title} on {images}"
 
     def checked(self) -> Self:
-        """Check network and image size, and return the same settings with the image size filled in.
+        """Check network, image size and channels, and return the same settings with the image size filled in.
 
         Raises:
             UserError: If they are not valid together; the message names flag, value and what is allowed.
+            DataError: If the data set has no images of so many channels.
         """
         check_network(self.network, depth=self.depth, growth_rate=self.growth_rate)
         size = image_size_of(self.network, dataset=self.dataset, image_size=self.image_size)
+        require_channels(self.dataset, self.in_channels)
         return replace(self, image_size=size)
 
     def identity(self) -> RunIdentity:
@@ -246,5 +255,6 @@ class TrainSettings(Settings):
         Raises:
             FireError: If there is no such flag, or it takes no such value.
             UserError: If there is no such network.
+            DataError: If the data set has no images of so many channels.
         """
         return cls(**(parse_recorded(cls, flags) | {"save": folder})).checked()

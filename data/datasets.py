@@ -39,12 +39,14 @@ class Request:
         folder: The folder of its files. Ignored by a data set that needs none.
         download: Whether missing files may be downloaded.
         image_size: Height and width of the batches.
+        channels: Channels of the batches.
         downloads: How missing files are downloaded.
     """
 
     folder: Path
     download: bool
     image_size: int
+    channels: int
     downloads: Downloads
 
 
@@ -62,17 +64,19 @@ class DatasetSpec:
         grey: Whether all images are grey. Other images then lose their colours in prediction.
         free_size: Whether the user chooses the size of the images.
         has_downloads: Whether files of it that are missing can be downloaded.
+        channels: The numbers of channels that its images can be read with. None: the user's files decide.
     """
 
     read: "Callable[[Request], Dataset]"
     needs_folder: bool
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     valid_size: int | None
     augment: bool
     grey: bool = False
     free_size: bool = False
     has_downloads: bool = False
+    channels: tuple[int, ...] | None = (3,)
 
 
 def load(
@@ -81,6 +85,7 @@ def load(
     folder: Path | None,
     download: bool,
     image_size: int = IMAGE_SIZE,
+    channels: int = 3,
     notify: Callable[[str], object] = print,
     mirrors: str | None = None,
     bar: MakeByteBar = NoBar,
@@ -92,24 +97,39 @@ def load(
         folder: The folder of its files, to which missing ones are downloaded. "digits" needs none.
         download: Whether missing files may be downloaded.
         image_size: Height and width of the batches.
+        channels: Channels of the batches: 1 for grey, 3 for RGB, others for the user's own arrays.
         notify: Takes lines for the user about downloads.
         mirrors: Addresses of folders that may hold the missing files, with commas between them. They are tried first.
         bar: Creates the progress bars of downloads.
 
     Raises:
         DataError: If files are missing (MissingData) or corrupted (CorruptedData) or a download fails (NoNetwork). The
-            message names the file, where it belongs and where to get it. Also if the images have another size.
+            message names the file, where it belongs and where to get it. Also if the images have another size or other
+            channels.
     """
     spec = DATASETS[name]
     if not spec.free_size and image_size != IMAGE_SIZE:
         raise DataError(f"--image_size is {image_size}, but the images of {name} are {IMAGE_SIZE}x{IMAGE_SIZE}")
+    require_channels(name, channels)
     if mirrors and not spec.has_downloads:
         raise DataError(f"--data_url is {mirrors}, but nothing of --dataset {name} is downloaded; leave the flag out")
     if spec.needs_folder and folder is None:
         holds = "train/ and test/" if name == "folder" else "its files or is where to download them"
         raise MissingData(f"--dataset {name} needs --data FOLDER, which holds {holds}")
     urls = tuple(mirrors.split(",")) if mirrors else ()
-    return spec.read(Request(folder or Path(), download, image_size, Downloads(urls, notify, bar)))
+    return spec.read(Request(folder or Path(), download, image_size, channels, Downloads(urls, notify, bar)))
+
+
+def require_channels(name: str, channels: int) -> None:
+    """Make sure that the images of a data set can be read with this number of channels, as far as its name tells.
+
+    Raises:
+        DataError: If they cannot.
+    """
+    allowed = DATASETS[name].channels
+    if allowed is not None and channels not in allowed:
+        numbers = " or ".join(map(str, allowed))
+        raise DataError(f"--in_channels is {channels}, but must be {numbers} for --dataset {name}")
 
 
 def validation_size(dataset: "Dataset", spec: DatasetSpec, asked: int | None) -> int | None:
@@ -196,7 +216,7 @@ def _read_svhn(request: Request) -> "Dataset":
 
 
 def _read_digits(request: Request) -> "Dataset":
-    """Read scikit-learn's 1,797 handwritten digits, enlarged from 8x8 grey pixels to 32x32 in three channels.
+    """Read scikit-learn's 1,797 handwritten digits, enlarged from 8x8 grey pixels to 32x32, in one channel or three.
 
     They are part of the package. Every fifth image of each class is a test image: the data set has no official split,
     and the same 13 writers are in both parts.
@@ -210,7 +230,7 @@ def _read_digits(request: Request) -> "Dataset":
     values, labels = load_digits(return_X_y=True)  # (N, 64) from 0 to 16, (N,)
     pixels = torch.as_tensor(values).float().view(-1, 1, 8, 8) * (255 / 16)
     images = F.interpolate(pixels, size=(32, 32), mode="bilinear", align_corners=False).round().to(torch.uint8)
-    every = Split(images.expand(-1, 3, -1, -1).contiguous(), torch.as_tensor(labels).long())
+    every = Split(images.expand(-1, request.channels, -1, -1).contiguous(), torch.as_tensor(labels).long())
     occurrence = F.one_hot(every.labels).cumsum(0).gather(1, every.labels[:, None]).squeeze(1)  # 1, 2, ... per class
     is_test = occurrence % 5 == 0
     train, test = (every.take(chosen.nonzero().squeeze(1)) for chosen in (~is_test, is_test))
@@ -221,12 +241,12 @@ def _read_folder(request: Request) -> "Dataset":
     """Find a user's own images, see `data.folder`."""
     from data.folder import read_folder
 
-    return read_folder(request.folder, image_size=request.image_size)
+    return read_folder(request.folder, image_size=request.image_size, channels=request.channels)
 
 
 # Means and standard deviations of CIFAR are over all pixels of the training images. The paper only divides SVHN by 255.
 # For digits they are over the enlarged training images; a test computes them again. For a user's own images they are
-# ImageNet's, with which torchvision's weights were trained.
+# ImageNet's, with which torchvision's weights were trained. `data.normalisation` has those for other channels.
 DATASETS: dict[str, DatasetSpec] = {
     "cifar10": DatasetSpec(
         _read_cifar10,
@@ -257,8 +277,16 @@ DATASETS: dict[str, DatasetSpec] = {
         valid_size=140,
         augment=False,
         grey=True,
+        channels=(1, 3),
     ),
     "folder": DatasetSpec(
-        _read_folder, True, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), valid_size=None, augment=True, free_size=True
+        _read_folder,
+        True,
+        (0.485, 0.456, 0.406),
+        (0.229, 0.224, 0.225),
+        valid_size=None,
+        augment=True,
+        free_size=True,
+        channels=None,
     ),
 }

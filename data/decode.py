@@ -23,6 +23,8 @@ from data.threads import Budget
 # signature.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "MPO", "PCX", "QOI", "SGI", "TGA")
 
+COLOURS = {1: "grey", 3: "RGB"}  # by the number of channels; an image file has no other numbers
+
 # A JPEG file can be decoded at 1/2, 1/4 or 1/8 of its size in a fraction of the time. The decoded image stays at least
 # this many times larger than the result, so that the resizing after it, and not the decoder, decides how it looks.
 MARGIN = 2
@@ -70,25 +72,30 @@ def prepare() -> None:
     warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 
 
-def decode(path: str, choose: Callable[[int, int], Crop], *, size: int, grey: bool = False) -> np.ndarray:
+def decode(
+    path: str, choose: Callable[[int, int], Crop], *, size: int, grey: bool = False, channels: int = 3
+) -> np.ndarray:
     """Decode a file, crop it and resize the crop to S x S, bilinear and antialiased.
 
     Args:
         path: Path of the file.
         choose: Takes width and height of the image, as a viewer shows it, and returns the crop.
         size: Height and width S of the result.
-        grey: Whether to remove colours. The result has three equal channels then.
+        grey: Whether to remove colours. All channels of the result are equal then.
+        channels: 3 for red, green and blue, or 1 for grey, which is 0.299 R + 0.587 G + 0.114 B.
 
     Returns:
-        uint8 (S, S, 3), red, green and blue. Transparent parts are white.
+        uint8 (S, S, channels). Transparent parts are white.
 
     Raises:
         CorruptedData: If the file is not an image, is damaged or too large.
-        DataError: If it cannot be opened.
+        DataError: If it cannot be opened, or another number of channels is asked for.
     """
+    if channels not in COLOURS:
+        raise DataError(f"{path} cannot be read as {channels} channels, only as 1 or 3; .npy files may hold any number")
     contents = _read(path)
     with ExitStack() as reserved:
-        with _errors_of(path):
+        with errors_of(path):
             image = _open(contents)
             if not isinstance(image, JpegImageFile):
                 reserved.enter_context(MEMORY.reserve(_memory_of(image)))
@@ -97,18 +104,20 @@ def decode(path: str, choose: Callable[[int, int], Crop], *, size: int, grey: bo
         width, height = image.size if orientation < 5 else image.size[::-1]
         crop = choose(width, height)
         box = _stored_box(crop.box, orientation, width, height)
-        with _errors_of(path):
+        with errors_of(path):
             divisor = 1
             if isinstance(image, JpegImageFile):
                 divisor = _choose_scale(image, box, size)
                 reserved.enter_context(MEMORY.reserve(_memory_of(image, divisor)))
                 image.load()
             pixels = to_rgb(image)
-        pixels = _resize(pixels, [edge / divisor for edge in box], size, crop_first=crop.crop_first)
+        pixels = resize(pixels, [edge / divisor for edge in box], size, crop_first=crop.crop_first)
     if orientation in TURNS:
         pixels = pixels.transpose(TURNS[orientation])
     if crop.flip:
         pixels = pixels.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if channels == 1:
+        return np.asarray(pixels.convert("L"))[..., np.newaxis]
     return np.asarray(pixels.convert("L").convert("RGB") if grey else pixels)
 
 
@@ -181,7 +190,7 @@ def _load(image: ImageFile, contents: bytes) -> None:
 
 
 @contextmanager
-def _errors_of(path: str) -> Iterator[None]:
+def errors_of(path: str) -> Iterator[None]:
     """Turn any error of Pillow into one that names the file. Its decoders raise errors of all types."""
     try:
         yield
@@ -233,7 +242,7 @@ def _choose_scale(image: JpegImageFile, box: Sequence[float], size: int) -> int:
     return divisor
 
 
-def _resize(image: Image.Image, box: Sequence[float], size: int, *, crop_first: bool) -> Image.Image:
+def resize(image: Image.Image, box: Sequence[float], size: int, *, crop_first: bool) -> Image.Image:
     """Resize a part of an image to S x S. With `crop_first` pixels outside the box have no influence."""
     left, top, right, bottom = box
     if crop_first:

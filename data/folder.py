@@ -6,6 +6,8 @@
 
 If only one of test/ and val/ exists, validation images are held out of the training images. Files may lie in the folder
 of their class or anywhere below it. Other common names of the three folders are accepted, see `SPLIT_NAMES`.
+
+The images are image files, or, if train/ has none of these, .npy files with any number of channels.
 """
 
 import os
@@ -16,6 +18,8 @@ from pathlib import Path
 
 import torch
 
+from data.arrays import SUFFIX, count_channels
+from data.decode import COLOURS
 from data.errors import DataError, MissingData, listed
 from data.images import ImageFiles
 from data.splits import Dataset
@@ -50,11 +54,18 @@ class SplitFolder:
         folder: Path of the folder.
         found: The files of each class.
         outside: Paths of entries that are in no folder of a class.
+        arrays: Whether its images are .npy files.
     """
 
     folder: Path
     found: dict[str, FoundFiles]
     outside: list[str]
+    arrays: bool
+
+    @property
+    def has_images(self) -> bool:
+        """Whether a class has an image."""
+        return any(found.images for found in self.found.values())
 
     @property
     def empty_classes(self) -> list[str]:
@@ -66,35 +77,43 @@ class SplitFolder:
         """Paths of all entries that are not used."""
         return [*self.outside, *(path for found in self.found.values() for path in found.skipped)]
 
-    def labelled(self, image_size: int) -> ImageFiles:
+    def labelled(self, *, image_size: int, channels: int) -> ImageFiles:
         """Return all images, class by class, labelled with the index of their class."""
         paths = tuple(path for found in self.found.values() for path in found.images)
         counts = torch.tensor([len(found.images) for found in self.found.values()])
-        return ImageFiles(paths, torch.arange(len(counts)).repeat_interleave(counts), image_size)
+        return ImageFiles(paths, torch.arange(len(counts)).repeat_interleave(counts), image_size, channels)
 
 
-def read_folder(folder: Path, *, image_size: int) -> Dataset:
+def read_folder(folder: Path, *, image_size: int, channels: int = 3) -> Dataset:
     """Find all images below a folder, without decoding them. The docstring of this file describes the layout.
 
     Args:
         folder: The folder DIR.
         image_size: Height and width S of the batches.
+        channels: Channels of the batches.
 
     Raises:
         MissingData: If a folder is missing.
         DataError: If there are fewer than 2 classes, some have no training image, val/ or test/ have others or no image
-            at all, or something cannot be read. The message names all of these.
+            at all, or something cannot be read. The message names all of these. Also if the images cannot have that
+            many channels.
     """
     folders = _find_splits(folder)
     classes = subfolders(folders["train"])
     if len(classes) < 2:
         raise DataError(_say_too_few(folders["train"], classes))
-    splits = [_look_into(path, classes) for path in folders.values()]
+    splits = _find_files(folders, classes)
     problems = [problem for split in splits for problem in _problems(split, is_train=split is splits[0])]
     if problems:
         raise DataError("; ".join(problems))
-    train, *held_out, test = (split.labelled(image_size) for split in splits)
-    notes = (*_notes(folder, splits), *_note_unused(folder, folders), *_note_similar_names(classes))
+    train, *held_out, test = (split.labelled(image_size=image_size, channels=channels) for split in splits)
+    _require_channels(train)
+    notes = (
+        *_notes(folder, splits),
+        *_note_unused(folder, folders),
+        *_note_similar_names(classes),
+        *_note_channels(train),
+    )
     return Dataset(train, test, tuple(classes), valid=held_out[0] if held_out else None, notes=notes)
 
 
@@ -136,11 +155,35 @@ def _has_train(folder: Path) -> bool:
         return False
 
 
-def _look_into(folder: Path, classes: list[str]) -> SplitFolder:
+def _find_files(folders: dict[str, Path], classes: list[str]) -> list[SplitFolder]:
+    """Find the image files of all splits, or their .npy files if there are those and no image file in train/."""
+    images = [_look_into(path, classes, arrays=False) for path in folders.values()]
+    if images[0].has_images:
+        return images
+    arrays = [_look_into(path, classes, arrays=True) for path in folders.values()]
+    return arrays if arrays[0].has_images else images
+
+
+def _look_into(folder: Path, classes: list[str], *, arrays: bool) -> SplitFolder:
     """Find the images of all classes in train/, val/ or test/."""
     names = subfolders(folder)
-    found = {name: find_images(folder / name) if name in names else FoundFiles() for name in classes}
-    return SplitFolder(folder, found, [entry.path for entry in entries(folder) if entry.name not in names])
+    found = {name: find_images(folder / name, arrays=arrays) if name in names else FoundFiles() for name in classes}
+    return SplitFolder(folder, found, [entry.path for entry in entries(folder) if entry.name not in names], arrays)
+
+
+def _require_channels(train: ImageFiles) -> None:
+    """Make sure that the files can be read with the channels that are asked for, by a look at the first one.
+
+    Raises:
+        DataError: If they cannot, or the first one is damaged.
+    """
+    given = f"--in_channels is {train.channels}"
+    if train.are_arrays:
+        found = count_channels(train.paths[0])
+        if found != train.channels:
+            raise DataError(f"{given}, but must be {found} for arrays like {train.paths[0]}")
+    elif train.channels not in COLOURS:
+        raise DataError(f"{given}, but must be 1 or 3 for image files; arrays in {SUFFIX} files may have any number")
 
 
 def _say_too_few(folder: Path, classes: list[str]) -> str:
@@ -204,7 +247,8 @@ def _say_empty(split: SplitFolder, names: list[str]) -> str:
     skipped = [path for name in names for path in split.found[name].skipped]
     suffixes = sorted({Path(path).suffix.lower() or Path(path).name for path in skipped})
     others = f", but in {listed(suffixes)}" if suffixes else ""
-    return f"{paths} {has} no image: no file in {it} ends in .jpg, .png, .webp or the like{others}"
+    endings = SUFFIX if split.arrays else ".jpg, .png, .webp or the like"
+    return f"{paths} {has} no image: no file in {it} ends in {endings}{others}"
 
 
 def _count_loose_images(folder: Path) -> str:
@@ -224,6 +268,14 @@ def _notes(folder: Path, splits: Sequence[SplitFolder]) -> Iterator[str]:
         if empty := split.empty_classes:
             some = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
             yield f"{split.folder} has no image of {len(empty)} of {len(split.found)} classes: {some}"
+
+
+def _note_channels(train: ImageFiles) -> Iterator[str]:
+    """Yield a line if the images are not read as RGB."""
+    if train.are_arrays:
+        yield f"Images are {SUFFIX} files of {train.channels} channel{'' if train.channels == 1 else 's'}"
+    elif train.channels == 1:
+        yield "Images are read as grey; colours become 0.299 R + 0.587 G + 0.114 B"
 
 
 def _note_unused(folder: Path, folders: dict[str, Path]) -> Iterator[str]:

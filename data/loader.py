@@ -21,7 +21,7 @@ class Batch(NamedTuple):
     """This process's part of a batch.
 
     Attributes:
-        images: float32 (n, 3, H, W), normalised. n is 0 for some processes if there are more of them than images.
+        images: float32 (n, C, H, W), normalised. n is 0 for some processes if there are more of them than images.
         labels: int64 (n,).
         size: Images in the whole batch, in all processes together.
     """

@@ -49,7 +49,7 @@ class Images(Protocol):
             seeds: int64 (N,) on the CPU, the seed for augmenting the image at each position. None: no augmentation.
 
         Yields:
-            uint8 (n, 3, H, W) on the device of `labels`. n may be 0.
+            uint8 (n, C, H, W) on the device of `labels`. n may be 0.
         """
         ...
 
@@ -62,7 +62,7 @@ class Split:
     """Images in memory, all of one size. It is one of `Images`.
 
     Attributes:
-        images: uint8 (N, 3, H, W).
+        images: uint8 (N, C, H, W).
         labels: int64 (N,), from 0 to the number of classes - 1.
     """
 
@@ -72,7 +72,7 @@ class Split:
 
     @classmethod
     def from_arrays(cls, images: np.ndarray, labels: np.ndarray | list[int]) -> Self:
-        """Convert NumPy arrays: images uint8 (N, 3, H, W), copied if they are not contiguous, and labels int64 (N,)."""
+        """Convert NumPy arrays: images uint8 (N, C, H, W), copied if they are not contiguous, and labels int64 (N,)."""
         return cls(torch.from_numpy(np.ascontiguousarray(images)), torch.as_tensor(labels))
 
     def __len__(self) -> int:

@@ -49,7 +49,7 @@ def _unreadable(splits: Sequence[ImageFiles], title: str, bar: MakeBar) -> Gener
         return
     starts = range(0, len(paths), GROUP_SIZE)
     groups = ([ImageFile(path) for path in paths[start : start + GROUP_SIZE]] for start in starts)
-    decoded = decode_groups(groups, size=splits[0].image_size)
+    decoded = decode_groups(groups, size=splits[0].image_size, channels=splits[0].channels)
     with closing(decoded) as results, bar(title, len(paths)) as shown:
         for group in results:
             shown.advance(len(group))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
+from data.arrays import is_array
 from data.decode import suffixes
 from data.errors import DataError, MissingData
 
@@ -38,15 +39,19 @@ class FoundFiles:
     unreadable: list[str] = field(default_factory=list)
 
 
-def find_images(folder: Path) -> FoundFiles:
+def find_images(folder: Path, *, arrays: bool = False) -> FoundFiles:
     """Find the image files in a folder and in all folders below it, along symbolic links too.
+
+    Args:
+        folder: Folder to search.
+        arrays: Whether to find .npy files instead of image files.
 
     Raises:
         DataError: If a folder cannot be read.
     """
     found = FoundFiles()
     for entry in _walk(str(folder), parents=()):
-        if not is_named_as_image(entry.name):
+        if not is_named_as_image(entry.name, arrays=arrays):
             found.skipped.append(entry.path)
         elif not os.access(entry.path, os.R_OK):
             found.images.append(entry.path)
@@ -82,9 +87,11 @@ def is_ignored(name: str) -> bool:
     return name.startswith(".") or name.lower() in SYSTEM_FOLDERS
 
 
-def is_named_as_image(name: str) -> bool:
-    """Return whether a file of this name is taken for an image."""
-    return not is_ignored(name) and Path(name).suffix.lower() in suffixes()
+def is_named_as_image(name: str, *, arrays: bool = False) -> bool:
+    """Return whether a file of this name is taken for an image, or with `arrays` for an array."""
+    if is_ignored(name):
+        return False
+    return is_array(name) if arrays else Path(name).suffix.lower() in suffixes()
 
 
 def entries(folder: str | Path) -> list[os.DirEntry[str]]:

@@ -11,7 +11,7 @@ from .imagenet import IMAGENET_NETWORKS
 
 if TYPE_CHECKING:
     from .densenet import DROP_PLACES, STRATEGIES, DenseNet, densenet_bc, densenet_plain
-    from .weights import fitting_weights, load_weights, require_finite, torchvision_names, weight_places
+    from .weights import fitting_weights, input_channels, load_weights, require_finite, torchvision_names, weight_places
 
 __all__ = [
     "DEPTH_RULES",
@@ -22,6 +22,7 @@ __all__ = [
     "densenet_bc",
     "densenet_plain",
     "fitting_weights",
+    "input_channels",
     "load_weights",
     "require_finite",
     "torchvision_names",

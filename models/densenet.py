@@ -27,8 +27,8 @@ DROP_PLACES = ("layers", "convolutions")
 class DenseNet(nn.Module):
     """Classify images with densely connected convolutional layers.
 
-    Maps images (N, 3, H, W), normalised per channel, to logits (N, num_classes) of the same dtype. H and W are at
-    least 2 ** (blocks - 1) for small images and 2 ** (blocks + 1) for the ImageNet form.
+    Maps images (N, in_channels, H, W), normalised per channel, to logits (N, num_classes) of the same dtype. H and W
+    are at least 2 ** (blocks - 1) for small images and 2 ** (blocks + 1) for the ImageNet form.
 
     Args:
         growth_rate: Channels k that each dense layer adds, 1 or more.
@@ -55,6 +55,7 @@ class DenseNet(nn.Module):
             after every convolution except the first one of the network, as in the paper. The buffer strategies keep a
             byte for each value that may be dropped. For bottlenecks, which have 4k channels, that is about as much in a
             block as its feature buffer in 32 bits.
+        in_channels: Channels of the images, 1 or more: 1 for grey ones, 3 for colours.
 
     Raises:
         ValueError: If an argument is out of its range. The message gives argument, value and range.
@@ -77,12 +78,14 @@ class DenseNet(nn.Module):
         efficient: bool | str = False,
         *,
         drop_where: str = "layers",
+        in_channels: int = 3,
     ):
         super().__init__()
         for name, value in (
             ("growth_rate", growth_rate),
             ("num_init_features", num_init_features),
             ("num_classes", num_classes),
+            ("in_channels", in_channels),
         ):
             _require(_is_count(value), name, value, "a whole number, 1 or more")
         has_good_size = bn_size is None or _is_count(bn_size)
@@ -94,9 +97,10 @@ class DenseNet(nn.Module):
         allowed = f"True, False or one of {', '.join(STRATEGIES)}"
         _require(isinstance(efficient, bool) or efficient in STRATEGIES, "efficient", efficient, allowed)
         _require(drop_where in DROP_PLACES, "drop_where", drop_where, f"one of {', '.join(DROP_PLACES)}")
+        self.in_channels = in_channels
         self.strategy = efficient if isinstance(efficient, str) else ("buffer" if efficient else "naive")
 
-        self.features = Features(_stem(num_init_features, small_inputs), strategy=self.strategy)
+        self.features = Features(_stem(in_channels, num_init_features, small_inputs), strategy=self.strategy)
         inner_rate = drop_rate if drop_where == "convolutions" else 0  # after 1x1 convolutions
         num_features = num_init_features
         for i, num_layers in enumerate(block_config, start=1):
@@ -113,7 +117,7 @@ class DenseNet(nn.Module):
         self._initialise()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map images (N, 3, H, W) to logits (N, num_classes)."""
+        """Map images (N, in_channels, H, W) to logits (N, num_classes)."""
         return self.classifier(averages_of(self.features, images, strategy=self.strategy, training=self.training))
 
     @torch.no_grad()
@@ -136,10 +140,11 @@ def densenet_bc(
     efficient: bool | str = True,
     small_inputs: bool = True,
     drop_where: str = "layers",
+    in_channels: int = 3,
 ) -> DenseNet:
     """Build the paper's DenseNet-BC for 32x32 images: three equal dense blocks of bottleneck layers.
 
-    Maps images (N, 3, 32, 32), normalised per channel, to logits (N, num_classes) of the same dtype.
+    Maps images (N, in_channels, 32, 32), normalised per channel, to logits (N, num_classes) of the same dtype.
 
     Args:
         depth: Weighted layers L = 6m + 4: first convolution, m bottleneck layers of two convolutions in each of
@@ -151,6 +156,7 @@ def densenet_bc(
         small_inputs: False: for larger images, start as for ImageNet, with a quarter of the height and width.
         drop_where: "layers": drop after each 3x3 convolution of a dense layer. "convolutions": drop after every
             convolution except the first, as in the paper.
+        in_channels: Channels of the images, 1 or more.
 
     Raises:
         ValueError: If `depth` is not 6m + 4 with m >= 1, or another argument is out of its range.
@@ -167,6 +173,7 @@ def densenet_bc(
         efficient=efficient,
         small_inputs=small_inputs,
         drop_where=drop_where,
+        in_channels=in_channels,
     )
 
 
@@ -179,6 +186,7 @@ def densenet_plain(
     efficient: bool | str = True,
     small_inputs: bool = True,
     drop_where: str = "layers",
+    in_channels: int = 3,
 ) -> DenseNet:
     """Build the paper's plain DenseNet for 32x32 images: like `densenet_bc`, without bottlenecks and compression.
 
@@ -191,6 +199,7 @@ def densenet_plain(
         efficient: See `densenet_bc`.
         small_inputs: See `densenet_bc`.
         drop_where: See `densenet_bc`.
+        in_channels: See `densenet_bc`.
 
     Raises:
         ValueError: If `depth` is not 3m + 4 with m >= 1, or another argument is out of its range.
@@ -206,15 +215,19 @@ def densenet_plain(
         efficient=efficient,
         small_inputs=small_inputs,
         drop_where=drop_where,
+        in_channels=in_channels,
     )
 
 
-def _stem(num_init_features: int, small_inputs: bool) -> OrderedDict[str, nn.Module]:
-    """Build the layers in front of the first block, by name: (N, 3, H, W) to (N, C, H, W) or (N, C, H / 4, W / 4)."""
+def _stem(in_channels: int, num_init_features: int, small_inputs: bool) -> OrderedDict[str, nn.Module]:
+    """Build the layers in front of the first block, by name.
+
+    They map images (N, in_channels, H, W) to (N, C, H, W), or to (N, C, H / 4, W / 4) in the ImageNet form.
+    """
     if small_inputs:
-        return OrderedDict(conv0=nn.Conv2d(3, num_init_features, kernel_size=3, padding=1, bias=False))
+        return OrderedDict(conv0=nn.Conv2d(in_channels, num_init_features, kernel_size=3, padding=1, bias=False))
     return OrderedDict(
-        conv0=nn.Conv2d(3, num_init_features, kernel_size=7, stride=2, padding=3, bias=False),
+        conv0=nn.Conv2d(in_channels, num_init_features, kernel_size=7, stride=2, padding=3, bias=False),
         norm0=nn.BatchNorm2d(num_init_features),
         relu0=nn.ReLU(),
         pool0=nn.MaxPool2d(kernel_size=3, stride=2, padding=1),

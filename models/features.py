@@ -2,7 +2,8 @@
 
 Both decide in each call whether to run over feature buffers or to call their modules.
 
-Letters of the shape comments: N images, C channels, H x W pixels, k growth rate, m dense layers in a block.
+Letters of the shape comments: N images of I channels, C channels of feature maps, H x W pixels, k growth rate, m dense
+layers in a block.
 """
 
 from collections import OrderedDict
@@ -68,7 +69,7 @@ class DenseBlock(nn.Module):
 class Features(nn.Sequential):
     """A stem, then dense blocks with a transition after each, except for the last, which a norm layer follows.
 
-    Maps images (N, 3, H, W) to normalised feature maps (N, C, H', W'); no ReLU has been applied to these yet. With a
+    Maps images (N, I, H, W) to normalised feature maps (N, C, H', W'); no ReLU has been applied to these yet. With a
     buffer strategy, each block and the module after it run over one feature buffer in training. A slice of the modules
     keeps the strategy.
 
@@ -95,18 +96,18 @@ class Features(nn.Sequential):
         return part
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map images (N, 3, H, W) to feature maps (N, C, H', W')."""
+        """Map images (N, I, H, W) to feature maps (N, C, H', W')."""
         if is_buffer_wanted(self.strategy, images, training=self.training):
             return _run_over_buffers(self, images, strategy=self.strategy, averages=False)
         return call_in_order(self, images)
 
 
 def averages_of(features: nn.Module, images: Tensor, *, strategy: str, training: bool) -> Tensor:
-    """Compute ReLU and the average over all pixels of `features(images)`: (N, 3, H, W) to (N, C).
+    """Compute ReLU and the average over all pixels of `features(images)`: (N, I, H, W) to (N, C).
 
     Args:
         features: `Features`, or another module in its place.
-        images: (N, 3, H, W).
+        images: (N, I, H, W).
         strategy: How the backward pass gets intermediate results of the forward pass; see `DenseNet`.
         training: Whether the network is in training mode.
     """
@@ -130,7 +131,7 @@ def _run_over_buffers(features: nn.Sequential, images: Tensor, *, strategy: str,
     Args:
         features: A stem, then dense blocks with a transition after each, except for the last, which a norm layer
             follows. Otherwise the modules are called, and a warning says so.
-        images: (N, 3, H, W).
+        images: (N, I, H, W).
         strategy: One of `BUFFER_STRATEGIES`.
         averages: Whether ReLU and the average over all pixels follow.
 

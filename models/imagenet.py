@@ -36,8 +36,9 @@ class ImageNetNetwork(NamedTuple):
         drop_rate: float = 0,
         drop_where: str = "layers",
         efficient: bool | str = True,
+        in_channels: int = 3,
     ) -> "DenseNet":
-        """Build the network: images (N, 3, H, W), normalised per channel, to logits (N, num_classes).
+        """Build the network: images (N, in_channels, H, W), normalised per channel, to logits (N, num_classes).
 
         H and W are 32 or more. The arguments are those of `DenseNet`.
 
@@ -57,6 +58,7 @@ class ImageNetNetwork(NamedTuple):
             drop_rate=drop_rate,
             drop_where=drop_where,
             efficient=efficient,
+            in_channels=in_channels,
         )
 
 

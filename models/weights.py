@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .densenet import DenseNet
+from .first_convolution import FIRST_CONVOLUTION, with_adapted_input
 from .weight_names import COUNTER, find_places, named_as_own
 
 CLASSIFIER = ("classifier.weight", "classifier.bias")
@@ -20,7 +21,9 @@ _foreign = Repr()
 _foreign.maxstring = 80  # characters of a name that came with the weights
 
 
-def load_weights(network: DenseNet, state_dict: Mapping[str, Any], *, replace_classifier: bool = False) -> list[str]:
+def load_weights(
+    network: DenseNet, state_dict: Mapping[str, Any], *, replace_classifier: bool = False, adapt_input: bool = False
+) -> list[str]:
     """Load the weights of a DenseNet of the same shape: of this program, of an earlier efficient one, or torchvision's.
 
     The names may have the prefixes of wrappers (DataParallel, AveragedModel, torch.compile and FSDP) and any other
@@ -38,6 +41,8 @@ def load_weights(network: DenseNet, state_dict: Mapping[str, Any], *, replace_cl
         state_dict: Tensors by name, or a dict that holds such a dict under any key.
         replace_classifier: Ignore a classifier that is missing or has another shape, to train on other classes. The
             network keeps its own. Everything else must fit.
+        adapt_input: Adapt a first convolution for images with another number of channels, see
+            `models.first_convolution`. `input_channels` tells what number that was.
 
     Returns:
         The network's names of all tensors that were not loaded: the classifier if it was ignored, and counters
@@ -50,13 +55,13 @@ def load_weights(network: DenseNet, state_dict: Mapping[str, Any], *, replace_cl
     References:
         torchvision's models/densenet.py has both kinds of names.
     """
-    given, left = fitting_weights(network, state_dict, replace_classifier=replace_classifier)
+    given, left = fitting_weights(network, state_dict, replace_classifier=replace_classifier, adapt_input=adapt_input)
     network.load_state_dict(network.state_dict() | given)
     return left
 
 
 def fitting_weights(
-    network: DenseNet, state_dict: Mapping[str, Any], *, replace_classifier: bool = False
+    network: DenseNet, state_dict: Mapping[str, Any], *, replace_classifier: bool = False, adapt_input: bool = False
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Find the tensors that `load_weights` would load, without loading them; the network may be on `meta`.
 
@@ -64,6 +69,7 @@ def fitting_weights(
         network: The network to compare with.
         state_dict: As for `load_weights`.
         replace_classifier: As for `load_weights`.
+        adapt_input: As for `load_weights`.
 
     Returns:
         The tensors by the network's names, and the names that `load_weights` would return.
@@ -73,12 +79,24 @@ def fitting_weights(
     """
     own = network.state_dict()
     given = _with_own_names(_required_dict(state_dict), own)
+    if adapt_input:
+        given = with_adapted_input(given, own)
     left = {name for name in own if name.endswith(COUNTER) and name not in given}
     if replace_classifier and any(name not in given or _misfit(given[name], own[name]) for name in CLASSIFIER):
         left.update(CLASSIFIER)
         given = {name: value for name, value in given.items() if name not in CLASSIFIER}
     _require_fit(given, own, left)
     return given, [name for name in own if name in left]
+
+
+def input_channels(network: DenseNet, state_dict: Mapping[str, Any]) -> int:
+    """Return the number of channels of the images that weights are for, before `load_weights` adapts them.
+
+    Args:
+        network: The network that the weights fit.
+        state_dict: As for `load_weights`.
+    """
+    return _with_own_names(_required_dict(state_dict), network.state_dict())[FIRST_CONVOLUTION].shape[1]
 
 
 def weight_places(network: DenseNet, state_dict: Mapping[str, Any]) -> list[str]:

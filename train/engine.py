@@ -33,7 +33,7 @@ Batch = tuple[Tensor, Tensor, int]
 
 
 class BatchSource(Protocol):
-    """Batches on the training device: images (n, 3, H, W), labels (n,), and the size of the whole batch.
+    """Batches on the training device: images (n, C, H, W), labels (n,), and the size of the whole batch.
 
     Where several processes share a run, n images are this process's part of the batch, possibly none.
     """
@@ -134,7 +134,7 @@ def evaluate(
     """Return loss and error over all processes in eval mode. The device is waited for once, at the end.
 
     Args:
-        model: Maps images (n, 3, H, W) to logits (n, classes).
+        model: Maps images (n, C, H, W) to logits (n, classes).
         source: At least one batch, and the same number in each process.
         bar: The progress bar.
         stop: Checked after each batch.

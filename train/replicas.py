@@ -29,7 +29,7 @@ class InPrecision(nn.Module):
         self.dtype = dtype
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map images (n, 3, H, W) to logits (n, classes). For n = 0 the gradient of every parameter is 0."""
+        """Map images (n, C, H, W) to logits (n, classes). For n = 0 the gradient of every parameter is 0."""
         if not len(images):
             return self._no_logits()
         with torch.autocast(images.device.type, self.dtype, enabled=self.dtype is not None):

@@ -40,7 +40,7 @@ class Stepper:
     CUDA graph.
 
     Args:
-        model: Maps images (n, 3, H, W) to logits (n, classes). Under DistributedDataParallel it takes empty batches.
+        model: Maps images (n, C, H, W) to logits (n, classes). Under DistributedDataParallel it takes empty batches.
         optimizer: A fused optimizer of the model's parameters.
         scaler: Scales the loss; None or a disabled one in every precision except fp16.
         processes: The processes that share a batch.
@@ -85,7 +85,7 @@ class Stepper:
         """Take a step, and add loss and error to the metrics. No step is taken after a loss that is NaN or infinite.
 
         Args:
-            images: This process's part of the batch, (n, 3, H, W); may be empty where there are several processes.
+            images: This process's part of the batch, (n, C, H, W); may be empty where there are several processes.
             labels: Its labels, (n,).
             size: Images of the batch in all processes.
         """

@@ -17,7 +17,7 @@ TOP_K = 5  # predictions that a top-5 error allows for each image
 
 
 class LabelledBatches(Protocol):
-    """Batches of images (n, 3, H, W), labels (n,) and the number of images, on the device of the network."""
+    """Batches of images (n, I, H, W), labels (n,) and the number of images, on the device of the network."""
 
     @property
     def num_images(self) -> int:
@@ -70,7 +70,7 @@ def count_confusions(model: nn.Module, batches: LabelledBatches, *, num_classes:
     """Classify all images, and count predictions by true class.
 
     Args:
-        model: Maps images (n, 3, H, W) to logits (n, C); put into eval mode.
+        model: Maps images (n, I, H, W) to logits (n, C); put into eval mode.
         batches: The test set. Its progress is shown as a bar on stderr if that is a terminal.
         num_classes: C.
     """

@@ -89,12 +89,14 @@ def _measure(
         folder=settings.data,
         download=download,
         image_size=settings.pixels,
+        channels=settings.in_channels,
         mirrors=settings.data_url,
         notify=say,
         bar=ByteBar,
     )
     run.require_classes(source.classes)
-    batches = make_test_loader(source, DATASETS[settings.dataset], device, batch_size=batch_size)
+    spec = replace(DATASETS[settings.dataset], mean=run.mean, std=run.std)
+    batches = make_test_loader(source, spec, device, batch_size=batch_size)
     with cpu_contention.warn_if_busy(device):
         counts = count_confusions(model, batches, num_classes=len(source.classes))
     return Report.from_counts(counts, source.classes)

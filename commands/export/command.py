@@ -31,11 +31,11 @@ class ExportSettings(Settings):
 def export(settings: ExportSettings) -> None:
     """Write the network of a run as one file that needs none of this code: for torch.export, or for ONNX.
 
-    The file takes images: float32 (N, 3, H, W) of the run's size, RGB, pixels from 0 to 1 and not normalised, for any
-    number N of them. It returns logits: float32 (N, classes). The normalisation of the run is part of it. The weights
-    are those in model.pt, and plain modules run, whatever --efficient was. Before the file gets its name it is read
-    back, by ONNX Runtime if it is ONNX, and its logits are compared with the network's own; if they differ by more than
-    rounding, the exit code is 1 and there is no file.
+    The file takes images: float32 (N, C, H, W) of the run's size and channels (RGB if these are 3), pixels from 0 to 1
+    and not normalised, for any number N of them. It returns logits: float32 (N, classes). The normalisation of the run
+    is part of it. The weights are those in model.pt, and plain modules run, whatever --efficient was. Before the file
+    gets its name it is read back, by ONNX Runtime if it is ONNX, and its logits are compared with the network's own; if
+    they differ by more than rounding, the exit code is 1 and there is no file.
 
     The file also holds texts, each of them JSON: "classes" (names in the order of the logits), "mean", "std",
     "image_size", "preprocessing" (the steps by which the command predict turns an image of any size into such an

@@ -17,6 +17,7 @@ from commands.export.quiet import failing_in_one_line
 from commands.memory import larger_machine, memory_explained
 from commands.saved_run import SavedRun
 from data.datasets import DATASETS
+from data.decode import COLOURS
 from data.images import describe_preparation
 from train import runtime
 from train.errors import RunError
@@ -30,10 +31,10 @@ COMPARED = (1, 3)  # images in the batches on which the file is compared with th
 class PixelNetwork(nn.Module):
     """A network together with the normalisation it was trained with, in eval mode.
 
-    Maps pixels (N, 3, H, W) from 0 to 1 to the logits of the network.
+    Maps pixels (N, C, H, W) from 0 to 1 to the logits of the network.
 
     Args:
-        network: Maps normalised images (N, 3, H, W) to logits. It is put into eval mode.
+        network: Maps normalised images (N, C, H, W) to logits. It is put into eval mode.
         mean: Mean of each channel, for pixels from 0 to 1.
         std: Standard deviation of each channel, for pixels from 0 to 1.
     """
@@ -48,8 +49,13 @@ class PixelNetwork(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
         self.eval()
 
+    @property
+    def channels(self) -> int:
+        """Channels C of the pixels."""
+        return len(self.mean)
+
     def forward(self, images: Tensor) -> Tensor:
-        """Map pixels (N, 3, H, W) to logits (N, classes)."""
+        """Map pixels (N, C, H, W) to logits (N, classes)."""
         return self.network((images - self.mean) / self.std)
 
 
@@ -64,6 +70,7 @@ class ExportedFile:
         difference: Largest difference between logits of file and network, relative to the largest logit of a batch.
         num_classes: Number of logits.
         image_size: Height and width of images.
+        channels: Channels of images.
     """
 
     path: Path
@@ -72,13 +79,15 @@ class ExportedFile:
     difference: float
     num_classes: int
     image_size: int
+    channels: int
 
     def describe(self) -> tuple[str, str]:
         """Two lines for a user: the file, and its input and output."""
+        shape, colours = (self.channels, self.image_size, self.image_size), COLOURS.get(self.channels)
         return (
             f"{self.path}: {self.kind}, {self.size:,} bytes; largest relative difference to the network's own "
             f"logits {self.difference:.1e}",
-            f"{INPUT}: float32 (N, 3, {self.image_size}, {self.image_size}), RGB, from 0 to 1; "
+            f"{INPUT}: float32 (N, {', '.join(map(str, shape))}), {f'{colours}, ' if colours else ''}from 0 to 1; "
             f"{OUTPUT}: float32 (N, {self.num_classes})",
         )
 
@@ -99,7 +108,7 @@ def export_run(run: SavedRun, output: Path, *, format: str, threads: int | None)
     image_size, grey = run.settings.pixels, DATASETS[run.settings.dataset].grey
     runtime.use_threads(threads)
     with memory_explained(larger_machine):
-        preprocessing = describe_preparation(image_size=image_size, grey=grey)
+        preprocessing = describe_preparation(image_size=image_size, channels=run.settings.in_channels, grey=grey)
         metadata = metadata_of(run, image_size=image_size, preprocessing=preprocessing)
         network = PixelNetwork(run.network(), run.mean, run.std)
         exported = export_network(network, output, format=format, image_size=image_size, metadata=metadata)
@@ -131,7 +140,7 @@ def export_network(
     """Write a network, on the CPU and in 32 bits, to a file that needs none of this code.
 
     Args:
-        network: Maps pixels (N, 3, H, W) from 0 to 1 to logits (N, classes).
+        network: Maps pixels (N, C, H, W) from 0 to 1 to logits (N, classes).
         path: The file, which does not exist.
         format: A key of `EXPORTERS`.
         image_size: Height and width of images.
@@ -144,7 +153,7 @@ def export_network(
     exporter = EXPORTERS[format]
     num_classes = _num_finite_logits(network, image_size)
     with failing_in_one_line(f"--format {format} failed, and {path} is not written"):
-        content = exporter.write(network, _random_pixels(TRACED, image_size), metadata)
+        content = exporter.write(network, _random_pixels(TRACED, network.channels, image_size), metadata)
     difference = float("nan")
 
     def write_and_compare(file: BinaryIO) -> None:
@@ -162,13 +171,13 @@ def export_network(
             raise RunError(f"{path} was created by another program in the meantime; it stays as it is")
 
     atomic_write(path, write_and_compare)
-    return ExportedFile(path, exporter.describe(), len(content), difference, num_classes, image_size)
+    return ExportedFile(path, exporter.describe(), len(content), difference, num_classes, image_size, network.channels)
 
 
 @torch.no_grad()
 def _num_finite_logits(network: PixelNetwork, image_size: int) -> int:
     """The number of logits, after making sure that they are finite."""
-    (logits,) = network(_random_pixels(1, image_size))
+    (logits,) = network(_random_pixels(1, network.channels, image_size))
     if not logits.isfinite().all():
         raise RunError("the network's logits are NaN or infinite, so they mean nothing; nothing is written")
     return len(logits)
@@ -191,7 +200,7 @@ def largest_difference(network: PixelNetwork, exported: Callable[[Tensor], Tenso
     """
     differences = []
     for num_images in COMPARED:
-        pixels = _random_pixels(num_images, image_size)
+        pixels = _random_pixels(num_images, network.channels, image_size)
         expected, actual = network(pixels), exported(pixels)
         if actual.shape != expected.shape:
             raise ValueError(f"logits are {tuple(actual.shape)}, not {tuple(expected.shape)}")
@@ -200,6 +209,6 @@ def largest_difference(network: PixelNetwork, exported: Callable[[Tensor], Tenso
     return torch.stack(differences).max().item()
 
 
-def _random_pixels(num_images: int, image_size: int) -> Tensor:
+def _random_pixels(num_images: int, channels: int, image_size: int) -> Tensor:
     generator = torch.Generator().manual_seed(num_images)
-    return torch.rand(num_images, 3, image_size, image_size, generator=generator)
+    return torch.rand(num_images, channels, image_size, image_size, generator=generator)

@@ -27,9 +27,10 @@ class PredictSettings(Settings):
 def predict(settings: PredictSettings) -> None:
     """Print the class of each image, by the weights of a finished or unfinished run.
 
-    Any image file that Pillow can read will do: it is resized and cropped in the same way as the test images of the
-    run. A line is printed for each file, with its path, its class and the probability that the network gives to it. A
-    file that is no image gets a line on stderr, and the exit code is then 1.
+    Any image file that Pillow can read will do, and any array in a .npy file with the channels of the run: it is
+    resized and cropped in the same way as the test images of the run. A line is printed for each file, with its path,
+    its class and the probability that the network gives to it. A file that is no image, or has other channels, gets a
+    line on stderr, and the exit code is then 1.
     """
     require_new(settings.csv, flag="csv", suffix=".csv")
     run = read_saved_run(settings.save)

@@ -77,6 +77,7 @@ def predict_images(
         batches = read_images(
             paths,
             image_size=run.settings.pixels,
+            channels=run.settings.in_channels,
             grey=DATASETS[run.settings.dataset].grey,
             mean=run.mean,
             std=run.std,
@@ -96,8 +97,8 @@ def most_likely(model: nn.Module, images: Tensor, *, top: int) -> tuple[Tensor, 
     """Compute the most likely classes of images, the most likely one first.
 
     Args:
-        model: Maps images (n, 3, H, W) to logits; in eval mode.
-        images: float (n, 3, H, W), normalised, on the device of the model.
+        model: Maps images (n, C, H, W) to logits; in eval mode.
+        images: float (n, C, H, W), normalised, on the device of the model.
         top: Number of classes for each image, from 1 to all.
 
     Returns:
@@ -115,7 +116,7 @@ def predict_files(
     If there are many files, a progress bar is shown on stderr if that is a terminal.
 
     Args:
-        model: Maps images (n, 3, H, W) to logits; put into eval mode.
+        model: Maps images (n, C, H, W) to logits; put into eval mode.
         batches: The files, with images on the device of the model; closed in any case.
         classes: Names of the classes by label.
         top: Number of classes to print for each image, from 1 to all.

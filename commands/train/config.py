@@ -7,20 +7,23 @@ from torch import nn
 from commands.provenance import VERSION, git_revision, versions
 from commands.recipes import altered_flags
 from commands.settings import TrainSettings
-from data.datasets import DATASETS
+from data.datasets import DatasetSpec
 from data.splits import Dataset
 
 
-def config_of(settings: TrainSettings, network: nn.Module, source: Dataset, *, device: str) -> dict[str, Any]:
+def config_of(
+    settings: TrainSettings, network: nn.Module, source: Dataset, spec: DatasetSpec, *, device: str
+) -> dict[str, Any]:
     """The content of config.json.
 
     Args:
         settings: Settings of the run, with everything that the program has chosen.
         network: Network that is trained.
         source: Data set that it is trained on.
+        spec: How its images are prepared.
         device: Description of the device.
     """
-    spec, flags = DATASETS[settings.dataset], settings.plain()
+    flags = settings.plain()
     return {
         "flags": flags,
         **({"recipe_altered": altered_flags(flags)} if settings.recipe else {}),

@@ -4,8 +4,9 @@ import torch
 
 from commands.settings import TrainSettings
 from commands.train.checks import check_last_batch
-from data.datasets import DATASETS, load
+from data.datasets import DATASETS, DatasetSpec, load
 from data.loader import Loader, Shard, make_loaders
+from data.normalisation import with_normalisation
 from data.splits import Dataset
 from data.verify import verify_held_out
 from train.byte_bar import ByteBar
@@ -18,8 +19,8 @@ from train.terminal import Bar, say
 
 def read_dataset(
     settings: TrainSettings, device: torch.device, processes: ProcessGroup, *, is_new: bool
-) -> tuple[Dataset, Loaders]:
-    """Read the images of a run, and divide the batches among its processes.
+) -> tuple[Dataset, DatasetSpec, Loaders]:
+    """Read the images of a run, decide how to prepare them, and divide the batches among its processes.
 
     Args:
         settings: Settings of the run, its seed among them.
@@ -38,6 +39,7 @@ def read_dataset(
             folder=settings.data,
             download=settings.download,
             image_size=settings.pixels,
+            channels=settings.in_channels,
             mirrors=settings.data_url,
             notify=say,
             bar=ByteBar,
@@ -51,21 +53,25 @@ def read_dataset(
         )
     if not is_new:
         processes.on_main(require_recorded_data, settings.save, classes=source.classes, sizes=source.sizes())
-    train, valid, test = processes.main_first(lambda: _make_loaders(settings, source, device, processes))
+    # The main process measures the training images for all.
+    spec = processes.on_main(
+        with_normalisation, DATASETS[settings.dataset], source.train, channels=settings.in_channels
+    )
+    train, valid, test = processes.main_first(lambda: _make_loaders(settings, source, spec, device, processes))
     check_last_batch(settings, num_images=train.num_images, num_processes=processes.world_size)
     if is_new:
         verify_held_out([loader for loader in (valid, test) if loader], bar=Bar)
-    return source, Loaders(train, valid, test)
+    return source, spec, Loaders(train, valid, test)
 
 
 def _make_loaders(
-    settings: TrainSettings, source: Dataset, device: torch.device, processes: ProcessGroup
+    settings: TrainSettings, source: Dataset, spec: DatasetSpec, device: torch.device, processes: ProcessGroup
 ) -> tuple[Loader, Loader | None, Loader]:
     assert settings.augment is not None, "chosen before the data are read"
     assert settings.seed is not None, "chosen before the data are read"
     return make_loaders(
         source,
-        DATASETS[settings.dataset],
+        spec,
         device,
         batch_size=settings.batch_size,
         valid_size=settings.valid_size,

@@ -12,7 +12,7 @@ from commands.train.curves import Curves
 from commands.train.dataset import read_dataset
 from commands.train.initial_weights import load_initial_weights, read_initial_weights
 from commands.train.tensorboard import Events
-from data.datasets import DATASETS, validation_size
+from data.datasets import DATASETS, DatasetSpec, validation_size
 from data.splits import Dataset
 from models import DenseNet
 from train import cpu_contention, replicas, runtime
@@ -34,6 +34,7 @@ class Inputs:
         settings: Settings of the run, with everything that the program has chosen.
         device: Device of this process.
         source: Data set of the run.
+        spec: How its images are prepared.
         loaders: Batches of this process.
         initial_weights: Weights of --init_weights, in the main process of a new run that names a file, until the
             network has them.
@@ -42,6 +43,7 @@ class Inputs:
     settings: TrainSettings
     device: torch.device
     source: Dataset
+    spec: DatasetSpec
     loaders: Loaders
     initial_weights: dict[str, Any] | None
 
@@ -96,9 +98,9 @@ def read_inputs(settings: TrainSettings, *, is_new: bool) -> Inputs:
         processes=processes,
     )
     initial_weights = processes.on_main_only(read_initial_weights, settings) if is_new else None
-    source, loaders = read_dataset(settings, device, processes, is_new=is_new)
-    valid_size = validation_size(source, DATASETS[settings.dataset], settings.valid_size)
-    return Inputs(replace(settings, valid_size=valid_size), device, source, loaders, initial_weights)
+    source, spec, loaders = read_dataset(settings, device, processes, is_new=is_new)
+    valid_size = validation_size(source, spec, settings.valid_size)
+    return Inputs(replace(settings, valid_size=valid_size), device, source, spec, loaders, initial_weights)
 
 
 def build_network(inputs: Inputs, *, is_new: bool) -> DenseNet:
@@ -147,7 +149,7 @@ def fit(placed: replicas.Replicas, inputs: Inputs, folder: RunFolder, checkpoint
         graphs=CudaGraphs(inputs.device) if settings.cuda_graph else None,
     )
     device = runtime.describe_device(inputs.device, processes)
-    config = config_of(settings, placed.network, inputs.source, device=device)
+    config = config_of(settings, placed.network, inputs.source, inputs.spec, device=device)
     folder.write_config(config)
     say(f"{title_of(settings)}: {config['parameters']:,} parameters, {device}")
     sizes = inputs.loaders.describe(limit=settings.limit_batches)

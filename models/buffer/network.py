@@ -62,7 +62,7 @@ def run_stem(modules: Sequence[nn.Module], images: Tensor) -> Tensor:
 
     Args:
         modules: Convolution, and norm, ReLU and pooling after it; or any others.
-        images: (N, 3, H, W).
+        images: (N, I, H, W), of I channels.
     """
     x, rest = call_in_order(modules[:1], images), modules[1:]
     is_imagenet = [type(module) for module in rest] == [nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d]

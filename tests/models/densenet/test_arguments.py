@@ -13,7 +13,7 @@ from models.layers import DenseLayer
 
 
 def test_constructor_takes_the_arguments_of_earlier_code_in_their_order():
-    *parameters, new = inspect.signature(DenseNet).parameters.values()
+    *parameters, where, channels = inspect.signature(DenseNet).parameters.values()
     assert [(parameter.name, parameter.default) for parameter in parameters] == [
         ("growth_rate", 12),
         ("block_config", (16, 16, 16)),
@@ -26,7 +26,8 @@ def test_constructor_takes_the_arguments_of_earlier_code_in_their_order():
         ("efficient", False),
     ]
     assert all(parameter.kind is parameter.POSITIONAL_OR_KEYWORD for parameter in parameters)
-    assert (new.name, new.default, new.kind) == ("drop_where", "layers", new.KEYWORD_ONLY)
+    assert (where.name, where.default, where.kind) == ("drop_where", "layers", where.KEYWORD_ONLY)
+    assert (channels.name, channels.default, channels.kind) == ("in_channels", 3, channels.KEYWORD_ONLY)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,53 @@
+"""The first convolution's weights for images with another number of channels.
+
+    1 channel:       the sum over all N input channels
+    M channels > 1:  the N input channels again and again, times N / M
+
+If all channels of an image are equal, so are the results of both convolutions for 1 channel, and for M if M is a
+multiple of N. Otherwise the results have about the size that they had.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FIRST_CONVOLUTION = "features.conv0.weight"
+
+
+def adapt_input_channels(weight: Tensor, in_channels: int) -> Tensor:
+    """Adapt the weight of a convolution to another number of input channels.
+
+    Args:
+        weight: (C, N, h, w), of any floating-point type.
+        in_channels: The new number M, 1 or more.
+
+    Returns:
+        float64 (C, M, h, w), in which the sums are exact enough for every type.
+
+    References:
+        timm adapts pretrained weights by the same rule where N is 3.
+    """
+    weight = weight.double()
+    if in_channels == 1:
+        return weight.sum(1, keepdim=True)
+    num_channels = weight.shape[1]
+    order = torch.arange(in_channels, device=weight.device) % num_channels
+    return weight[:, order] * (num_channels / in_channels)
+
+
+def with_adapted_input(given: Mapping[str, Any], own: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Adapt the first convolution among some weights if it differs from the network's in its input channels alone.
+
+    Args:
+        given: Weights by the network's names.
+        own: The network's state_dict; may be on `meta`.
+    """
+    weight, expected = given.get(FIRST_CONVOLUTION), own[FIRST_CONVOLUTION]
+    if not isinstance(weight, Tensor) or weight.layout != torch.strided or not weight.is_floating_point():
+        return dict(given)
+    old, new = tuple(weight.shape), tuple(expected.shape)
+    if old == new or len(old) != 4 or 0 in old or (old[0], *old[2:]) != (new[0], *new[2:]):
+        return dict(given)
+    return {**given, FIRST_CONVOLUTION: adapt_input_channels(weight, new[1])}
