@@ -11,7 +11,14 @@ from .imagenet import IMAGENET_NETWORKS
 
 if TYPE_CHECKING:
     from .densenet import DROP_PLACES, STRATEGIES, DenseNet, densenet_bc, densenet_plain
-    from .weights import fitting_weights, load_weights, require_finite, torchvision_names, weight_places
+    from .weights import (
+        densenet_arguments,
+        fitting_weights,
+        load_weights,
+        require_finite,
+        torchvision_names,
+        weight_places,
+    )
 
 __all__ = [
     "DEPTH_RULES",
@@ -19,6 +26,7 @@ __all__ = [
     "IMAGENET_NETWORKS",
     "STRATEGIES",
     "DenseNet",
+    "densenet_arguments",
     "densenet_bc",
     "densenet_plain",
     "fitting_weights",

@@ -10,7 +10,7 @@ from train.run.file_kinds import BEFORE_ARCHIVES, is_safetensors
 from train.run.files import head_of, load_tensors, read_tensors, reason_of
 from train.terminal import warn
 
-# torchvision and torch.hub put the beginning of the SHA-256 digest into the name.
+# The name contains the beginning of the SHA-256 digest in files of torchvision and torch.hub, of SHA-1 in pytorchcv's.
 DIGEST_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.(?:pth?|safetensors)$")
 
 
@@ -49,7 +49,7 @@ def _verify_by_name(path: Path, content: bytes) -> bool:
         DamagedFile: If it contains another digest.
     """
     named = DIGEST_IN_NAME.search(path.name)
-    if named and not hashlib.sha256(content).hexdigest().startswith(named[1]):
+    if named and not any(hashlib.new(kind, content).hexdigest().startswith(named[1]) for kind in ("sha256", "sha1")):
         raise DamagedFile(f"{path} is damaged: its digest is not the one in its name")
     return bool(named)
 
