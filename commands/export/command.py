@@ -4,24 +4,24 @@ from pathlib import Path
 from typing import Literal
 
 from commands.export.formats import FORMATS
-from commands.line.flags import Command, Settings, flag, settings
+from commands.line.flags import Command, flag, settings
 from commands.outputs import require_new
 from commands.requirements import require_packages
-from commands.saved_run import read_saved_run
 from commands.settings import DEBUG_HELP, THREADS_HELP, Threads
+from commands.trained import TrainedSettings, read_trained
 
 
 @settings
-class ExportSettings(Settings):
+class ExportSettings(TrainedSettings):
     """Flags of the command export."""
 
-    save: Path = flag("Folder of the run.")
     format: Literal["torch", "onnx"] = flag(
         "torch writes a .pt2 file for torch.export.load, onnx an .onnx file for ONNX Runtime and others. The latter "
         "needs the packages onnx, onnxscript and onnxruntime."
     )
     output: Path | None = flag(
-        "The new file. None: model.pt2 or model.onnx in the folder of the run. A file that exists is refused.",
+        "The new file. None: model.pt2 or model.onnx in the folder of the run, or a file beside --weights. A file that "
+        "exists is refused.",
         default=None,
     )
     threads: Threads | None = flag(THREADS_HELP, default=None)
@@ -45,12 +45,20 @@ def export(settings: ExportSettings) -> None:
     """
     suffix, packages = FORMATS[settings.format].suffix, FORMATS[settings.format].packages
     require_packages(*packages, flag="format", value=settings.format)
-    run = read_saved_run(settings.save)
-    output = settings.output or settings.save / f"model{suffix}"
+    run = read_trained(settings)
+    output = settings.output or _default_output(settings, suffix)
     require_new(output, flag="output", suffix=suffix)
     from commands.export.network import export_run  # torch takes seconds to import
 
     export_run(run, output, format=settings.format, threads=settings.threads)
+
+
+def _default_output(settings: ExportSettings, suffix: str) -> Path:
+    """The file beside the weights that are exported: model.pt2 in a run, name.pt2 beside name.pth."""
+    if settings.save is not None:
+        return settings.save / f"model{suffix}"
+    assert settings.weights is not None, "one of them is given"
+    return settings.weights.with_suffix(suffix)
 
 
 COMMAND = Command(ExportSettings, export)

@@ -16,6 +16,7 @@ from commands.export.exporters import EXPORTERS, INPUT, OUTPUT
 from commands.export.quiet import failing_in_one_line
 from commands.memory import larger_machine, memory_explained
 from commands.saved_run import SavedRun
+from commands.weights_file import WeightsFile
 from data.datasets import DATASETS
 from data.images import describe_preparation
 from train import runtime
@@ -83,11 +84,11 @@ class ExportedFile:
         )
 
 
-def export_run(run: SavedRun, output: Path, *, format: str, threads: int | None) -> None:
+def export_run(run: SavedRun | WeightsFile, output: Path, *, format: str, threads: int | None) -> None:
     """Write the network of a run to a file for other programs, and describe the file to the user.
 
     Args:
-        run: The run.
+        run: The run, or a file of weights.
         output: The file, which does not exist.
         format: A key of `FORMATS`.
         threads: CPU threads for computation. None: torch decides.
@@ -106,11 +107,13 @@ def export_run(run: SavedRun, output: Path, *, format: str, threads: int | None)
     say(*exported.describe())
 
 
-def metadata_of(run: SavedRun, *, image_size: int, preprocessing: Mapping[str, str | int]) -> dict[str, str]:
+def metadata_of(
+    run: SavedRun | WeightsFile, *, image_size: int, preprocessing: Mapping[str, str | int]
+) -> dict[str, str]:
     """Return the texts that a file holds besides the network, each of them JSON.
 
     Args:
-        run: The run.
+        run: The run, or a file of weights.
         image_size: Height and width of images.
         preprocessing: The steps from an image of any size to the pixels that the file takes, in their order.
     """
