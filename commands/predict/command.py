@@ -33,7 +33,7 @@ def predict(settings: PredictSettings) -> None:
     require_new(settings.csv, flag="csv", suffix=".csv")
     run = read_trained(settings)
     if settings.top > len(run.classes):
-        raise UserError(f"--top is {settings.top}, but there are {len(run.classes)} classes")
+        raise UserError(f"--top is {settings.top}, but the network has {len(run.classes)} classes")
     from commands.predict.predictions import predict_images  # torch takes seconds to import
 
     predict_images(
