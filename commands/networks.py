@@ -1,12 +1,13 @@
 """The networks that the command line builds, and the depths and growth rates that they can have."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from commands.line.types import Range
 from models import DEPTH_RULES, IMAGENET_NETWORKS
-from train.errors import UserError
+from train.errors import RunError, UserError
 
 if TYPE_CHECKING:
     from models import DenseNet
@@ -103,6 +104,59 @@ def with_flags_of_network(given: dict[str, Any]) -> dict[str, Any]:
     """Add depth and growth rate of an ImageNet network to the flags that a line names, unless it names them too."""
     network = IMAGENET_NETWORKS.get(given.get("network", ""))
     return ({"depth": network.depth, "growth_rate": network.growth_rate} if network else {}) | given
+
+
+def flags_of_arguments(arguments: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return network, depth and growth_rate that stand for arguments of `DenseNet`; None if there is no such network.
+
+    Args:
+        arguments: As `models.densenet_arguments` returns them. Number of classes and kind of stem make no difference.
+    """
+    growth_rate, blocks = arguments["growth_rate"], arguments["block_config"]
+    kind = arguments["bn_size"], arguments["compression"], arguments["num_init_features"]
+    is_bc, is_plain = kind == (4, 0.5, 2 * growth_rate), kind == (None, 1, 16)
+    for name, entry in IMAGENET_NETWORKS.items():
+        if is_bc and not arguments["small_inputs"] and (entry.block_config, entry.growth_rate) == (blocks, growth_rate):
+            return {"network": name, "depth": entry.depth, "growth_rate": growth_rate}
+    if not (is_bc or is_plain) or blocks != blocks[:1] * 3:
+        return None
+    name, function = ("densenet_bc", "densenet_bc") if is_bc else ("densenet", "densenet_plain")
+    return {"network": name, "depth": DEPTH_RULES[function].step * blocks[0] + 4, "growth_rate": growth_rate}
+
+
+def network_with(
+    weights: Mapping[str, Any], settings: NetworkSettings, num_classes: int, *, path: Path, misfit: str
+) -> "DenseNet":
+    """Build a network with weights from a file, on the CPU.
+
+    Args:
+        weights: What the file holds.
+        settings: The network.
+        num_classes: Number of logits.
+        path: The file, for messages.
+        misfit: What a message says of a file that does not fit, before the reason.
+
+    Raises:
+        UserError: If the weights do not fit.
+        RunError: If they are NaN or infinite, or a variance is negative.
+    """
+    import torch
+
+    from models import fitting_weights, require_finite
+
+    with torch.device("meta"):  # where a network of any size takes no memory
+        network = settings.build(num_classes)
+    try:
+        fitting, counters = fitting_weights(network, weights)
+    except ValueError as error:
+        raise UserError(f"{path} {misfit}: {error}") from error
+    try:
+        require_finite(fitting)
+    except ValueError as error:
+        raise RunError(f"{path} cannot be used: {error}") from error
+    fitting |= dict.fromkeys(counters, torch.zeros((), dtype=torch.int64))
+    network.to_empty(device="cpu").load_state_dict(fitting)
+    return network
 
 
 def check_network(network: str, *, depth: int, growth_rate: int) -> None:

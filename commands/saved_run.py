@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from fire.core import FireError
 
 from commands.line.flags import Role
+from commands.networks import network_with
 from commands.settings import TrainSettings
 from data.errors import DataError
-from train.errors import RunError, UserError
+from train.errors import UserError
 from train.run.config import CONFIG, MODEL, read_config, require_classes, texts
 from train.run.files import load_tensors
 
@@ -69,24 +70,9 @@ class SavedRun:
             UserError: If model.pt cannot be used, or is of another network than config.json describes.
             RunError: If its weights are NaN or infinite, or a variance is negative.
         """
-        import torch
-
-        from models import fitting_weights, require_finite
-
-        weights, path = self.weights(), self.path / MODEL
-        with torch.device("meta"):  # where a network of any size takes no memory
-            network = self.settings.network_settings.build(len(self.classes))
-        try:
-            weights, counters = fitting_weights(network, weights)
-        except ValueError as error:
-            raise UserError(f"{path} is of another network than its {CONFIG} says: {error}") from error
-        try:
-            require_finite(weights)
-        except ValueError as error:
-            raise RunError(f"{path} cannot be used: {error}") from error
-        weights |= dict.fromkeys(counters, torch.zeros((), dtype=torch.int64))
-        network.to_empty(device="cpu").load_state_dict(weights)
-        return network
+        network = self.settings.network_settings
+        misfit = f"is of another network than its {CONFIG} says"
+        return network_with(self.weights(), network, len(self.classes), path=self.path / MODEL, misfit=misfit)
 
     def origin(self) -> dict[str, Any]:
         """Settings and versions that decide the results of the run, as plain values, without names of folders."""

@@ -117,6 +117,19 @@ def read_folder(folder: Path, *, image_size: int, channels: int = 3) -> Dataset:
     return Dataset(train, test, tuple(classes), valid=held_out[0] if held_out else None, notes=notes)
 
 
+def class_names(folder: Path) -> tuple[str, ...]:
+    """Return the names of the classes, in the order of their labels, without looking for images.
+
+    Args:
+        folder: The folder DIR.
+
+    Raises:
+        MissingData: If a folder is missing.
+        DataError: If it cannot be read.
+    """
+    return tuple(subfolders(_find_splits(folder)["train"]))
+
+
 def _find_splits(folder: Path) -> dict[str, Path]:
     """Return the folders for train, val and test that exist, in this order: the first, and at least one of the others.
 

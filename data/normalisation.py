@@ -31,11 +31,18 @@ def with_normalisation(spec: DatasetSpec, train: Images, *, channels: int) -> Da
     """
     if isinstance(train, ImageFiles) and train.are_arrays:
         mean, std = _measure(train)
-    elif channels == 1:
+        return replace(spec, mean=mean, std=std)
+    fixed = fixed_normalisation(spec, channels=channels)
+    assert fixed is not None, "only arrays have other channels"
+    return fixed
+
+
+def fixed_normalisation(spec: DatasetSpec, *, channels: int) -> DatasetSpec | None:
+    """Return how images are prepared that are no arrays: RGB, or grey; None for any other number of channels."""
+    if channels == 1:
         mean, std = ((round(sum(values) / len(values), 5),) for values in (spec.mean, spec.std))
-    else:
-        return spec
-    return replace(spec, mean=mean, std=std)
+        return replace(spec, mean=mean, std=std)
+    return spec if channels == len(spec.mean) else None
 
 
 def _measure(images: ImageFiles) -> tuple[tuple[float, ...], tuple[float, ...]]:

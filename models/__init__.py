@@ -11,7 +11,15 @@ from .imagenet import IMAGENET_NETWORKS
 
 if TYPE_CHECKING:
     from .densenet import DROP_PLACES, STRATEGIES, DenseNet, densenet_bc, densenet_plain
-    from .weights import fitting_weights, input_channels, load_weights, require_finite, torchvision_names, weight_places
+    from .weights import (
+        densenet_arguments,
+        fitting_weights,
+        input_channels,
+        load_weights,
+        require_finite,
+        torchvision_names,
+        weight_places,
+    )
 
 __all__ = [
     "DEPTH_RULES",
@@ -19,6 +27,7 @@ __all__ = [
     "IMAGENET_NETWORKS",
     "STRATEGIES",
     "DenseNet",
+    "densenet_arguments",
     "densenet_bc",
     "densenet_plain",
     "fitting_weights",

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from .weight_layouts import LAYOUTS, Layout
+
 # Parts of names that torch's own wrappers insert: DataParallel and AveragedModel, torch.compile, FSDP, and the wrapper
 # of activation checkpoints. The last two also wrap modules inside a network. No name in a DenseNet has such a part.
 WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
@@ -18,22 +20,23 @@ KEYS = ("chosen", "state_dict", "model", "model_state_dict")
 AVERAGED = re.compile(r"(^|[._])(ema|swa|averaged?)([._]|$)", re.IGNORECASE)
 COUNTER = "num_batches_tracked"  # of a norm layer; older files have none
 DEEPEST = 4  # levels of nested dicts that are searched
-MOST_DOTS = 5  # in a name of the network, or of torchvision's old files
 
 
 @dataclass(frozen=True, eq=False)
 class Place:
-    """A dict of tensors by name, and the prefix of the network's names in it.
+    """A dict of tensors by name, and how the names of a network's tensors are written in it.
 
     Attributes:
         content: The dict.
         keys: The keys that lead to the dict from the outermost one.
-        prefix: Empty, or ends with a dot.
+        prefix: What all of the names begin with: empty, or a text that ends with a dot.
+        layout: The program whose names follow the prefix.
     """
 
     content: Mapping[Any, Any]
     keys: tuple[str, ...] = ()
     prefix: str = ""
+    layout: Layout = LAYOUTS[0]
 
     @property
     def label(self) -> str:
@@ -46,23 +49,31 @@ class Place:
         key = self.keys[0] if self.keys else ""
         return bool(AVERAGED.search(self.label)), KEYS.index(key) if key in KEYS else len(KEYS)
 
+    def own_name(self, name: str) -> str | None:
+        """Translate a name in the dict to this program's name; None if it is not the name of a tensor of the place."""
+        read = self.layout.read(name)
+        return read[1] if read and read[0] == self.prefix else None
 
-def find_places(content: Mapping[Any, Any], own: Set[str]) -> list[Place]:
+
+def find_places(content: Mapping[Any, Any], own: Set[str] | None = None) -> list[Place]:
     """Find the places that hold the most tensors of a network, in order of preference; at least one place.
 
-    Weights that are averaged over training come after those that are not, and keys that are not in `KEYS` after those
-    that are.
+    A place holds tensors of a dense layer at least: other networks have a `conv1` and an `fc` too. Weights that are
+    averaged over training come after those that are not, and keys that are not in `KEYS` after those that are.
 
     Args:
         content: Tensors by name, or dicts that hold such a dict, as a program has saved them.
-        own: The network's names.
+        own: This program's names for the tensors of the network. None: any DenseNet will do.
 
     Raises:
         ValueError: If nothing tells which place to take.
     """
     dicts = list(_dicts_of_tensors(content))
     counts = {
-        Place(found, keys, prefix): count for keys, found in dicts for prefix, count in _prefixes(found, own).items()
+        Place(found, keys, prefix, layout): count
+        for keys, found in dicts
+        for layout in LAYOUTS
+        for prefix, count in _prefixes(found, layout, own).items()
     }
     if not counts:  # the largest dict gives the message that says most
         keys, found = max(dicts, key=lambda place: _num_tensors(place[1]), default=((), content))
@@ -74,51 +85,39 @@ def find_places(content: Mapping[Any, Any], own: Set[str]) -> list[Place]:
     return places
 
 
-def named_as_own(places: list[Place], own: Set[str]) -> Iterator[tuple[str, Any]]:
-    """Yield names and values of the first place, with the network's own names for its tensors.
+def named_as_own(places: list[Place]) -> Iterator[tuple[str, Any]]:
+    """Yield names and values of the first place, with this program's names for the tensors of a DenseNet.
 
-    Everything else in the same dict keeps its name, except for the network's tensors in the other places, which are
-    left out.
+    Everything else in the same dict keeps its name, except for the tensors of the other places, which are left out.
 
     Raises:
-        ValueError: If a tensor of the network does not have the prefix that the others share.
+        ValueError: If a tensor of a DenseNet has not the prefix that the others share, or not a name of their program.
     """
     first = places[0]
-    others = {place.prefix for place in places[1:] if place.content is first.content}
+    others = [place for place in places[1:] if place.content is first.content]
     for given, value in first.content.items():
         name = _without_wrappers(str(given))
-        prefix = _prefix_of(name, own)
-        if prefix == "" != first.prefix and prefix not in others:
-            raise ValueError(f"the names of the weights begin with {first.prefix!r}, but not {name!r}")
-        if prefix not in others:
-            yield own_name(name.removeprefix(first.prefix)) if prefix in (first.prefix, None) else name, value
-
-
-def own_name(name: str) -> str:
-    """Translate another program's name, without prefix, to the network's own. Unknown names stay as they are.
-
-    So far the only other program is torchvision: its final norm layer, and the dotted names in its weight files.
-    """
-    name = re.sub(r"^features\.norm5\.", "features.norm_final.", name)
-    return re.sub(r"(\.denselayer\d+\.(norm|conv))\.(?=[12]\.)", r"\1", name)
+        own = first.own_name(name)
+        if own is not None:
+            yield own, value
+        elif not any(place.own_name(name) for place in others):
+            if any(read and not read[0] for read in (first.layout.read(name), LAYOUTS[0].read(name))):
+                common = f"begin with {first.prefix!r}" if first.prefix else f"are those of {first.layout.title}"
+                raise ValueError(f"the names of the weights {common}, but not {name!r}")
+            yield name, value
 
 
 def _without_wrappers(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
-def _prefix_of(name: str, own: Set[str]) -> str | None:
-    """Return the prefix in front of a name of the network; None if the name, without wrappers, does not end in one."""
-    parts = name.rsplit(".", maxsplit=MOST_DOTS + 1)
-    tails = (".".join(parts[start:]) for start in range(len(parts)))
-    return next((name.removesuffix(tail) for tail in tails if own_name(tail) in own), None)
-
-
-def _prefixes(content: Mapping[Any, Any], own: Set[str]) -> Counter[str]:
-    """Count the network's tensors in a dict by prefix, except for norm counters, which old files do not have."""
+def _prefixes(content: Mapping[Any, Any], layout: Layout, own: Set[str] | None) -> Counter[str]:
+    """Count a network's tensors in a dict by prefix, except for norm counters, which old files do not have."""
     names = (_without_wrappers(str(name)) for name, value in content.items() if isinstance(value, Tensor))
-    prefixes = (_prefix_of(name, own) for name in names if not name.endswith(COUNTER))
-    return Counter(prefix for prefix in prefixes if prefix is not None)
+    read = [pair for pair in map(layout.read, names) if pair and not pair[1].endswith(COUNTER)]
+    of_network = [(prefix, name) for prefix, name in read if own is None or name in own]
+    of_layers = {prefix for prefix, name in of_network if "denselayer" in name}
+    return Counter(prefix for prefix, _ in of_network if prefix in of_layers)
 
 
 def _dicts_of_tensors(content: Mapping[Any, Any]) -> Iterator[tuple[tuple[str, ...], Mapping[Any, Any]]]:

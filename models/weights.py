@@ -12,6 +12,7 @@ from torch import Tensor
 from .densenet import DenseNet
 from .first_convolution import FIRST_CONVOLUTION, with_adapted_input
 from .weight_names import COUNTER, find_places, named_as_own
+from .weight_shapes import arguments_of
 
 CLASSIFIER = ("classifier.weight", "classifier.bias")
 VARIANCE = "running_var"
@@ -24,14 +25,14 @@ _foreign.maxstring = 80  # characters of a name that came with the weights
 def load_weights(
     network: DenseNet, state_dict: Mapping[str, Any], *, replace_classifier: bool = False, adapt_input: bool = False
 ) -> list[str]:
-    """Load the weights of a DenseNet of the same shape: of this program, of an earlier efficient one, or torchvision's.
+    """Load the weights of a DenseNet of the same shape, of this program or of another one.
 
-    The names may have the prefixes of wrappers (DataParallel, AveragedModel, torch.compile and FSDP) and any other
-    prefix that all tensors share, such as `model.` in checkpoints of Lightning. The final norm layer may be called
-    `norm_final` or, as in torchvision, `norm5`, and the parts of dense layers may have the dotted names of
-    torchvision's files (`norm.1`, `conv.2`). Numbers, texts and integer tensors without dimensions beside the weights,
-    such as the counter of AveragedModel, are ignored. Tensors are copied into those of the network, which keep their
-    dtype and device: either all that are given, or none.
+    The names may be those of this program and of efficient_densenet_pytorch, of torchvision and timm (the dotted ones
+    in torchvision's files too, as `norm.1`), of MONAI's networks for images, of andreasveit/densenet-pytorch, or of
+    pytorchcv. They may have the prefixes of wrappers (DataParallel, AveragedModel, torch.compile and FSDP) and any
+    other prefix that all tensors share, such as `model.` in checkpoints of Lightning. Numbers, texts and integer
+    tensors without dimensions beside the weights, such as the counter of AveragedModel, are ignored. Tensors are copied
+    into those of the network, which keep their dtype and device: either all that are given, or none.
 
     If there are weights in several places, those under "state_dict", "model" and the like are preferred, and those that
     are averaged over training ("state_dict_ema", "model_ema", ...) come last. See `weight_places`.
@@ -53,7 +54,8 @@ def load_weights(
             take. The message is one line and names the first tensors of each kind.
 
     References:
-        torchvision's models/densenet.py has both kinds of names.
+        The names are those of torchvision's models/densenet.py, of monai/networks/nets/densenet.py, of densenet.py in
+        andreasveit/densenet-pytorch, and of densenet.py and densenet_cifar.py in pytorchcv/models.
     """
     given, left = fitting_weights(network, state_dict, replace_classifier=replace_classifier, adapt_input=adapt_input)
     network.load_state_dict(network.state_dict() | given)
@@ -99,6 +101,21 @@ def input_channels(network: DenseNet, state_dict: Mapping[str, Any]) -> int:
     return _with_own_names(_required_dict(state_dict), network.state_dict())[FIRST_CONVOLUTION].shape[1]
 
 
+def densenet_arguments(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """Read from names and shapes of weights which network they are of, for `DenseNet(**densenet_arguments(weights))`.
+
+    Args:
+        state_dict: As for `load_weights`.
+
+    Returns:
+        growth_rate, block_config, compression, num_init_features, bn_size, num_classes, in_channels and small_inputs.
+
+    Raises:
+        ValueError: If they are of no DenseNet whose names are known, or nothing tells which of several places to take.
+    """
+    return arguments_of(dict(named_as_own(find_places(_required_dict(state_dict)))))
+
+
 def weight_places(network: DenseNet, state_dict: Mapping[str, Any]) -> list[str]:
     """Return the keys and prefixes under which a dict holds the network's weights; `load_weights` takes the first.
 
@@ -135,7 +152,7 @@ def _required_dict(state_dict: Any) -> Mapping[Any, Any]:
 
 def _with_own_names(content: Mapping[Any, Any], own: Mapping[str, Tensor]) -> dict[str, Any]:
     named: dict[str, Any] = {}
-    for name, value in named_as_own(find_places(content, own.keys()), own.keys()):
+    for name, value in named_as_own(find_places(content, own.keys())):
         if name not in own and _is_bookkeeping(value):
             continue
         if name in named:
@@ -170,7 +187,21 @@ def _require_fit(given: Mapping[str, Any], own: Mapping[str, Tensor], left: set[
     kinds = {"missing": missing, "unexpected": unexpected, "unfit": others}
     found = [f"{kind}: {_first(entries)}" for kind, entries in kinds.items() if entries]
     if found:
-        raise ValueError(f"the weights do not fit the network; {'; '.join(found)}")
+        raise ValueError(f"the weights do not fit the network{_other_shape(given, own)}; {'; '.join(found)}")
+
+
+def _other_shape(given: Mapping[str, Any], own: Mapping[str, Tensor]) -> str:
+    """Name the arguments of `DenseNet`, besides the number of classes, by which weights differ from those of a network.
+
+    The text is empty if there are none, or the weights do not tell.
+    """
+    try:
+        theirs, ours = arguments_of(given), arguments_of(own)
+    except ValueError:
+        return ""
+    differences = [f"{name} {theirs[name]}, not {ours[name]}" for name in ours if theirs[name] != ours[name]]
+    others = [text for text in differences if not text.startswith("num_classes ")]
+    return f", as they are of one with {' and '.join(others)}" if others else ""
 
 
 def _misfit(value: Any, own: Tensor) -> str:

@@ -11,9 +11,10 @@ from commands.evaluate.plot import draw_confusion
 from commands.evaluate.report import Report
 from commands.memory import larger_machine, memory_explained, smaller_batch
 from commands.outputs import print_and_write, require_replaceable, write_new
-from commands.run_record import read_with_record
+from commands.run_record import RunRecord, read_with_record
 from commands.saved_run import SavedRun
 from commands.settings import TrainSettings
+from commands.weights_file import WeightsFile
 from data.datasets import DATASETS, load
 from data.loader import make_test_loader
 from train import cpu_contention, replicas, runtime
@@ -25,7 +26,7 @@ CONFUSION = "confusion.png"  # in the folder of the run
 
 
 def evaluate_run(
-    run: SavedRun,
+    run: SavedRun | WeightsFile,
     *,
     data: Path | None,
     batch_size: int,
@@ -41,13 +42,14 @@ def evaluate_run(
     confusion.png.
 
     Args:
-        run: The run.
+        run: The run, or a file of weights.
         data: Folder of the data set. None: the folder that the run was given.
         batch_size: Images in a batch.
         threads: CPU threads for computation. None: torch decides.
         download: Fetch missing files of the data set.
         data_url: Folders on servers to fetch them from, with commas between them. None: those of the run.
         plot: New PNG file for the confusion matrix. None: confusion.png in the folder of the run, which is replaced.
+            A file of weights then gets no plot.
         csv: New CSV file for the classes and the confusion matrix. None: no such file.
 
     Raises:
@@ -55,7 +57,7 @@ def evaluate_run(
         UserError: If confusion.png, the weights or the classes of the data cannot be used.
         RunError: If the loss is NaN or infinite, memory runs out, or a file cannot be written.
     """
-    if not plot:
+    if not plot and isinstance(run, SavedRun):
         require_replaceable(run.path / CONFUSION, instead="plot")
     settings = replace(run.settings, data=data or run.settings.data, data_url=data_url or run.settings.data_url)
     runtime.use_threads(threads)
@@ -63,18 +65,26 @@ def evaluate_run(
     runtime.use_precision(settings.precision)
     device = runtime.pick_device()
     with memory_explained(larger_machine):
-        record, loaded = read_with_record(run.path, run.network)
+        record, loaded = _read(run)
         network = runtime.placed(loaded, device)
     with memory_explained(smaller_batch(batch_size)):
         report = _measure(run, network, device, settings, download=download, batch_size=batch_size)
     title = f"{settings.title}, {record.progress()}"
     lines = [title, report.summary(), record.verdict(report.error), "", *report.as_text().split("\n"), ""]
     print_and_write(lines, {csv: report.as_csv()})
-    _write_plot(report, run.path, title, plot)
+    if plot or isinstance(run, SavedRun):
+        _write_plot(report, run.path, title, plot)
+
+
+def _read(run: SavedRun | WeightsFile) -> tuple[RunRecord | WeightsFile, nn.Module]:
+    """Read the network together with what says where its weights are from and which test error is recorded."""
+    if isinstance(run, WeightsFile):
+        return run, run.network()
+    return read_with_record(run.path, run.network)
 
 
 def _measure(
-    run: SavedRun,
+    run: SavedRun | WeightsFile,
     network: nn.Module,
     device: torch.device,
     settings: TrainSettings,

@@ -5,12 +5,16 @@ folders of this machine and are of no use anywhere else.
 """
 
 import io
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 
 import torch
 from torch import Tensor, nn
+
+from models import DenseNet, densenet_arguments, load_weights
+from train.run.safetensors_files import metadata_in, serialize_safetensors
 
 INPUT, OUTPUT = "images", "logits"  # names in an ONNX file
 
@@ -25,8 +29,8 @@ class Exporter:
 
     Attributes:
         describe: Returns the format and the program that reads it, with versions.
-        write: Takes a module, a batch of images to trace it with, and metadata by name; returns the content of the
-            file, which then takes any number of images.
+        write: Takes a `PixelNetwork`, a batch of images to trace it with, and metadata by name; returns the content of
+            the file, which then takes any number of images.
         read: Takes the content of the file; returns the function it holds, from images to logits.
         tolerance: Largest allowed difference from the logits of the module, relative to the largest of these. Rounding
             causes less.
@@ -83,6 +87,21 @@ def _read_onnx(content: bytes) -> Callable[[Tensor], Tensor]:
     return run
 
 
+def _write_safetensors(module: nn.Module, images: Tensor, metadata: Mapping[str, str]) -> bytes:
+    return serialize_safetensors(module.get_submodule("network").state_dict(), metadata)
+
+
+def _read_safetensors(content: bytes) -> Callable[[Tensor], Tensor]:
+    """Build the network from nothing but the file."""
+    from safetensors.torch import load
+
+    weights, metadata = load(content), metadata_in(content)
+    network = DenseNet(**densenet_arguments(weights)).eval()
+    load_weights(network, weights)
+    mean, std = (torch.tensor(json.loads(metadata[name])).view(-1, 1, 1) for name in ("mean", "std"))
+    return lambda images: network((images - mean) / std)
+
+
 def _any_batch_size() -> tuple[dict[int, torch.export.Dim]]:
     """Dynamic shapes of the only input: its first dimension may have any size."""
     return ({0: torch.export.Dim("N")},)
@@ -96,7 +115,12 @@ def _describe_onnx() -> str:
     return f"ONNX, opset {OPSET}, read back by ONNX Runtime {version('onnxruntime')}"
 
 
+def _describe_safetensors() -> str:
+    return f"safetensors {version('safetensors')}"
+
+
 EXPORTERS = {
     "torch": Exporter(_describe_torch, _write_torch, _read_torch, tolerance=1e-6),
     "onnx": Exporter(_describe_onnx, _write_onnx, _read_onnx, tolerance=1e-4),
+    "safetensors": Exporter(_describe_safetensors, _write_safetensors, _read_safetensors, tolerance=1e-6),
 }

@@ -12,13 +12,19 @@ from typing import BinaryIO
 import torch
 from torch import Tensor, nn
 
+from commands.export.card import model_card
 from commands.export.exporters import EXPORTERS, INPUT, OUTPUT
+from commands.export.formats import CARD, FORMATS
 from commands.export.quiet import failing_in_one_line
 from commands.memory import larger_machine, memory_explained
+from commands.outputs import write_new
+from commands.run_record import RunRecord, read_with_record
 from commands.saved_run import SavedRun
+from commands.weights_file import WeightsFile
 from data.datasets import DATASETS
 from data.decode import COLOURS
 from data.images import describe_preparation
+from models import DenseNet, densenet_arguments
 from train import runtime
 from train.errors import RunError
 from train.run.open_folder import atomic_write
@@ -81,45 +87,67 @@ class ExportedFile:
     image_size: int
     channels: int
 
-    def describe(self) -> tuple[str, str]:
-        """Two lines for a user: the file, and its input and output."""
-        shape, colours = (self.channels, self.image_size, self.image_size), COLOURS.get(self.channels)
+    def describe(self) -> str:
+        """A line for a user about the file."""
         return (
             f"{self.path}: {self.kind}, {self.size:,} bytes; largest relative difference to the network's own "
-            f"logits {self.difference:.1e}",
+            f"logits {self.difference:.1e}"
+        )
+
+    def describe_function(self) -> str:
+        """A line for a user about the input and the output of the network."""
+        shape, colours = (self.channels, self.image_size, self.image_size), COLOURS.get(self.channels)
+        return (
             f"{INPUT}: float32 (N, {', '.join(map(str, shape))}), {f'{colours}, ' if colours else ''}from 0 to 1; "
-            f"{OUTPUT}: float32 (N, {self.num_classes})",
+            f"{OUTPUT}: float32 (N, {self.num_classes})"
         )
 
 
-def export_run(run: SavedRun, output: Path, *, format: str, threads: int | None) -> None:
-    """Write the network of a run to a file for other programs, and describe the file to the user.
+def export_run(run: SavedRun | WeightsFile, output: Path, *, format: str, threads: int | None) -> None:
+    """Write the network of a run to a file for other programs, with a model card if the format has one.
+
+    Lines about the file are printed.
 
     Args:
-        run: The run.
+        run: The run, or a file of weights.
         output: The file, which does not exist.
         format: A key of `FORMATS`.
         threads: CPU threads for computation. None: torch decides.
 
     Raises:
         UserError: If the weights cannot be used.
-        RunError: If memory runs out, or as `export_network` raises it.
+        RunError: If memory runs out, the model card cannot be written, or as `export_network` raises it.
     """
     image_size, grey = run.settings.pixels, DATASETS[run.settings.dataset].grey
     runtime.use_threads(threads)
     with memory_explained(larger_machine):
         preprocessing = describe_preparation(image_size=image_size, channels=run.settings.in_channels, grey=grey)
         metadata = metadata_of(run, image_size=image_size, preprocessing=preprocessing)
-        network = PixelNetwork(run.network(), run.mean, run.std)
+        record, loaded = _read(run)
+        network = PixelNetwork(loaded, run.mean, run.std)
         exported = export_network(network, output, format=format, image_size=image_size, metadata=metadata)
-    say(*exported.describe())
+    if not FORMATS[format].has_card:
+        say(exported.describe(), exported.describe_function())
+        return
+    parameters = sum(parameter.numel() for parameter in loaded.parameters())
+    arguments = densenet_arguments(loaded.state_dict())
+    card = model_card(run, record, arguments, file=output.name, parameters=parameters)
+    write_new(output.with_name(CARD), card.encode())
+    say(exported.describe(), f"The model card {output.with_name(CARD)} says how to load it.")
 
 
-def metadata_of(run: SavedRun, *, image_size: int, preprocessing: Mapping[str, str | int]) -> dict[str, str]:
+def _read(run: SavedRun | WeightsFile) -> tuple[RunRecord | None, DenseNet]:
+    """Read the network, and the record of the run that belongs to its weights."""
+    return (None, run.network()) if isinstance(run, WeightsFile) else read_with_record(run.path, run.network)
+
+
+def metadata_of(
+    run: SavedRun | WeightsFile, *, image_size: int, preprocessing: Mapping[str, str | int]
+) -> dict[str, str]:
     """Return the texts that a file holds besides the network, each of them JSON.
 
     Args:
-        run: The run.
+        run: The run, or a file of weights.
         image_size: Height and width of images.
         preprocessing: The steps from an image of any size to the pixels that the file takes, in their order.
     """

@@ -3,20 +3,19 @@
 from pathlib import Path
 from typing import Annotated
 
-from commands.line.flags import Command, Settings, flag, settings, words
+from commands.line.flags import Command, flag, settings, words
 from commands.line.types import Range
 from commands.outputs import require_new
-from commands.saved_run import read_saved_run
 from commands.settings import DEBUG_HELP, THREADS_HELP, BatchSize, Threads
+from commands.trained import TrainedSettings, read_trained
 from train.errors import UserError
 
 
 @settings
-class PredictSettings(Settings):
+class PredictSettings(TrainedSettings):
     """Flags of the command predict."""
 
     images: tuple[Path, ...] = words("Image files, or folders of them.")
-    save: Path = flag("Folder of the run.")
     top: Annotated[int, Range(1)] = flag("Classes to print for each image, the most probable first.", default=1)
     batch_size: BatchSize = flag("Images that go through the network together.", default=256)
     threads: Threads | None = flag(THREADS_HELP, default=None)
@@ -25,7 +24,7 @@ class PredictSettings(Settings):
 
 
 def predict(settings: PredictSettings) -> None:
-    """Print the class of each image, by the weights of a finished or unfinished run.
+    """Print the class of each image, by the weights of a finished or unfinished run, or by a file of weights.
 
     Any image file that Pillow can read will do, and any array in a .npy file with the channels of the run: it is
     resized and cropped in the same way as the test images of the run. A line is printed for each file, with its path,
@@ -33,9 +32,9 @@ def predict(settings: PredictSettings) -> None:
     line on stderr, and the exit code is then 1.
     """
     require_new(settings.csv, flag="csv", suffix=".csv")
-    run = read_saved_run(settings.save)
+    run = read_trained(settings)
     if settings.top > len(run.classes):
-        raise UserError(f"--top is {settings.top}, but the run has {len(run.classes)} classes")
+        raise UserError(f"--top is {settings.top}, but the network has {len(run.classes)} classes")
     from commands.predict.predictions import predict_images  # torch takes seconds to import
 
     predict_images(

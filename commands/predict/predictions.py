@@ -12,6 +12,7 @@ from commands.memory import larger_machine, memory_explained, smaller_batch
 from commands.outputs import write_new
 from commands.saved_run import SavedRun
 from commands.tables import to_csv
+from commands.weights_file import WeightsFile
 from data.datasets import DATASETS
 from data.images import ImageBatch, list_images, read_images
 from train import cpu_contention, replicas, runtime
@@ -39,7 +40,7 @@ class Prediction:
 
 
 def predict_images(
-    run: SavedRun,
+    run: SavedRun | WeightsFile,
     images: Sequence[Path],
     *,
     top: int,
@@ -52,7 +53,7 @@ def predict_images(
     Images are resized and cropped in the same way as the images that the run is tested on.
 
     Args:
-        run: The run.
+        run: The run, or a file of weights.
         images: Image files, or folders of them.
         top: Number of classes to print for each image, from 1 to all.
         batch_size: Images in a batch.

@@ -42,9 +42,9 @@ def kind_of(path: Path, head: bytes) -> str | None:
         if head.startswith(beginning):
             return f"is {kind}; {advice}"
     if is_safetensors(head):
-        return "is a safetensors file, which only --init_weights takes"
+        return "is a safetensors file, which only --init_weights and --weights take"
     if head.startswith(BEFORE_ARCHIVES):
-        return "is in the form of PyTorch before 1.6, which has no checksums; only --init_weights takes it"
+        return "is in the form of PyTorch before 1.6, which has no checksums; only --init_weights and --weights take it"
     if head.startswith(b"\x80") and len(head) > 1 and head[1] <= 5:  # the version of a pickle
         line = python_line(path, "c", load="__import__('pickle').load(open({}, 'rb'))")
         return f"is a pickle that torch.save did not write; if you trust its author, save it by torch.save: {line}"

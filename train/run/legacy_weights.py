@@ -8,17 +8,18 @@ from typing import Any
 from train.errors import DamagedFile, UserError
 from train.run.file_kinds import BEFORE_ARCHIVES, is_safetensors
 from train.run.files import head_of, load_tensors, read_tensors, reason_of
+from train.run.safetensors_files import read_safetensors
 from train.terminal import warn
 
-# torchvision and torch.hub put the beginning of the SHA-256 digest into the name.
+# The name contains the beginning of the SHA-256 digest in files of torchvision and torch.hub, of SHA-1 in pytorchcv's.
 DIGEST_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.(?:pth?|safetensors)$")
 
 
 def load_legacy_weights(path: Path) -> dict[str, Any]:
     """Read a dict of tensors and plain values onto the CPU, as `load_tensors` does, but from other forms too.
 
-    Archives are verified. Other forms have no checksum; if the name of the file contains no digest either, a warning
-    says so.
+    Archives are verified, and safetensors files with a digest. Others have no checksum; if the name of the file
+    contains no digest either, a warning says so.
 
     Raises:
         DamagedFile: If the file is damaged, or holds something else.
@@ -34,7 +35,8 @@ def load_legacy_weights(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read: {reason_of(error)}") from error
     is_verified = _verify_by_name(path, content)
     if is_safetensors(head):
-        form, weights = "safetensors", _read_safetensors(path, content)
+        form, (weights, is_whole) = "safetensors", read_safetensors(path, content)
+        is_verified |= is_whole
     else:
         form, weights = "torch's old form", read_tensors(path, content, is_verified=is_verified)
     if not is_verified:
@@ -49,16 +51,6 @@ def _verify_by_name(path: Path, content: bytes) -> bool:
         DamagedFile: If it contains another digest.
     """
     named = DIGEST_IN_NAME.search(path.name)
-    if named and not hashlib.sha256(content).hexdigest().startswith(named[1]):
+    if named and not any(hashlib.new(kind, content).hexdigest().startswith(named[1]) for kind in ("sha256", "sha1")):
         raise DamagedFile(f"{path} is damaged: its digest is not the one in its name")
     return bool(named)
-
-
-def _read_safetensors(path: Path, content: bytes) -> dict[str, Any]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    try:
-        return load(content)
-    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
-        raise DamagedFile(f"{path} is damaged, or is no safetensors file: {reason_of(error)}") from error

@@ -148,9 +148,9 @@ def weights(content):
 
 
 BAD = [
-    (nothing, ["evaluate"], "--save is needed"),
+    (nothing, ["evaluate"], "--save or --weights is needed; see --help"),
     (nothing, [*EVALUATE, "run"], "stray word 'run'"),
-    (nothing, [*EVALUATE, "--depth=10"], "unknown flag '--depth'"),
+    (nothing, [*EVALUATE, "--depth=10"], "--depth is for --weights; the run in --save has its own"),
     (nothing, [*EVALUATE, "--batch_size=0"], "--batch_size is '0'"),
     (nothing, ["evaluate", "--save=nowhere"], "--save nowhere does not exist"),
     (nothing, ["evaluate", "--save=run/model.pt"], "--save is 'run/model.pt', but must be a folder, not a file"),

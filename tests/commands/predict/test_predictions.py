@@ -225,7 +225,7 @@ def test_bad_files_are_reported_and_the_rest_is_predicted(run, tmp_path, capsys)
     ("words", "message"),
     [
         (["nowhere.png"], "there is no file nowhere.png"),
-        (["{images}", "--top=11"], "--top is 11, but the run has 10 classes"),
+        (["{images}", "--top=11"], "--top is 11, but the network has 10 classes"),
         (["{images}", "--top=0"], "--top is '0', but must be a whole number, 1 or more"),
         (["{images}", "--csv={images}/000.png"], "must be a file name that ends in .csv"),
         (["{images}", "--csv={save}/results.csv"], "exists already; choose another name"),

@@ -272,7 +272,7 @@ def test_safetensors_are_read(safe, capsys):
     assert_weights(load_legacy_weights(safe))
     warning = f"warning: {safe} is in safetensors, which has no checksum: damage would not be noticed\n"
     assert capsys.readouterr().err == warning
-    with pytest.raises(DamagedFile, match=r"is a safetensors file, which only --init_weights takes$"):
+    with pytest.raises(DamagedFile, match=r"is a safetensors file, which only --init_weights and --weights take$"):
         load_tensors(safe)
 
 
