@@ -41,7 +41,7 @@ from commands.line.bind import choose, end
 from commands.line.flags import Command
 from commands.outputs import is_output_error
 from commands.predict import command as predict
-from commands.program import NAME, how_to_continue, is_heard, read_settings, say_traceback
+from commands.program import how_to_continue, is_heard, read_settings, say_traceback
 from commands.settings import TrainSettings
 from commands.train.checks import checked
 from commands.train.complete import complete
@@ -50,6 +50,7 @@ from data.errors import DataError
 from train import signals
 from train.errors import RunError, UserError
 from train.processes import connected, current_group
+from train.program_name import NAME
 from train.terminal import leave, open_streams, say
 
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from commands.settings import TrainSettings
 from train.errors import RunError
 from train.out_of_memory import is_out_of_memory
+from train.program_name import PYTHON_WORDS
 from train.run.config import CHECKPOINT
 
 GB = 1e9
@@ -56,7 +57,7 @@ def advice_for_training(settings: TrainSettings) -> str:
     return (
         f" with --efficient {settings.efficient} and --batch_size {settings.batch_size}; {stands}"
         f"try {smaller}--accum_steps above {settings.accum_steps} or a smaller --batch_size; "
-        f"what fits is printed by: python demo.py benchmark {network}{budget}"
+        f"what fits is printed by: {' '.join(PYTHON_WORDS)} benchmark {network}{budget}"
     )
 
 

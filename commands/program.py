@@ -11,11 +11,10 @@ from commands.outputs import require_working_directory
 from commands.provenance import version_line
 from commands.settings import TrainSettings
 from train.errors import UserError
-from train.processes import current_group, is_launched, launcher
+from train.processes import current_group, is_launched, starting_words
+from train.program_name import NAME
 from train.run.config import CONFIG
 from train.terminal import say_error
-
-NAME = "demo.py"
 
 
 def read_settings(
@@ -39,7 +38,7 @@ def read_settings(
     given = bind(command, words, name=name, commands=commands, version=lambda: version_line(NAME))
     require_working_directory()
     if is_launched() and not command.in_processes:
-        raise UserError(f"torchrun is for training; start {name.removeprefix(NAME).strip()} with python")
+        raise UserError(f"torchrun is for training; start {name.removeprefix(NAME).strip()} without it")
     return command.settings(**command.complete(given))
 
 
@@ -53,7 +52,7 @@ def how_to_continue(settings: TrainSettings | None) -> str:
     """The command line that continues a run that was stopped."""
     if settings is None or not (settings.save / CONFIG).exists():
         return "nothing was written"
-    line = shlex.join([*launcher(), NAME, f"--save={settings.save}", "--resume=True"])
+    line = shlex.join([*starting_words(), f"--save={settings.save}", "--resume=True"])
     return f"{settings.save} stands at the last finished epoch; to go on: {line}"
 
 

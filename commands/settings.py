@@ -67,6 +67,13 @@ class TrainSettings(Settings):
         role=Role.CHOSEN,
     )
     in_channels: Channels = flag(CHANNELS_HELP, default=3)
+    config: Path | None = flag(
+        "Take the flags of another run from this file, its config.json, its seed and all else that it has chosen among "
+        "them; flags that are given as well take precedence. Not taken are save, data, download, data_url, "
+        "tensorboard, resume and debug.",
+        default=None,
+        role=Role.SHORTHAND | Role.FREE | Role.NOT_COMPARED,
+    )
     recipe: Annotated[str, Names(tuple(PAPER), rule=RULE)] | None = flag(
         'A cell of the paper\'s table, named by network and data, with "+" for augmentation. It stands for all flags '
         "that the paper fixes; flags that are given as well take precedence.",

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from train.errors import EndedElsewhere, LostProcess
+from train.program_name import PYTHON_WORDS, TORCHRUN_WORDS
 
 if TYPE_CHECKING:  # torch takes seconds to import, and a process that is alone sends no messages
     from torch import Tensor
@@ -152,7 +153,7 @@ def launcher_warning(environment: Mapping[str, str]) -> str | None:
         return None
     return (
         f"{' and '.join(found)}, but processes share a run only if torchrun starts them: this one trains alone; "
-        "start torchrun once on each machine, as in: torchrun --nproc_per_node=<GPUs> demo.py ..."
+        f"start torchrun once on each machine, as in: torchrun --nproc_per_node=<GPUs> {' '.join(TORCHRUN_WORDS)} ..."
     )
 
 
@@ -163,16 +164,16 @@ def current_group() -> ProcessGroup:
     return ProcessGroup(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
 
 
-def launcher() -> list[str]:
-    """Return the words in front of the program's name on a command line that starts as many processes.
+def starting_words() -> list[str]:
+    """Return the words of a command line that starts this program in as many processes.
 
     How the machines of a run find each other is not known here; "..." stands for those flags.
     """
     if not is_launched():
-        return ["python"]
+        return [*PYTHON_WORDS]
     machines = int(os.environ["GROUP_WORLD_SIZE"])
     several = [f"--nnodes={machines}", "..."] if machines > 1 else []
-    return ["torchrun", *several, f"--nproc_per_node={os.environ['LOCAL_WORLD_SIZE']}"]
+    return ["torchrun", *several, f"--nproc_per_node={os.environ['LOCAL_WORLD_SIZE']}", *TORCHRUN_WORDS]
 
 
 def connected() -> AbstractContextManager[None]:

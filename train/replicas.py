@@ -9,6 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 from train import runtime
 from train.errors import UserError
 from train.processes import SINGLE_PROCESS, ProcessGroup
+from train.program_name import TORCHRUN_WORDS
 
 PRECISIONS = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -85,8 +86,8 @@ def require_devices(
         runtime.require_tf32(device, processes)
     if compile and _in_threads(device, processes):
         raise UserError(
-            f"--compile True works with one GPU for each process, but this one sees {torch.cuda.device_count()}: put "
-            "torchrun --nproc_per_node=N before demo.py, or let CUDA_VISIBLE_DEVICES name one"
+            f"--compile True works with one GPU for each process, but this one sees {torch.cuda.device_count()}: start "
+            f"it by torchrun --nproc_per_node=N {' '.join(TORCHRUN_WORDS)}, or let CUDA_VISIBLE_DEVICES name one"
         )
     if cuda_graph and device.type != "cuda":
         raise UserError("--cuda_graph True needs a GPU, but there is none: leave it out, or set it to False")

@@ -29,6 +29,7 @@ class Role(enum.Flag):
         GROWING: May be raised when the run is resumed.
         FILE_NAME: A file that may have been moved; only its name is compared.
         NOT_COMPARED: Left out where runs are compared, or shown there in a column of its own.
+        SHORTHAND: Stands for other flags, and is not recorded itself.
     """
 
     FREE = enum.auto()
@@ -36,6 +37,7 @@ class Role(enum.Flag):
     GROWING = enum.auto()
     FILE_NAME = enum.auto()
     NOT_COMPARED = enum.auto()
+    SHORTHAND = enum.auto()
 
 
 NO_ROLE = Role(0)
@@ -111,7 +113,7 @@ class Settings:
 
     def plain(self) -> dict[str, Any]:
         """All values by name, as config.json holds them: paths are absolute, so that they are found from any folder."""
-        values = {name: getattr(self, name) for name in self.flags()}
+        values = {name: getattr(self, name) for name in self.flags() if name not in self.names(Role.SHORTHAND)}
         return {
             name: os.path.normpath(value.absolute()) if isinstance(value, Path) else value
             for name, value in values.items()

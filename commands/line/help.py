@@ -9,6 +9,7 @@ from typing import Any
 
 from commands.line.flags import Command, Flag
 from commands.line.types import describe
+from train.program_name import PYTHON_WORDS
 from train.terminal import width
 
 NO_TEXT = "(Its text is missing: python -OO leaves it out, and the source is not at hand.)"
@@ -27,9 +28,10 @@ def help_page(command: Command[Any], *, name: str) -> list[str]:
     summary, _, description = docstring_of(command.run).partition("\n")
     loose = [f"{flag.name.upper()} ..." for flag in flags if flag.takes_words]
     needed = [f"--{flag.name} {flag.name.upper()}" for flag in flags if flag.is_required and not flag.takes_words]
-    usage = " ".join(["python", name, *loose, *needed, "[--flag value ...]"])
+    start = " ".join([*PYTHON_WORDS[:-1], name])
+    usage = " ".join([start, *loose, *needed, "[--flag value ...]"])
     lines = ["NAME", *_indented(f"{name} - {summary.rstrip('.')}", 4)]
-    lines += ["", "USAGE", *_indented(usage, 4), *_indented(f"python {name} --help | --version", 4)]
+    lines += ["", "USAGE", *_indented(usage, 4), *_indented(f"{start} --help | --version", 4)]
     lines += ["", "DESCRIPTION"]
     for paragraph in filter(None, description.strip().split("\n\n")):
         lines += [*([""] if lines[-1] != "DESCRIPTION" else []), *_indented(paragraph, 4)]

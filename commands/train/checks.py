@@ -6,6 +6,7 @@ from commands.requirements import require_compiler, require_packages
 from commands.settings import BUFFERS, TrainSettings
 from train.errors import UserError
 from train.processes import current_group, is_launched, launcher_warning
+from train.program_name import TORCHRUN_WORDS
 from train.terminal import warn
 
 
@@ -58,7 +59,8 @@ def check_training(settings: TrainSettings, *, num_processes: int, is_launched: 
         raise UserError("--cuda_graph True works in a single process on one GPU, not under torchrun")
     if settings.sync_bn and not is_launched:
         raise UserError(
-            "--sync_bn True works between processes on GPUs: put torchrun --nproc_per_node=N before demo.py"
+            "--sync_bn True works between processes on GPUs: start it by torchrun --nproc_per_node=N "
+            + " ".join(TORCHRUN_WORDS)
         )
     if settings.tensorboard:
         require_packages("tensorboard", flag="tensorboard", value=True)

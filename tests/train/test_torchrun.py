@@ -74,7 +74,7 @@ def test_both_validate_with_the_statistics_that_are_saved(run_of_two_processes):
             "demo.py: error: --batch_size is 1, but must be 2 or more: "
             "an image for each micro-batch of --accum_steps 1 in each of 2 processes",
         ),
-        (["benchmark"], "demo.py benchmark: error: torchrun is for training; start benchmark with python"),
+        (["benchmark"], "demo.py benchmark: error: torchrun is for training; start benchmark without it"),
         (["trian"], "demo.py: error: unknown command 'trian'; did you mean train?"),
     ],
 )

@@ -43,7 +43,12 @@ def read_small(path: Path, *, largest: int) -> str | None:
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:
-    """Read config.json.
+    """Read config.json of the run in a folder, see `read_config_file`."""
+    return read_config_file(folder / CONFIG)
+
+
+def read_config_file(path: Path) -> dict[str, Any] | None:
+    """Read config.json of a run, which may have another name by now.
 
     Returns:
         Everything in it, or None if there is no such file. "flags" is a dict of plain values by name.
@@ -51,7 +56,6 @@ def read_config(folder: Path) -> dict[str, Any] | None:
     Raises:
         UserError: If the file cannot be read or does not hold such flags.
     """
-    path = folder / CONFIG
     text = read_small(path, largest=LARGEST)
     if text is None:
         return None
