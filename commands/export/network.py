@@ -83,11 +83,11 @@ class ExportedFile:
 
     def describe(self) -> tuple[str, str]:
         """Two lines for a user: the file, and its input and output."""
-        shape, colours = (self.channels, self.image_size, self.image_size), COLOURS.get(self.channels)
+        colours = f"{COLOURS[self.channels]}, " if self.channels in COLOURS else ""
         return (
             f"{self.path}: {self.kind}, {self.size:,} bytes; largest relative difference to the network's own "
             f"logits {self.difference:.1e}",
-            f"{INPUT}: float32 (N, {', '.join(map(str, shape))}), {f'{colours}, ' if colours else ''}from 0 to 1; "
+            f"{INPUT}: float32 (N, {self.channels}, {self.image_size}, {self.image_size}), {colours}from 0 to 1; "
             f"{OUTPUT}: float32 (N, {self.num_classes})",
         )
 
