@@ -59,19 +59,23 @@ def bfloat16_bits(numbers):
     return torch.from_numpy(np.ascontiguousarray(numbers)).bfloat16().view(torch.int16).numpy().view(np.uint16)
 
 
-def run_one_kernel_at_a_time() -> None:
-    """Let threads wait for each other: the interpreter keeps the place of a program in the grid for all of them."""
+def run_as_on_a_gpu() -> None:
+    """Let kernels run one at a time and without warnings about numbers.
+
+    The interpreter keeps the place of a program in the grid for all threads together. NumPy warns of infinite and
+    signalling values, which columns that are read only to fill a vector may hold; a GPU computes with them silently.
+    """
     from triton.runtime.interpreter import InterpretedFunction
 
     run, lock = InterpretedFunction.run, Lock()
 
-    def run_alone(self, *arguments, **settings):
-        with lock:
+    def run_silently(self, *arguments, **settings):
+        with lock, np.errstate(all="ignore"):
             return run(self, *arguments, **settings)
 
-    InterpretedFunction.run = run_alone
+    InterpretedFunction.run = run_silently
 
 
 if triton.knobs.runtime.interpret:
     correct_bfloat16()
-    run_one_kernel_at_a_time()
+    run_as_on_a_gpu()

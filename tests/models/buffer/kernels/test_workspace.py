@@ -1,15 +1,12 @@
 """Blocks that run by kernels."""
 
-from unittest.mock import patch
-
 import pytest
 import torch
 from torch import nn
 
-from models.buffer.device import as_on_gpu
 from models.buffer.function import block_over_buffer
-from models.buffer.kernels import check
 from models.layers import DenseBlock
+from tests.support.kernel_networks import LIBRARY, by_kernels
 from tests.support.triton_interpreter import DEVICE, MARKS
 
 pytestmark = MARKS
@@ -26,7 +23,7 @@ def test_the_gradient_of_averages_may_have_any_strides(grad):
     torch.manual_seed(0)
     block = DenseBlock(1, num_input_features=6, growth_rate=3, bn_size=None, drop_rate=0).to(DEVICE)
     x, norm = torch.randn(2, 6, 3, 3, device=DEVICE, requires_grad=True), nn.BatchNorm2d(9).to(DEVICE)
-    with as_on_gpu((7, 5)), patch.object(check, "why_not", return_value=""):
+    with by_kernels(LIBRARY):
         averages = block_over_buffer(x, block, norm)
         given = grad().to(DEVICE)
         of_given, of_contiguous = (
