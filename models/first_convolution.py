@@ -3,8 +3,8 @@
     1 channel:       the sum over all N input channels
     M channels > 1:  the N input channels again and again, times N / M
 
-If all channels of an image are equal, so are the results of both convolutions for 1 channel, and for M if M is a
-multiple of N. Otherwise the results have about the size that they had.
+For one channel, and for multiples of N, an image whose channels are all equal then has the feature maps that it had
+before. For other numbers only their size stays about the same.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ def adapt_input_channels(weight: Tensor, in_channels: int) -> Tensor:
         in_channels: The new number M, 1 or more.
 
     Returns:
-        float64 (C, M, h, w), in which the sums are exact enough for every type.
+        float64 (C, M, h, w), so that nothing is rounded before the network's own type.
 
     References:
         timm adapts pretrained weights by the same rule where N is 3.
@@ -45,7 +45,8 @@ def with_adapted_input(given: Mapping[str, Any], own: Mapping[str, Tensor]) -> d
         own: The network's state_dict; may be on `meta`.
     """
     weight, expected = given.get(FIRST_CONVOLUTION), own[FIRST_CONVOLUTION]
-    if not isinstance(weight, Tensor) or weight.layout != torch.strided or not weight.is_floating_point():
+    is_plain = isinstance(weight, Tensor) and weight.layout == torch.strided and not weight.is_nested
+    if not (is_plain and weight.is_floating_point()):
         return dict(given)
     old, new = tuple(weight.shape), tuple(expected.shape)
     if old == new or len(old) != 4 or 0 in old or (old[0], *old[2:]) != (new[0], *new[2:]):

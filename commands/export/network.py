@@ -96,9 +96,9 @@ class ExportedFile:
 
     def describe_function(self) -> str:
         """A line for a user about the input and the output of the network."""
-        shape, colours = (self.channels, self.image_size, self.image_size), COLOURS.get(self.channels)
+        colours = f"{COLOURS[self.channels]}, " if self.channels in COLOURS else ""
         return (
-            f"{INPUT}: float32 (N, {', '.join(map(str, shape))}), {f'{colours}, ' if colours else ''}from 0 to 1; "
+            f"{INPUT}: float32 (N, {self.channels}, {self.image_size}, {self.image_size}), {colours}from 0 to 1; "
             f"{OUTPUT}: float32 (N, {self.num_classes})"
         )
 
