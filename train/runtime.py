@@ -199,17 +199,11 @@ def peak_memory(device: torch.device) -> float | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
-def release_memory(*, compiled: bool = False) -> None:
-    """Return the memory of a network that is not used any more, before another one is trained in the same process.
-
-    Args:
-        compiled: Also forget what torch.compile has made. It compiles the same code for a few networks only.
-    """
+def release_memory() -> None:
+    """Free the memory of a network that is not used any more, before another one is trained in the same process."""
     gc.collect()  # modules and their hooks refer to each other
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    if compiled:
-        torch.compiler.reset()
 
 
 def copy_to_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:

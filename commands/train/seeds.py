@@ -121,7 +121,7 @@ def train_seeds(settings: TrainSettings, train_run: Callable[[TrainSettings], fl
             errors[run.save] = train_run(run)
         except NumericalFailure as failure:
             warn(f"{run.save} has failed: {failure}")
-        _release_memory(run)
+        _release_memory()
     say(*(f"{folder}: test error {error:.2%}" for folder, error in errors.items()))
     if errors:
         spread = in_percent(Spread.of(errors.values()))
@@ -131,10 +131,10 @@ def train_seeds(settings: TrainSettings, train_run: Callable[[TrainSettings], fl
         raise NumericalFailure(f"{len(failed)} of {len(runs)} runs have failed: {', '.join(failed)}")
 
 
-def _release_memory(run: TrainSettings) -> None:
+def _release_memory() -> None:
     from train import runtime  # torch takes seconds to import
 
-    runtime.release_memory(compiled=run.compile)
+    runtime.release_memory()
 
 
 def words_of_seeds(settings: TrainSettings) -> list[str]:
