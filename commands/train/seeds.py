@@ -5,6 +5,7 @@ last bit, and can be used as such. Nothing else records that they belong togethe
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,54 +47,50 @@ def named_seeds(seeds: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(range(seeds[0])) if len(seeds) == 1 else seeds
 
 
-def folder_of_seed(save: Path, seed: int) -> Path:
-    """Return the folder of one of several runs."""
-    return save / f"seed-{seed}"
-
-
 def runs_of(settings: TrainSettings) -> list[TrainSettings]:
     """Return the settings of each run that a command line asks for: a single one, or one for each seed."""
     if settings.seeds is None:
         return [settings]
     return [
-        replace(settings, seeds=None, seed=seed, save=folder_of_seed(settings.save, seed))
+        replace(settings, seeds=None, seed=seed, save=settings.save / f"seed-{seed}")
         for seed in named_seeds(settings.seeds)
     ]
 
 
 def folder_to_continue(given: Mapping[str, Any]) -> Path:
-    """Return the folder whose flags a resumed run has: --save, or with --seeds the first of its runs that has begun.
+    """Return the folder whose flags a resumed run has: --save, or with --seeds the first run below it if there is one.
 
     Args:
         given: Typed and checked values of the command line by name.
     """
     save: Path = given["save"]
-    seeds = named_seeds(given["seeds"]) if given.get("seeds") is not None else ()
-    folders = [folder_of_seed(save, seed) for seed in seeds]
-    return next((folder for folder in folders if (folder / CONFIG).exists()), save)
+    return next(iter(_folders_of_seeds(save)), save) if given.get("seeds") is not None else save
 
 
 def require_one_kind_of_run(settings: TrainSettings) -> None:
     """Make sure that a folder holds either a run or, below it, the runs of several seeds.
 
     Raises:
-        UserError: In the main process, if it holds the other kind.
+        UserError: If it holds the other kind.
     """
     save = settings.save
-    if settings.seeds is not None:
-        found = [name for name in FILES if (save / name).exists()]
-        if found:
+    with suppress(OSError):  # a folder that cannot be looked into is reported when it is acquired
+        if settings.seeds is not None:
+            found = [name for name in FILES if (save / name).exists()]
+            if found:
+                raise UserError(
+                    f"--save {save} holds a run of its own ({', '.join(found)}), and --seeds makes a folder for each "
+                    "seed; choose another folder"
+                )
+        elif not (save / CONFIG).exists() and (runs := _folders_of_seeds(save)):
             raise UserError(
-                f"--save {save} holds a run of its own ({', '.join(found)}), and --seeds makes a folder for each seed; "
-                "choose another folder"
+                f"--save {save} holds the runs of several seeds ({', '.join(run.name for run in runs)}); continue them "
+                f"with --seeds and --resume True, one of them with --save {runs[0]}, or choose another folder"
             )
-    elif not (save / CONFIG).exists():
-        seeds = [path.parent.name for path in sorted(save.glob(f"seed-*/{CONFIG}"))]
-        if seeds:
-            raise UserError(
-                f"--save {save} holds the runs of several seeds ({', '.join(seeds)}); continue them with --seeds and "
-                f"--resume True, one of them with --save {save / seeds[0]}, or choose another folder"
-            )
+
+
+def _folders_of_seeds(save: Path) -> list[Path]:
+    return [path.parent for path in sorted(save.glob(f"seed-*/{CONFIG}"))]
 
 
 def train_seeds(settings: TrainSettings, train_run: Callable[[TrainSettings], float]) -> None:

@@ -12,6 +12,7 @@ import pytest
 from commands.line.flags import Role
 from commands.settings import TrainSettings
 from commands.train import steps
+from commands.train.complete import complete
 from commands.train.seeds import named_seeds
 from tests.support.application import SMALL, assert_refused, assert_same_run, everything_in, read_results, run_here
 from tests.support.synthetic_runs import make_rows, make_run
@@ -158,6 +159,12 @@ def test_processes_go_through_the_seeds_together(tmp_path):
     assert done.stdout.splitlines()[-1].endswith("n = 2")
     for seed in (5, 3):
         assert read_results(tmp_path / f"runs/seed-{seed}")[-1]["test_error"] != ""
+
+
+def test_new_seeds_have_the_flags_of_those_that_are_there(two_seeds):
+    given = complete({"save": two_seeds, "seeds": (8, 9), "resume": True})
+    assert (given["dataset"], given["batch_size"], given["n_epochs"]) == ("digits", 128, 2)
+    assert (given["seeds"], given["seed"], given["save"]) == ((8, 9), None, two_seeds)
 
 
 def test_a_number_alone_is_how_many_seeds_there_are():
