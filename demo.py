@@ -46,6 +46,7 @@ from commands.settings import TrainSettings
 from commands.train.checks import checked
 from commands.train.complete import complete
 from commands.train.folder import training_folder
+from commands.train.seeds import train_seeds
 from data.errors import DataError
 from train import signals
 from train.errors import RunError, UserError
@@ -59,9 +60,26 @@ def train(settings: TrainSettings) -> None:
 
     All visible GPUs are used (CUDA_VISIBLE_DEVICES decides), or the CPU if there is none; "torchrun" in front of the
     program gives each GPU a process of its own. The folder --save holds results.csv, curves.png, model.pt (the chosen
-    weights), checkpoint.pt and config.json after every epoch.
+    weights), checkpoint.pt and config.json after every epoch. With --seeds there is such a folder for each seed.
     """
     settings = checked(settings)
+    if settings.seeds is None:
+        train_run(settings)
+    else:
+        train_seeds(settings, train_run)
+
+
+def train_run(settings: TrainSettings) -> float:
+    """Train a single run, or find it finished, and return its test error.
+
+    Args:
+        settings: Checked settings.
+
+    Raises:
+        UserError: If the folder, the data or the weights cannot be used.
+        RunError: If the run cannot go on.
+        Stopped: If a signal has come.
+    """
     with training_folder(settings) as folder:
         from commands.train import steps  # torch takes seconds to import
 
@@ -72,7 +90,8 @@ def train(settings: TrainSettings) -> None:
             folder.write_products(checkpoint)
             done = f"The run in {settings.save} is finished after epoch {settings.n_epochs}"
             say(f"{done}; test error {checkpoint.test_error:.2%}.")
-            return
+            assert checkpoint.test_error is not None, "it is measured at the end"
+            return checkpoint.test_error
 
         is_new = checkpoint.epoch == 0
         inputs = steps.read_inputs(settings, is_new=is_new)
@@ -80,6 +99,7 @@ def train(settings: TrainSettings) -> None:
         replicas = steps.place(network, inputs)
         test_error = steps.fit(replicas, inputs, folder, checkpoint)
         say(f"Test error {test_error:.2%} (accuracy {1 - test_error:.2%}); everything is in {settings.save}")
+        return test_error
 
 
 COMMANDS: dict[str, Command[Any]] = {

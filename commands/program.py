@@ -10,6 +10,7 @@ from commands.line.flags import Command, Settings
 from commands.outputs import require_working_directory
 from commands.provenance import version_line
 from commands.settings import TrainSettings
+from commands.train.seeds import runs_of, words_of_seeds
 from train.errors import UserError
 from train.processes import current_group, is_launched, starting_words
 from train.program_name import NAME
@@ -50,9 +51,9 @@ def is_heard(error: Exception) -> bool:
 
 def how_to_continue(settings: TrainSettings | None) -> str:
     """The command line that continues a run that was stopped."""
-    if settings is None or not (settings.save / CONFIG).exists():
+    if settings is None or not any((run.save / CONFIG).exists() for run in runs_of(settings)):
         return "nothing was written"
-    line = shlex.join([*starting_words(), f"--save={settings.save}", "--resume=True"])
+    line = shlex.join([*starting_words(), f"--save={settings.save}", *words_of_seeds(settings), "--resume=True"])
     return f"{settings.save} stands at the last finished epoch; to go on: {line}"
 
 

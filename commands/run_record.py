@@ -5,6 +5,7 @@ versions of this program can be read too; `saved_run` is stricter, for commands 
 """
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from train.run.config import CONFIG, RESULTS, read_config, read_small
 from train.run.history import Row, best_row, from_csv
 
 LARGEST_RESULTS = 50_000_000  # bytes, about 300,000 epochs
+LEVELS = 3  # of folders below a named one in which runs are looked for
 ATTEMPTS = 20  # to read several files between two epochs of a run
 
 Contents = TypeVar("Contents")
@@ -107,7 +109,9 @@ def read_with_record(folder: Path, read: Callable[[], Contents]) -> tuple[RunRec
 
 
 def read_records(folders: Sequence[Path]) -> tuple[list[RunRecord], list[UserError]]:
-    """Read the records of several runs. A folder that is not a run stands for all runs directly inside it.
+    """Read the records of several runs. A folder that is not a run stands for all runs in it.
+
+    They are looked for down to three folders below it, and not inside of runs: `runs` stands for `runs/a/seed-1` too.
 
     Returns:
         The records, at least one, and an error for each folder that cannot be read as a run.
@@ -146,13 +150,25 @@ def _read_results(folder: Path) -> list[Row]:
 
 
 def _runs_in(folder: Path) -> list[Path]:
-    """The folder if it is a run, else the runs directly inside it. The folder itself if there are none."""
+    """The folder if it is a run, else the runs in it. The folder itself if there are none."""
+    return _runs_below(folder, levels=LEVELS) or [folder]
+
+
+def _runs_below(folder: Path, *, levels: int) -> list[Path]:
+    """The folder if it is a run, else the runs in it, numbers in their names in order of size."""
     try:
         if (folder / CONFIG).exists():
             return [folder]
-        return sorted(path.parent for path in folder.glob(f"*/{CONFIG}")) or [folder]
-    except OSError:  # reading the folder raises it again, as one line
-        return [folder]
+        inside = [path for path in folder.iterdir() if path.is_dir()] if levels else []
+    except OSError:  # if it was named, reading it raises this again, as one line
+        return []
+    return [run for path in sorted(inside, key=_by_number) for run in _runs_below(path, levels=levels - 1)]
+
+
+def _by_number(path: Path) -> list[tuple[int, str]]:
+    """A key by which seed-10 comes after seed-2."""
+    parts = re.split("([0-9]+)", path.name)
+    return [(int(part) if part.isdecimal() and len(part) < 100 else 0, part) for part in parts]
 
 
 def _whole_number(values: dict[str, Any], name: str, path: Path) -> int:

@@ -25,6 +25,7 @@ BatchSize = Annotated[int, Range(1, 1_000_000)]
 DropRate = Annotated[float, Range(0, 1, open_high=True)]
 Threads = Annotated[int, Range(1, 1024)]
 DataUrl = Annotated[str, Addresses()]
+Seed = Annotated[int, Range(0, 2**63 - 1)]
 
 # Values of --efficient whose blocks run over a feature buffer.
 BUFFERS = (True, "buffer", "buffer_fast", "buffer_small")
@@ -178,11 +179,19 @@ class TrainSettings(Settings):
     limit_batches: Annotated[int, Range(1, 1_000_000)] | None = flag(
         "A dry run: end every epoch, and validation and test, after this many batches.", default=None
     )
-    seed: Annotated[int, Range(0, 2**63 - 1)] | None = flag(
+    seed: Seed | None = flag(
         "Makes validation split, initial weights, order, augmentation and dropout repeatable. None: draw one and write "
         "it to config.json.",
         default=None,
         role=Role.CHOSEN,
+    )
+    seeds: tuple[Seed, ...] | None = flag(
+        "Train one run for each of these seeds, one after the other, in the folders seed-N of --save, and print mean "
+        "and standard deviation of their test errors. Several numbers with commas between them are the seeds; one "
+        "number alone is how many there are, beginning with seed 0. With --resume True, finished runs are left as they "
+        "are, and seeds may be added. In place of --seed.",
+        default=None,
+        role=Role.FREE | Role.NOT_COMPARED,
     )
     download: bool = flag(DOWNLOAD_HELP, default=True, role=Role.FREE | Role.NOT_COMPARED)
     data_url: DataUrl | None = flag(DATA_URL_HELP, default=None, role=Role.FREE | Role.NOT_COMPARED)

@@ -1,4 +1,4 @@
-"""Tables as aligned text and as CSV."""
+"""Tables as aligned text, Markdown, LaTeX and CSV."""
 
 import csv
 import re
@@ -11,6 +11,15 @@ from train.terminal import printable
 # the others, from U+DC80 to U+DCFF.
 UNENCODABLE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 
+# Characters with a meaning in the Markdown of GitHub, and in LaTeX.
+MARKDOWN = re.compile(r"[\\`*_\[\]<>|~&$#!]")
+LATEX = str.maketrans(
+    {character: f"\\{character}" for character in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    | {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "±": r"$\pm$"}
+    | {"[": "{[}", "*": "{*}"}  # which belong to the end of the row before
+)
+
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
     """Lay out cells in columns. The first column is aligned to the left, all others to the right."""
@@ -20,6 +29,19 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
         cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
         lines.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
     return "\n".join(lines)
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Write a table in the Markdown of GitHub, one line for each row, the first of which is the heading."""
+    heading, *others = (f"| {' | '.join(MARKDOWN.sub(_escaped, cell) for cell in row)} |" for row in rows)
+    return [heading, f"| :--- |{' ---: |' * (len(rows[0]) - 1)}", *others]
+
+
+def latex(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Write a tabular of LaTeX, which needs no package. The first row is the heading."""
+    heading, *others = (f"  {' & '.join(map(_in_latex, row))} \\\\" for row in rows)
+    columns, rule = "l" + "r" * (len(rows[0]) - 1), "  \\hline"
+    return [f"\\begin{{tabular}}{{{columns}}}", rule, heading, rule, *others, rule, "\\end{tabular}"]
 
 
 def to_csv(records: Sequence[Mapping[str, object]], *, columns: Sequence[str] | None = None) -> bytes:
@@ -53,3 +75,11 @@ def plain(value: object, *, longest: int = 40) -> str:
         return text
     end = (longest - 3) // 2
     return f"{text[: longest - 3 - end]}...{text[-end:]}"
+
+
+def _escaped(character: re.Match[str]) -> str:
+    return f"\\{character[0]}"
+
+
+def _in_latex(cell: str) -> str:
+    return re.sub("-(?=-)", "-{}", cell.translate(LATEX))  # two minus signs would be a dash

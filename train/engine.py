@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from train import runtime
-from train.errors import RunError
+from train.errors import NumericalFailure
 from train.metrics import Metrics, NonFiniteLoss, RunningMetrics
 from train.optim import learning_rate, set_learning_rate
 from train.processes import SINGLE_PROCESS, ProcessGroup
@@ -202,8 +202,8 @@ class Run:
 
         Raises:
             UserError: If the checkpoint is of another network.
-            RunError: If a loss is NaN or infinite, or the folder cannot be written. The folder stands at the last
-                finished epoch.
+            NumericalFailure: If a loss is NaN or infinite. The folder stands at the last finished epoch.
+            RunError: If the folder cannot be written. It stands at the last finished epoch.
             Stopped: If a signal has come. The current batch is finished, or the files after an epoch are. The folder
                 stands at the last epoch that was written.
         """
@@ -231,7 +231,7 @@ class Run:
         """Train and validate once.
 
         Raises:
-            RunError: If a loss is NaN or infinite, or gradients do not fit into fp16 any more.
+            NumericalFailure: If a loss is NaN or infinite, or gradients do not fit into fp16 any more.
             Stopped: If a signal has come.
         """
         rate = self.schedule.rate(epoch)
@@ -283,7 +283,8 @@ class Run:
         nothing is written, and a resumed run measures again.
 
         Raises:
-            RunError: If the test loss is NaN or infinite, or the folder cannot be written.
+            NumericalFailure: If the test loss is NaN or infinite.
+            RunError: If the folder cannot be written.
             Stopped: If a signal has come.
         """
         network = self.replicas.network
@@ -292,9 +293,8 @@ class Run:
         try:
             error = self._measure(self.loaders.test, "final test").error
         except NonFiniteLoss as failure:
-            raise RunError(
-                f"the test loss is NaN or infinite in batch {failure.batch}; see {self.folder.path}",
-                in_all_processes=True,
+            raise NumericalFailure(
+                f"the test loss is NaN or infinite in batch {failure.batch}; see {self.folder.path}"
             ) from failure
         checkpoint.rows[-1].test_error = error
         self.folder.save(checkpoint)
@@ -306,10 +306,9 @@ class Run:
             return evaluate(self.replicas.evaluation, source, bar, self.stop, self.processes)
 
 
-def _failure(reason: str, epoch: int, rate: float, batch: int | None = None) -> RunError:
+def _failure(reason: str, epoch: int, rate: float, batch: int | None = None) -> NumericalFailure:
     where = f"epoch {epoch}, batch {batch}" if batch else f"epoch {epoch}"
-    return RunError(
+    return NumericalFailure(
         f"{reason} in {where}, at learning rate {rate:g}; nothing of this epoch was saved; try a smaller --lr or "
-        "--warmup_epochs in a new folder",
-        in_all_processes=True,
+        "--warmup_epochs in a new folder"
     )

@@ -26,6 +26,17 @@ class RunError(Exception):
         self.in_all_processes = in_all_processes
 
 
+class NumericalFailure(RunError):
+    """Losses or gradients are no numbers to go on with. Every process of the run raises it.
+
+    Args:
+        message: The line for the user.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(message, in_all_processes=True)
+
+
 class LostProcess(RunError):
     """Another process of the run has ended, or does not answer."""
 

@@ -3,6 +3,7 @@
 No other file names a kind of device, except files of the benchmark that measure each kind in its own way.
 """
 
+import gc
 import os
 import platform
 import random
@@ -196,6 +197,13 @@ def peak_memory(device: torch.device) -> float | None:
         return None
     unit = 1 if platform.system() == "Darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+def release_memory() -> None:
+    """Free the memory of a network that is not used any more, before another one is trained in the same process."""
+    gc.collect()  # modules and their hooks refer to each other
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def copy_to_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from commands.compare.table import RunsTable
+from commands.compare.table import Format, RunsTable
 from commands.outputs import print_and_write
 from commands.run_record import read_records
 from train.errors import RunError
@@ -11,13 +11,19 @@ from train.terminal import warn
 
 
 def compare_runs(
-    folders: Sequence[Path], *, not_compared: Collection[str], plot: Path | None = None, csv: Path | None = None
+    folders: Sequence[Path],
+    *,
+    not_compared: Collection[str],
+    form: Format = "text",
+    plot: Path | None = None,
+    csv: Path | None = None,
 ) -> None:
     """Print a table of runs, and write it and a plot to new files. Nothing is written into the runs.
 
     Args:
-        folders: Folders of runs. A folder that is not a run stands for all runs directly inside it.
-        not_compared: Flags that get no line of their own if they differ, see `differing_flags`.
+        folders: Folders of runs. A folder that is not a run stands for all runs in it, see `read_records`.
+        not_compared: Flags that get no line of their own if they differ, see `compared_flags`.
+        form: The form in which the table is printed.
         plot: New PNG file for a plot of all runs. None: no plot.
         csv: New CSV file for the table. None: no such file.
 
@@ -33,8 +39,10 @@ def compare_runs(
     if plot:
         from commands.compare.plot import draw_runs  # matplotlib takes a second to import
 
-        files[plot] = draw_runs(runs)
-    print_and_write(table.as_text().split("\n"), files)
+        files[plot] = draw_runs(runs, table.groups)
+    print_and_write(table.as_lines(form), files)
+    for run in (run for group in table.groups for run in group.repeated):
+        warn(f"{run.path} has flags and seed of another run, and is not counted in mean and standard deviation")
     if errors:
         for error in errors:
             warn(str(error))

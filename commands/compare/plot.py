@@ -1,4 +1,4 @@
-"""A plot of several runs: training loss, error and learning rate of each."""
+"""A plot of several runs: training loss, error and learning rate of each, and of groups that differ in the seed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,8 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from commands.compare.groups import SeedGroup
 from commands.plots import SMOOTHED, add_title, draw_rates, make_panels, png, scale_rates, top_of
 from commands.run_record import RunRecord
+from commands.spread import Spread, percent
 from commands.tables import plain
 from train.errors import UserError
 from train.run.history import Row, best_row
@@ -21,6 +23,7 @@ Dashes = Literal["-", "--", ":"]
 DASHES: tuple[Dashes, ...] = ("-", "--", ":")
 MOST_RUNS = len(COLOURS) * len(DASHES)
 LINE_WIDTH = 1.3
+BAND_OPACITY = 0.2
 LONGEST_OF_TWO = 62  # characters of a legend label that leave room for a second column of labels
 
 
@@ -35,25 +38,34 @@ class Style:
 STYLES = [Style(colour, dashes) for dashes in DASHES for colour in COLOURS]
 
 
-def draw_runs(runs: Sequence[RunRecord]) -> bytes:
+def draw_runs(runs: Sequence[RunRecord], groups: Sequence[SeedGroup] = ()) -> bytes:
     """Plot training loss, error and learning rate of all runs; return a PNG that is 1600 pixels wide.
 
     The error is the validation error, or the training error for a run without validation images. A dot marks the epoch
-    whose weights are chosen. A run without a finished epoch appears in the legend only. The legend also shows the
-    errors of the chosen weights, and which runs smooth the labels of their training loss.
+    whose weights are chosen. A group has one line, the mean of its runs in each epoch, in a band of one standard
+    deviation to both sides. A run without a finished epoch appears in the legend only. The legend also shows the errors
+    of the chosen weights, and which runs smooth the labels of their training loss.
+
+    Args:
+        runs: One or more.
+        groups: Groups of some of these runs.
 
     Raises:
-        UserError: If there are more runs than distinct styles.
+        UserError: If there are more lines than distinct styles.
     """
-    if len(runs) > MOST_RUNS:
-        raise UserError(f"--plot cannot tell {len(runs)} runs apart; name at most {MOST_RUNS}")
-    labels = [_label(run) for run in runs]
+    drawn = _with_groups(runs, groups)
+    if len(drawn) > MOST_RUNS:
+        raise UserError(f"--plot cannot tell {len(drawn)} runs apart; name at most {MOST_RUNS}")
+    labels = [_label(run) for run in drawn]
     columns = 2 if max(map(len, labels)) <= LONGEST_OF_TWO else 1
-    figure = Figure(figsize=(10, 5 + 0.2 * -(-len(runs) // columns)), dpi=160, layout="constrained")
+    figure = Figure(figsize=(10, 5 + 0.2 * -(-len(drawn) // columns)), dpi=160, layout="constrained")
     last_epoch = max([1, *(len(run.rows) for run in runs)])
     loss_panel, rate_panel, error_panel = make_panels(figure, last_epoch=last_epoch)
-    for run, style in zip(runs, STYLES, strict=False):
-        _draw_rows(run.rows, style, loss_panel, rate_panel, error_panel)
+    for run, style in zip(drawn, STYLES, strict=False):
+        if isinstance(run, SeedGroup):
+            _draw_group(run, style, loss_panel, rate_panel, error_panel)
+        else:
+            _draw_rows(run.rows, style, loss_panel, rate_panel, error_panel)
     scale_rates(rate_panel, [{row.learning_rate for row in run.rows} for run in runs])
     _limit(loss_panel)
     _limit(error_panel)
@@ -62,6 +74,17 @@ def draw_runs(runs: Sequence[RunRecord]) -> bytes:
     _add_legend(figure, labels, columns=columns)
     add_title(figure, _title(runs))
     return png(figure)
+
+
+def _with_groups(runs: Sequence[RunRecord], groups: Sequence[SeedGroup]) -> list[RunRecord | SeedGroup]:
+    """The runs in their order, each group in the place of its first run, and runs that are not counted left out."""
+    group_of = {run.path: group for group in groups for run in (*group.runs, *group.repeated)}
+    drawn: list[RunRecord | SeedGroup] = []
+    for run in runs:
+        line = group_of.get(run.path, run)
+        if line not in drawn:
+            drawn.append(line)
+    return drawn
 
 
 def _title(runs: Sequence[RunRecord]) -> str:
@@ -75,22 +98,43 @@ def _draw_rows(rows: Sequence[Row], style: Style, loss_panel: Axes, rate_panel: 
     best = best_row(rows)
     if best is None:
         return
-    epochs = [row.epoch for row in rows]
     draw_rates(rate_panel, rows, color=style.colour, linestyle=style.dashes, linewidth=LINE_WIDTH)
-    for panel, values in ((loss_panel, [row.train_loss for row in rows]), (error_panel, _percent_errors(rows))):
-        panel.plot(
-            epochs,
-            values,
-            color=style.colour,
-            linestyle=style.dashes,
-            linewidth=LINE_WIDTH,
-            marker="o" if len(rows) == 1 else None,  # a line through a single point is invisible
-            markersize=4,
-        )
+    for panel, values in ((loss_panel, _losses(rows)), (error_panel, _percent_errors(rows))):
+        _draw_line(panel, values, style)
         value = values[best.epoch - 1]
         panel.plot(
             best.epoch, value, color=style.colour, linestyle="none", marker="o", markersize=6, clip_on=False, zorder=3
         )
+
+
+def _draw_group(group: SeedGroup, style: Style, loss_panel: Axes, rate_panel: Axes, error_panel: Axes) -> None:
+    histories = [run.rows for run in group.runs]
+    draw_rates(rate_panel, histories[0], color=style.colour, linestyle=style.dashes, linewidth=LINE_WIDTH)
+    for panel, values_of in ((loss_panel, _losses), (error_panel, _percent_errors)):
+        spreads = [Spread.of(values) for values in zip(*map(values_of, histories), strict=True)]
+        means = [spread.mean for spread in spreads]
+        deviations = [spread.deviation or 0.0 for spread in spreads]
+        _draw_line(panel, means, style)
+        low, high = np.subtract(means, deviations), np.add(means, deviations)
+        epochs = range(1, len(means) + 1)
+        panel.fill_between(epochs, low, high, color=style.colour, alpha=BAND_OPACITY, linewidth=0)
+        panel.plot(epochs, high, linestyle="none")  # invisible: `_limit` sees how high the band is
+
+
+def _draw_line(panel: Axes, values: Sequence[float], style: Style) -> None:
+    panel.plot(
+        range(1, len(values) + 1),
+        values,
+        color=style.colour,
+        linestyle=style.dashes,
+        linewidth=LINE_WIDTH,
+        marker="o" if len(values) == 1 else None,  # a line through a single point is invisible
+        markersize=4,
+    )
+
+
+def _losses(rows: Sequence[Row]) -> list[float]:
+    return [row.train_loss for row in rows]
 
 
 def _percent_errors(rows: Sequence[Row]) -> list[float]:
@@ -99,7 +143,8 @@ def _percent_errors(rows: Sequence[Row]) -> list[float]:
 
 
 def _limit(panel: Axes) -> None:
-    panel.set_ylim(0, top_of([np.asarray(line.get_ydata()).tolist() for line in panel.get_lines()]))
+    lines = [np.asarray(line.get_ydata()).tolist() for line in panel.get_lines()]
+    panel.set_ylim(0, top_of(lines))
 
 
 def _error_name(runs: Sequence[RunRecord]) -> str:
@@ -120,12 +165,21 @@ def _add_legend(figure: Figure, labels: Sequence[str], *, columns: int) -> None:
         text.set(text=label, parse_math=False)
 
 
-def _label(run: RunRecord) -> str:
+def _label(run: RunRecord | SeedGroup) -> str:
+    if isinstance(run, SeedGroup):
+        parts = [f"{run.name}: mean of {len(run.runs)} seeds, band of ± one standard deviation"]
+        parts += [f"test {percent(run.test_error)} %"]
+        parts += _smoothed(run.runs[0])
+        return ", ".join(parts)
     best = best_row(run.rows)
     if best is None:
         return f"{plain(run.path)}: no epoch done"
     errors = {"validation": best.valid_error, "test": run.test_error}
     parts = [f"{plain(run.path)}: {'epoch' if best.valid_error is None else 'best epoch'} {best.epoch}"]
     parts += [f"{name} {error:.2%}" for name, error in errors.items() if error is not None]
-    parts += [SMOOTHED] if run.flags.get("label_smoothing") else []
+    parts += _smoothed(run)
     return ", ".join(parts)
+
+
+def _smoothed(run: RunRecord) -> list[str]:
+    return [SMOOTHED] if run.flags.get("label_smoothing") else []

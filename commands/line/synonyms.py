@@ -29,6 +29,7 @@ NAMES = {
     "sync_bn": "syncbn sync_batchnorm",
     "limit_batches": "max_batches limit_train_batches dry_run fast_dev_run",
     "seed": "random_seed manual_seed random_state",
+    "seeds": "num_seeds n_seeds num_runs n_runs repeats n_repeats",
     "tensorboard": "tb use_tensorboard",
     "resume": "continue auto_resume",
     "threads": "num_threads cpu_threads",

@@ -4,6 +4,7 @@ import os
 
 from commands.requirements import require_compiler, require_packages
 from commands.settings import BUFFERS, TrainSettings
+from commands.train.seeds import require_one_kind_of_run
 from train.errors import UserError
 from train.processes import current_group, is_launched, launcher_warning
 from train.program_name import TORCHRUN_WORDS
@@ -19,6 +20,7 @@ def checked(settings: TrainSettings) -> TrainSettings:
         UserError: If they do not go together.
     """
     settings = settings.checked()
+    current_group().on_main(require_one_kind_of_run, settings)
     check_training(settings, num_processes=current_group().world_size, is_launched=is_launched())
     if line := launcher_warning(os.environ):
         warn(line)

@@ -9,6 +9,7 @@ from commands.line.flags import Role, parse_recorded
 from commands.networks import with_flags_of_network
 from commands.recipes import flags_of_recipe
 from commands.settings import TrainSettings
+from commands.train.seeds import folder_to_continue, require_seeds
 from train.errors import UserError
 from train.run.acquire import without_links
 from train.run.config import CONFIG, read_config_file, recorded_flags
@@ -21,15 +22,20 @@ def complete(given: dict[str, Any]) -> dict[str, Any]:
         given: Typed and checked values by name.
 
     Raises:
-        UserError: If --config or the run that is to be resumed cannot be read.
+        UserError: If --config or the run that is to be resumed cannot be read, or --seeds cannot be used.
     """
     given = with_flags_of_network(given) | {"save": without_links(given["save"])}
+    has_seeds = given.get("seeds") is not None
+    if has_seeds:
+        require_seeds(given["seeds"], seed=given.get("seed"))
     if config := given.pop("config", None):
         given = _flags_of_config(config) | _flags_of_recipe(given) | given
     if given.get("resume"):
-        of_run = _flags_of_run(given["save"])
+        of_run = _flags_of_run(folder_to_continue(given))
         open_flags = {name for name in TrainSettings.names(Role.CHOSEN) if given.get(name) is None}
         given |= {name: value for name, value in of_run.items() if name not in given or name in open_flags}
+    if has_seeds:
+        given["seed"] = None  # and not that of the run whose other flags are taken
     return _flags_of_recipe(given) | given
 
 

@@ -9,8 +9,9 @@ import sys
 import pytest
 from hypothesis import HealthCheck, given, settings
 
+from commands.compare.flags import differing_flags
 from commands.compare.plot import MOST_RUNS
-from commands.compare.table import RunsTable, differing_flags
+from commands.compare.table import RunsTable
 from commands.run_record import read_record
 from tests.support.application import ROOT, assert_refused, everything_in, read_csv, run_here
 from tests.support.run_preparations import linked, nothing, placed
@@ -122,7 +123,7 @@ def test_a_missing_flag_is_a_difference_and_flags_that_are_not_compared_are_none
 @given(any_rows(), any_rows())
 def test_any_rows_make_a_table(one, other):
     table = RunsTable([make_record("a", one), make_record("日本", other)], not_compared=())
-    assert len(table.as_text().splitlines()) == 11
+    assert len(table.as_lines("text")) == 11
 
 
 def test_a_record_holds_what_the_files_say(here):
@@ -149,6 +150,7 @@ BAD = [
     (nothing, ["compare", ""], "RUNS is '', but must be a path"),
     (nothing, [*TWO, "--save=x"], "unknown flag '--save'"),
     (nothing, [*TWO, "--plot"], "--plot needs a value"),
+    (nothing, [*TWO, "--format=html"], "--format is 'html', but must be text | markdown | latex | json"),
     (nothing, [*TWO, "done"], "RUNS names one run twice: done and done"),
     (nothing, [*TWO, "./going/"], "RUNS names one run twice: going and going"),
     (nothing, [*TWO, "going/../done"], "RUNS names one run twice: done and going/../done"),
@@ -216,7 +218,7 @@ def test_a_folder_that_is_no_run_does_not_keep_others_from_being_compared(prepar
     assert (here / "p.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_a_folder_of_runs_stands_for_the_runs_directly_below_it(here, capsys):
+def test_a_folder_of_runs_stands_for_the_runs_in_it_but_not_inside_of_them(here, capsys):
     (here / "begun/notes").mkdir()
     make_run(here / "begun/notes/deeper", make_rows(1))
     assert run_here("compare", ".", "--csv=t.csv") == 0
@@ -224,6 +226,16 @@ def test_a_folder_of_runs_stands_for_the_runs_directly_below_it(here, capsys):
     assert [row["run"] for row in read_csv(here / "t.csv")] == ["begun", "done", "going"]
     assert run_here("compare", str(here / "begun/notes")) == 0  # one of them is enough, as one run is
     assert capsys.readouterr().out.splitlines()[0].split()[1].endswith("deeper")
+
+
+def test_runs_are_found_in_folders_of_folders_and_in_the_order_of_numbers(here, capsys):
+    names = ["x/a/seed-2", "x/a/seed-10", "x/b/wd/seed-1", "x/c"]
+    for name in reversed(names):
+        make_run(here / name, make_rows(1))
+    make_run(here / "x/b/too/far/down", make_rows(1))
+    (here / "x/notes.txt").write_text("no run")
+    assert run_here("compare", "x") == 0
+    assert capsys.readouterr().out.splitlines()[0].split()[1:] == names
 
 
 def test_more_runs_than_can_be_told_apart_are_a_table_but_no_plot(here, capsys):
