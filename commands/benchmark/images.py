@@ -25,8 +25,9 @@ from torchvision import transforms
 from commands.benchmark.measure import cells_of, columns_of
 from commands.tables import aligned, to_csv
 from data.datasets import DATASETS, IMAGE_SIZE
+from data.epoch_plan import PADDING
 from data.images import read_images
-from data.loader import PADDING, Loader
+from data.loader import Loader
 from data.splits import Split
 from data.threads import count_threads
 from models import densenet_bc

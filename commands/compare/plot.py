@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from commands.plots import SMOOTHED, add_title, draw_rates, make_panels, png, scale_rates, top_of
+from commands.plots import add_title, draw_rates, make_panels, note_on_labels, png, scale_rates, top_of
 from commands.run_record import RunRecord
 from commands.tables import plain
 from train.errors import UserError
@@ -127,5 +127,6 @@ def _label(run: RunRecord) -> str:
     errors = {"validation": best.valid_error, "test": run.test_error}
     parts = [f"{plain(run.path)}: {'epoch' if best.valid_error is None else 'best epoch'} {best.epoch}"]
     parts += [f"{name} {error:.2%}" for name, error in errors.items() if error is not None]
-    parts += [SMOOTHED] if run.flags.get("label_smoothing") else []
-    return ", ".join(parts)
+    mixed = bool(run.flags.get("mixup") or run.flags.get("cutmix"))
+    parts.append(note_on_labels(smoothed=bool(run.flags.get("label_smoothing")), mixed=mixed))
+    return ", ".join(filter(None, parts))

@@ -12,9 +12,10 @@ from torchvision.transforms import functional as transform
 from data.crops import random_crop
 from data.datasets import DATASETS, load
 from data.decode import decode, prepare
+from data.epoch_plan import plan_epoch
 from data.errors import DataError
 from data.images import ImageFiles
-from data.loader import Loader, Shard, make_loaders, make_test_loader, plan_epoch
+from data.loader import Loader, Shard, make_loaders, make_test_loader
 from data.splits import Split, split_validation
 from tests.support.synthetic_images import bad_files, data_threads, encoded, make_folder, picture, write
 
