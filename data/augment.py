@@ -43,8 +43,8 @@ def crop_and_flip(
     n, channels, height, width = images.shape
     padded = F.pad(images, (padding,) * 4)
     if border is not None:
-        is_inside = F.pad(torch.ones_like(images[:1, :1], dtype=torch.bool), (padding,) * 4)
-        padded = torch.where(is_inside, padded, border)
+        padded = border.repeat(n, 1, *padded.shape[2:])
+        padded[:, :, padding : padding + height, padding : padding + width] = images
     y = torch.arange(height, device=images.device)
     x = torch.arange(width, device=images.device)
     rows = top[:, None] + y  # (N, H)

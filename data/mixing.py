@@ -88,4 +88,4 @@ def mix(images: Tensor, labels: Tensor, mixing: Mixing, *, num_classes: int) -> 
     classes = torch.arange(num_classes, device=labels.device)
     own_label, other_label = ((some[:, None] == classes).float() for some in (labels[1:], labels[:-1]))
     share = label_weight[:, None]
-    return own * weights + other * (1 - weights), own_label * share + other_label * (1 - share)
+    return other.lerp(own, weights), own_label * share + other_label * (1 - share)

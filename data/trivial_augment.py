@@ -228,12 +228,13 @@ def _autocontrast(images: Tensor, strengths: Tensor) -> Tensor:
 
 def _equalize(images: Tensor, strengths: Tensor) -> Tensor:
     """Spread the values of each channel so that about as many pixels have each; the last value is not counted."""
-    flat = images.flatten(2).contiguous()  # (n, C, H W)
-    values = torch.arange(256, dtype=torch.uint8, device=images.device).repeat(*flat.shape[:2], 1)
-    num_lower = torch.searchsorted(flat.sort(2).values, values)  # pixels below each value, (n, C, 256)
-    step = num_lower.gather(2, flat.amax(2, keepdim=True).long()) // 255
+    flat = images.flatten(2).long()  # (n, C, H W)
+    counts = torch.zeros(*flat.shape[:2], 256, dtype=torch.int32, device=images.device)
+    counts.scatter_add_(2, flat, torch.ones_like(flat, dtype=torch.int32))
+    num_lower = counts.cumsum(2, dtype=torch.int32) - counts  # pixels below each value
+    step = num_lower.gather(2, flat.amax(2, keepdim=True)) // 255
     table = ((num_lower + step // 2) // step.clamp(min=1)).clamp_(max=255).byte()
-    return table.gather(2, flat.long()).view(images.shape).where(step.unsqueeze(3) > 0, images)
+    return table.gather(2, flat).view(images.shape).where(step.unsqueeze(3) > 0, images)
 
 
 OPERATIONS: dict[str, Operation] = {
