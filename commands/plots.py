@@ -12,7 +12,6 @@ from commands.tables import plain
 from train.run.history import Row
 
 NOTE_COLOUR = "#666666"
-SMOOTHED = "smoothed labels"  # marks a training loss that was computed with label smoothing
 FEW_EPOCHS = 10  # a shorter line is always shown in full
 DWARFED = 5  # times the maximum of the last third: higher values would press that third to the bottom of the panel
 NEGLIGIBLE = 1e-30  # smaller values are treated as 0, because rounding would spoil the axis
@@ -28,6 +27,12 @@ def png(figure: Figure) -> bytes:
         # Without this the file would name the version of matplotlib.
         figure.savefig(file, format="png", metadata={"Software": None})
     return file.getvalue()
+
+
+def note_on_labels(*, smoothed: bool, mixed: bool) -> str:
+    """Say how labels of training images were changed, which marks their loss; empty if they were not."""
+    kinds = [kind for kind, is_so in (("smoothed", smoothed), ("mixed", mixed)) if is_so]
+    return f"{' and '.join(kinds)} labels" if kinds else ""
 
 
 def add_title(figure: Figure, *lines: str) -> None:

@@ -1,9 +1,12 @@
-"""Cells of the paper's table as settings: a recipe for each cell that has a figure.
+"""Recipes as settings: one for each cell of the paper's table that has a figure, and a modern one.
 
-A recipe is named by its network and its data, as in "densenet-bc-100-12-c10+". The plus sign stands for augmentation.
+A cell is named by its network and its data, as in "densenet-bc-100-12-c10+". The plus sign stands for augmentation.
+"modern" alone leaves network and data to other flags; "modern-densenet-bc-100-12-c10+" is the cell with it.
 
 References:
     Huang et al., Densely Connected Convolutional Networks, 2017 (arXiv:1608.06993v5), section 4.2 and table 2.
+    Vryniotis, How to Train State-Of-The-Art Models Using TorchVision's Latest Primitives, 2021
+    (pytorch.org/blog/how-to-train-state-of-the-art-models-using-torchvision-latest-primitives): the modern recipe.
 """
 
 from collections.abc import Mapping
@@ -13,6 +16,7 @@ from commands.tables import plain
 
 # Settings of every cell. The program always uses Nesterov momentum without dampening, and decays all parameters.
 COMMON = {"batch_size": 64, "accum_steps": 1, "precision": "fp32", "init_weights": None, "limit_batches": None}
+COMMON |= {"mixup": 0.0, "cutmix": 0.0, "trivial_augment": False, "erasing": 0.0, "cutout": 0, "crop_border": "mean"}
 COMMON |= {"lr": 0.1, "lr_schedule": "step", "warmup_epochs": 0, "momentum": 0.9, "wd": 1e-4, "label_smoothing": 0.0}
 
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -54,12 +58,24 @@ PAPER: dict[str, float] = {
     if error is not None
 }
 
+# Learning rate, weight decay and the number of epochs depend on network and data, and are left alone.
+MODERN: dict[str, Any] = {"lr_schedule": "cosine", "warmup_epochs": 5, "label_smoothing": 0.1}
+MODERN |= {"mixup": 0.2, "cutmix": 1.0, "trivial_augment": True, "erasing": 0.1}
+
+RECIPES = (*PAPER, "modern", *(f"modern-{cell}" for cell in PAPER if cell.endswith("+")))
+
 # Allowed recipes, in words for a user.
-RULE = f"a network ({' | '.join(NETWORKS)}) and its data ({' | '.join(COLUMNS)}), as in densenet-bc-100-12-c10+"
+RULE = (
+    f"a network ({' | '.join(NETWORKS)}) and its data ({' | '.join(COLUMNS)}), as in densenet-bc-100-12-c10+, or "
+    '"modern", alone or as in modern-densenet-bc-100-12-c10+'
+)
 
 
 def flags_of_recipe(recipe: str) -> dict[str, Any]:
     """The flags that a recipe stands for."""
+    first, _, cell = recipe.partition("-")
+    if first == "modern":
+        return {**flags_of_recipe(cell), **MODERN} if cell else MODERN
     network, _, column = recipe.rpartition("-")
     return {**COMMON, **NETWORKS[network], **COLUMNS[column]}
 
@@ -75,7 +91,7 @@ def altered_flags(flags: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         not exist.
     """
     recipe = flags.get("recipe")
-    of_recipe = flags_of_recipe(recipe) if isinstance(recipe, str) and recipe in PAPER else {}
+    of_recipe = flags_of_recipe(recipe) if isinstance(recipe, str) and recipe in RECIPES else {}
     return {
         flag: {"recipe": value, "run": flags[flag]}
         for flag, value in of_recipe.items()

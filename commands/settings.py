@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from commands.line.flags import Role, Settings, flag, parse_recorded, settings
 from commands.line.types import Addresses, Names, Range
 from commands.networks import ANY_DEPTH, NETWORKS, NetworkSettings, check_network, image_size_of
-from commands.recipes import PAPER, RULE
+from commands.recipes import RECIPES, RULE
 from commands.tables import plain
 from data.datasets import DATASETS, require_channels
 from train.run.identity import RunIdentity
@@ -23,6 +23,7 @@ ImageSize = Annotated[int, Range(8, 1024)]
 Channels = Annotated[int, Range(1, 1000)]
 BatchSize = Annotated[int, Range(1, 1_000_000)]
 DropRate = Annotated[float, Range(0, 1, open_high=True)]
+MixingParameter = Annotated[float, Range(0, 100)]
 Threads = Annotated[int, Range(1, 1024)]
 DataUrl = Annotated[str, Addresses()]
 Seed = Annotated[int, Range(0, 2**63 - 1)]
@@ -75,9 +76,10 @@ class TrainSettings(Settings):
         default=None,
         role=Role.SHORTHAND | Role.FREE | Role.NOT_COMPARED,
     )
-    recipe: Annotated[str, Names(tuple(PAPER), rule=RULE)] | None = flag(
-        'A cell of the paper\'s table, named by network and data, with "+" for augmentation. It stands for all flags '
-        "that the paper fixes; flags that are given as well take precedence.",
+    recipe: Annotated[str, Names(RECIPES, rule=RULE)] | None = flag(
+        'A cell of the paper\'s table, named by network and data, with "+" for augmentation: all flags that the paper '
+        'fixes. "modern" stands for today\'s usual augmentation, labels and schedule on any data, and "modern-" before '
+        "a cell puts them in place of the paper's. Flags that are given as well take precedence.",
         default=None,
     )
     network: NetworkName = flag(
@@ -132,6 +134,36 @@ class TrainSettings(Settings):
         "Fraction of each label that is spread evenly over all classes in training. Validation and test losses are "
         "without it.",
         default=0.0,
+    )
+    mixup: MixingParameter = flag(
+        "A above 0: mix each training image with another one of its batch, with weights from Beta(A, A), and their "
+        "labels alike. The training error then counts the label with the larger weight. With --cutmix as well, each "
+        "image gets one of both at random.",
+        default=0.0,
+    )
+    cutmix: MixingParameter = flag(
+        "A above 0: replace a rectangle of each training image by that of another one of its batch, and mix labels by "
+        "area. The part that an image keeps is drawn from Beta(A, A).",
+        default=0.0,
+    )
+    trivial_augment: bool = flag(
+        "TrivialAugment: change each training image by one of 14 operations of random strength, such as a rotation, a "
+        "shift or more contrast.",
+        default=False,
+    )
+    erasing: Annotated[float, Range(0, 1)] = flag(
+        "Random erasing: probability that a rectangle of a training image, from 2 % to 33 % of its area, gets the mean "
+        "colour.",
+        default=0.0,
+    )
+    cutout: Annotated[int, Range(0, 1024)] = flag(
+        "Side in pixels of a square of each training image, anywhere in it, that gets the mean colour. 0: none.",
+        default=0,
+    )
+    crop_border: Literal["mean", "black"] = flag(
+        'Colour around images that are padded and cropped: the "mean" of the data set, as in the code of the paper\'s '
+        'authors, or "black", as in most other programs.',
+        default="mean",
     )
     augment: bool | None = flag(
         "Crop and flip training images at random. None: as in the paper, on CIFAR and not on SVHN; on folders too, and "
@@ -228,6 +260,11 @@ class TrainSettings(Settings):
         """Height and width of the images, once `checked` has filled it in."""
         assert self.image_size is not None, "settings are checked first"
         return self.image_size
+
+    @property
+    def mixes(self) -> bool:
+        """Whether training images are mixed with each other."""
+        return self.mixup > 0 or self.cutmix > 0
 
     @property
     def title(self) -> str:

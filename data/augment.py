@@ -22,11 +22,12 @@ def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return images.float().sub_(mean * 255).div_(std * 255)
 
 
-def crop_and_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, *, padding: int) -> Tensor:
-    """Pad each image with zeros, crop it to its old size, and mirror some images from left to right.
+def crop_and_flip(
+    images: Tensor, top: Tensor, left: Tensor, flip: Tensor, *, padding: int, border: Tensor | None = None
+) -> Tensor:
+    """Pad each image, crop it to its old size, and mirror some images from left to right.
 
-    To be called after `normalise`: there a border of zeros has the mean colour, as in the authors' code. Around raw
-    pixels it would be black.
+    After `normalise` a border of zeros has the mean colour, as in the authors' code. Around raw pixels it is black.
 
     Args:
         images: (N, C, H, W).
@@ -34,12 +35,16 @@ def crop_and_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, *, pa
         left: int64 (N,), first column of each crop in the padded image, from 0 to 2 * padding.
         flip: bool (N,), which images to mirror.
         padding: Pixels to add on each side.
+        border: (C, 1, 1), their colour, of the type of the images. None: zeros.
 
     Returns:
         (N, C, H, W), contiguous.
     """
     n, channels, height, width = images.shape
     padded = F.pad(images, (padding,) * 4)
+    if border is not None:
+        padded = border.repeat(n, 1, *padded.shape[2:])
+        padded[:, :, padding : padding + height, padding : padding + width] = images
     y = torch.arange(height, device=images.device)
     x = torch.arange(width, device=images.device)
     rows = top[:, None] + y  # (N, H)

@@ -101,6 +101,11 @@ class ImageFiles:
         return [path[len(common) :] for path in self.paths]
 
     @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        return self.image_size, self.image_size
+
+    @property
     def crops_itself(self) -> bool:
         """Whether files are cropped at random as they are decoded. Small images are augmented as in CIFAR."""
         return self.image_size > SMALL

@@ -1,20 +1,20 @@
 """Batches of normalised images on the device of their labels, each process reading its own part of them."""
 
-import random
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from data.augment import crop_and_flip, normalise
+from data.augment import normalise
 from data.datasets import DatasetSpec, validation_size
+from data.epoch_plan import CROPS_ALONE, Augmentation, plan_epoch
 from data.splits import Dataset, Images, split_validation
-
-PADDING = 4  # pixels on each side before a random crop, as in the paper
+from data.transform import Transform
 
 
 class Batch(NamedTuple):
@@ -22,7 +22,7 @@ class Batch(NamedTuple):
 
     Attributes:
         images: float32 (n, C, H, W), normalised. n is 0 for some processes if there are more of them than images.
-        labels: int64 (n,).
+        labels: int64 (n,). Of mixed images the probability of each class, float32 (n, classes).
         size: Images in the whole batch, in all processes together.
     """
 
@@ -66,46 +66,16 @@ class Shard:
 WHOLE_BATCH = Shard()  # of the only process
 
 
-@dataclass(frozen=True)
-class EpochPlan:
-    """The random choices of one epoch, drawn in advance.
-
-    Attributes:
-        order: int64 (N,), index of the image at each position in the epoch.
-        top: int64 (N,), first row of its crop, from 0 to 2 * PADDING.
-        left: int64 (N,), first column of its crop, from 0 to 2 * PADDING.
-        flip: bool (N,), whether it is mirrored.
-        seed: int64 (N,), seed for all choices instead of these, if they depend on the size of a file's image.
-    """
-
-    order: Tensor
-    top: Tensor
-    left: Tensor
-    flip: Tensor
-    seed: Tensor
-
-
-def plan_epoch(num_images: int, *, seed: int, epoch: int) -> EpochPlan:
-    """Draw order, crops and flips of an epoch. They are a function of the three arguments alone.
-
-    They are drawn on the CPU, so that they do not depend on the training device.
-    """
-    generator = torch.Generator().manual_seed(random.Random(f"seed {seed}, epoch {epoch}").getrandbits(63))
-    return EpochPlan(
-        order=torch.randperm(num_images, generator=generator),
-        top=torch.randint(2 * PADDING + 1, (num_images,), generator=generator),
-        left=torch.randint(2 * PADDING + 1, (num_images,), generator=generator),
-        flip=torch.randint(2, (num_images,), generator=generator).bool(),
-        seed=torch.randint(2**63 - 1, (num_images,), generator=generator),
-    )
-
-
 class Loader:
     """Batches of normalised images with their labels, on the device of the labels.
 
     Iterating yields all images once, in their own order and without augmentation, in batches of batch_size; the last
-    batch may be smaller. `epoch(e)` yields them shuffled and, with `augment`, cropped and flipped. Each of several
-    processes gets its own part of every batch, possibly an empty one, so that all take the same number of steps.
+    batch may be smaller. `epoch(e)` yields them shuffled and, with `augment`, cropped and flipped, and changed as
+    `augmentation` says. Each of several processes gets its own part of every batch, possibly an empty one, so that all
+    take the same number of steps.
+
+    An image is mixed with the one before it in the whole batch, the first one with the last one. A process reads one
+    image more for it, and results do not depend on the number of processes.
 
     Args:
         split: The images.
@@ -114,6 +84,8 @@ class Loader:
         std: Standard deviation of each channel, of pixels divided by 255.
         seed: Order and augmentation of an epoch are a function of this and the epoch.
         augment: Whether `epoch` crops and flips each image on its own.
+        augmentation: What `epoch` changes beside crops and flips.
+        num_classes: Number of classes, which mixed labels need.
         shard: The part of each batch that is this process's.
         limit: The most batches in an epoch, for a trial. None: all.
     """
@@ -127,6 +99,8 @@ class Loader:
         std: tuple[float, ...],
         seed: int = 0,
         augment: bool = False,
+        augmentation: Augmentation = CROPS_ALONE,
+        num_classes: int = 0,
         shard: Shard = WHOLE_BATCH,
         limit: int | None = None,
     ):
@@ -137,6 +111,8 @@ class Loader:
         self.std = torch.tensor(std, device=self.device).view(-1, 1, 1)
         self.seed = seed
         self.augment = augment
+        self.augmentation = augmentation
+        self.num_classes = num_classes
         self.shard = shard
         self.limit = limit
 
@@ -151,31 +127,37 @@ class Loader:
         return -(-self.num_images // self.batch_size)
 
     def __iter__(self) -> Generator[Batch]:
-        return self._batches(torch.arange(len(self.split)), None)
+        parts = list(self._parts())
+        with closing(self.split.read(torch.arange(len(self.split)), [part for part, _ in parts])) as batches:
+            for (part, size), pixels in zip(parts, batches, strict=True):
+                yield Batch(normalise(pixels, self.mean, self.std), self.split.labels[part], size)
 
     def epoch(self, epoch: int) -> Generator[Batch]:
         """Yield the batches of an epoch. Epochs count from 1."""
-        plan = plan_epoch(len(self.split), seed=self.seed, epoch=epoch)
-        return self._batches(plan.order, plan if self.augment else None)
+        plan = plan_epoch(
+            len(self.split), seed=self.seed, epoch=epoch, augmentation=self.augmentation, size=self.split.size
+        )
+        parts = list(self._parts())
+        positions = [self._positions(part, size, with_partner=plan.mixing is not None) for part, size in parts]
+        plan, reads = plan.at(torch.cat(positions)), consecutive([len(some) for some in positions])
+        crops_itself = self.augment and self.split.crops_itself
+        transform = Transform(
+            plan,
+            reads,
+            mean=self.mean,
+            std=self.std,
+            crops=self.augment and not crops_itself,
+            has_black_border=self.augmentation.crop_border == "black",
+            num_classes=self.num_classes,
+        )
+        order = plan.order.to(self.device)
+        with closing(self.split.read(plan.order, reads, plan.seed if crops_itself else None)) as batches:
+            for number, ((_, size), read, pixels) in enumerate(zip(parts, reads, batches, strict=True)):
+                yield Batch(*transform(pixels, self.split.labels[order[read]], number, read), size)
 
     def own_indices(self) -> Tensor:
         """Return the indices int64 (M,) of this process's images, in the order in which iterating yields them."""
         return torch.cat([torch.arange(part.start, part.stop) for part, _ in self._parts()])
-
-    def _batches(self, order: Tensor, plan: EpochPlan | None) -> Generator[Batch]:
-        """Yield the batches of an order, augmented as planned."""
-        parts = list(self._parts())
-        by_file, by_batch = (plan, None) if self.split.crops_itself else (None, plan)
-        pixels = self.split.read(order, [part for part, _ in parts], by_file.seed if by_file else None)
-        order = order.to(self.device)
-        choices = _on_device(by_batch, self.device) if by_batch else None
-        with closing(pixels):
-            for (part, size), batch in zip(parts, pixels, strict=True):
-                images = normalise(batch, self.mean, self.std)
-                if choices:
-                    top, left, flip = (choice[part] for choice in choices)
-                    images = crop_and_flip(images, top, left, flip, padding=PADDING)
-                yield Batch(images, self.split.labels[order[part]], size)
 
     def _parts(self) -> Iterator[tuple[slice, int]]:
         """Yield this process's positions in each batch of an epoch, and the size of the whole batch."""
@@ -184,9 +166,26 @@ class Loader:
             part = self.shard.part(size)
             yield slice(start + part.start, start + part.stop), size
 
+    def _positions(self, part: slice, size: int, *, with_partner: bool) -> Tensor:
+        """Return the positions in an epoch of the images that this process reads for a batch of some size.
 
-def _on_device(plan: EpochPlan, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    return plan.top.to(device), plan.left.to(device), plan.flip.to(device)
+        Args:
+            part: Its part of the batch.
+            size: Images in the whole batch.
+            with_partner: Whether the image before the part comes first, if the part is not empty.
+        """
+        own = torch.arange(part.start, part.stop)
+        if not (with_partner and len(own)):
+            return own
+        start = part.start // self.batch_size * self.batch_size
+        before = start + (part.start - start - 1) % size
+        return torch.cat([torch.tensor([before]), own])
+
+
+def consecutive(sizes: Sequence[int]) -> list[slice]:
+    """Return slices of some sizes, each of which begins where the one before it ends."""
+    ends = [0, *accumulate(sizes)]
+    return [slice(start, end) for start, end in pairwise(ends)]
 
 
 def make_loaders(
@@ -198,6 +197,7 @@ def make_loaders(
     valid_size: int | None,
     augment: bool,
     seed: int,
+    augmentation: Augmentation = CROPS_ALONE,
     shard: Shard = WHOLE_BATCH,
     limit: int | None = None,
 ) -> tuple[Loader, Loader | None, Loader]:
@@ -211,6 +211,7 @@ def make_loaders(
         valid_size: Training images to hold out for validation, see `validation_size`.
         augment: Whether to crop and flip training images. Validation and test images are never augmented.
         seed: The held-out images, and order and augmentation of each epoch, are functions of it.
+        augmentation: What is changed in training images beside crops and flips.
         shard: The part of each batch that is this process's.
         limit: The most batches of each loader in an epoch. None: all.
 
@@ -222,8 +223,9 @@ def make_loaders(
     if size is not None:
         train, valid = split_validation(dataset.train, size=size, seed=seed)
     loader = partial(Loader, batch_size=batch_size, mean=spec.mean, std=spec.std, shard=shard, limit=limit)
+    num_classes = len(dataset.classes)
     return (
-        loader(train.to(device), seed=seed, augment=augment),
+        loader(train.to(device), seed=seed, augment=augment, augmentation=augmentation, num_classes=num_classes),
         loader(valid.to(device)) if valid else None,
         loader(dataset.test.to(device)),
     )

@@ -22,6 +22,11 @@ class Images(Protocol):
         ...
 
     @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        ...
+
+    @property
     def crops_itself(self) -> bool:
         """Whether `read` crops at random. If not, all images have one size, and whole batches are augmented."""
         ...
@@ -77,6 +82,11 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        return self.images.shape[2], self.images.shape[3]
 
     def names(self) -> Sequence[str]:
         """Return no names."""

@@ -35,6 +35,8 @@ Batch = tuple[Tensor, Tensor, int]
 class BatchSource(Protocol):
     """Batches on the training device: images (n, C, H, W), labels (n,), and the size of the whole batch.
 
+    In training, labels may be the probability of each class, (n, classes).
+
     Where several processes share a run, n images are this process's part of the batch, possibly none.
     """
 

@@ -65,9 +65,11 @@ class RunningMetrics:
         Args:
             loss: Sum of their losses, ().
             logits: Their logits, (n, classes).
-            labels: Their labels, (n,).
+            labels: Their labels, (n,), or the probability of each class, (n, classes), of which the most probable one
+                is the right answer.
         """
-        wrong = (logits.argmax(1) != labels).sum()
+        answers = labels.argmax(1) if labels.ndim == 2 else labels
+        wrong = (logits.argmax(1) != answers).sum()
         images = torch.full_like(wrong, len(labels))
         self.sums += torch.stack([loss.double(), wrong.double(), images.double()])
         here = torch.where(loss.isfinite(), math.inf, self.batches)

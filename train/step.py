@@ -86,7 +86,7 @@ class Stepper:
 
         Args:
             images: This process's part of the batch, (n, C, H, W); may be empty where there are several processes.
-            labels: Its labels, (n,).
+            labels: Its labels, (n,), or the probability of each class, (n, classes).
             size: Images of the batch in all processes.
         """
         self._take(images, labels, size)

@@ -1,8 +1,9 @@
 """Images per second of the data pipelines, compared with plain code over torchvision's transforms on the same images.
 
-Training batches are prepared from images in memory: shuffle, pad by 4, crop, flip, normalise. Files are read for
-prediction: decode, resize to 32x32, normalise; then they are classified as well by a DenseNet-BC of depth 40, the same
-on both sides. The files were written a moment ago, so that the system has them in memory.
+Training batches are prepared from images in memory: shuffle, pad by 4, crop, flip, normalise; with the modern recipe
+also TrivialAugment, random erasing, and mixup or cutmix. Files are read for prediction: decode, resize to 32x32,
+normalise; then they are classified as well by a DenseNet-BC of depth 40, the same on both sides. The files were written
+a moment ago, so that the system has them in memory.
 """
 
 import platform
@@ -19,14 +20,17 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision import transforms
+from torchvision.transforms import v2
 
 from commands.benchmark.measure import cells_of, columns_of
+from commands.recipes import MODERN
 from commands.tables import aligned, to_csv
 from data.datasets import DATASETS, IMAGE_SIZE
+from data.epoch_plan import CROPS_ALONE, PADDING, Augmentation
 from data.images import read_images
-from data.loader import PADDING, Loader
+from data.loader import Loader
 from data.splits import Split
 from data.threads import count_threads
 from models import densenet_bc
@@ -36,6 +40,10 @@ from train.terminal import progress
 
 BATCH_SIZE = 256
 CIFAR10 = DATASETS["cifar10"]
+NUM_CLASSES = 10
+MODERN_AUGMENTATION = Augmentation(
+    trivial=MODERN["trivial_augment"], erasing=MODERN["erasing"], mixup=MODERN["mixup"], cutmix=MODERN["cutmix"]
+)
 CPU = torch.device("cpu")
 
 
@@ -149,7 +157,7 @@ def measure_images(
     """
     if rounds < 1:
         raise UserError("--rounds is '0', but --what images measures nothing but time; it must be 1 or more")
-    rows = [_training_speeds(num_images, rounds=rounds)]
+    rows = _training_speeds(num_images, rounds=rounds)
     with tempfile.TemporaryDirectory() as folder:
         for name, kind in KINDS.items():
             paths = write_files(Path(folder), kind, num_files)
@@ -157,15 +165,17 @@ def measure_images(
     return ImageSpeeds(rows, rounds, num_images, num_files)
 
 
-def _training_speeds(num_images: int, *, rounds: int) -> Speeds:
-    split = synthetic_split(num_images)
-    ours, baseline = training_loader(split), pil_loader(split)
-    speeds = []
-    with _one_thread():
-        for epoch in progress(range(1, rounds + 1), "training batches"):
-            of_ours = images_per_second(len(batch.images) for batch in ours.epoch(epoch))
-            speeds.append((of_ours, images_per_second(len(images) for images, _ in baseline)))
-    return Speeds("training batches", [one for one, _ in speeds], [other for _, other in speeds])
+def _training_speeds(num_images: int, *, rounds: int) -> list[Speeds]:
+    split, rows = synthetic_split(num_images), []
+    for work, is_modern in (("training batches", False), ("training batches, modern recipe", True)):
+        loader, baseline = training_loader(split, is_modern=is_modern), pil_loader(split, is_modern=is_modern)
+        speeds = []
+        with _one_thread():
+            for epoch in progress(range(1, rounds + 1), work):
+                ours = images_per_second(len(batch.images) for batch in loader.epoch(epoch))
+                speeds.append((ours, images_per_second(len(images) for images, _ in baseline)))
+        rows.append(Speeds(work, [one for one, _ in speeds], [other for _, other in speeds]))
+    return rows
 
 
 @contextmanager
@@ -210,12 +220,20 @@ def synthetic_split(num_images: int) -> Split:
     """Random pixels and labels in the shape of CIFAR-10."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (num_images, 3, 32, 32), dtype=torch.uint8, generator=generator)
-    return Split(images, torch.randint(10, (num_images,), generator=generator))
+    return Split(images, torch.randint(NUM_CLASSES, (num_images,), generator=generator))
 
 
-def training_loader(split: Split) -> Loader:
-    """The training batches of this program."""
-    return Loader(split, batch_size=BATCH_SIZE, mean=CIFAR10.mean, std=CIFAR10.std, augment=True)
+def training_loader(split: Split, *, is_modern: bool = False) -> Loader:
+    """The training batches of this program, with the augmentation of the paper or of the modern recipe."""
+    return Loader(
+        split,
+        batch_size=BATCH_SIZE,
+        mean=CIFAR10.mean,
+        std=CIFAR10.std,
+        augment=True,
+        augmentation=MODERN_AUGMENTATION if is_modern else CROPS_ALONE,
+        num_classes=NUM_CLASSES,
+    )
 
 
 class PILImages(Dataset):
@@ -233,15 +251,25 @@ class PILImages(Dataset):
         return self.transform(Image.fromarray(self.pixels[index])), self.labels[index]
 
 
-def pil_loader(split: Split) -> DataLoader:
-    """Training batches as most scripts prepare them."""
-    steps = [
-        transforms.RandomCrop(split.images.shape[-1], padding=PADDING),
-        transforms.RandomHorizontalFlip(),
-        transforms.ToTensor(),
-        transforms.Normalize(CIFAR10.mean, CIFAR10.std),
-    ]
-    return DataLoader(PILImages(split, transforms.Compose(steps)), batch_size=BATCH_SIZE, shuffle=True, num_workers=0)
+def pil_loader(split: Split, *, is_modern: bool = False) -> DataLoader:
+    """Training batches as most scripts prepare them, with the augmentation of the paper or of the modern recipe."""
+    steps = [transforms.RandomCrop(split.images.shape[-1], padding=PADDING), transforms.RandomHorizontalFlip()]
+    steps += [transforms.TrivialAugmentWide()] if is_modern else []
+    steps += [transforms.ToTensor(), transforms.Normalize(CIFAR10.mean, CIFAR10.std)]
+    steps += [transforms.RandomErasing(MODERN_AUGMENTATION.erasing)] if is_modern else []
+    mixing = v2.RandomChoice(
+        [
+            v2.MixUp(alpha=MODERN_AUGMENTATION.mixup, num_classes=NUM_CLASSES),
+            v2.CutMix(alpha=MODERN_AUGMENTATION.cutmix, num_classes=NUM_CLASSES),
+        ]
+    )
+    return DataLoader(
+        PILImages(split, transforms.Compose(steps)),
+        batch_size=BATCH_SIZE,
+        shuffle=True,
+        num_workers=0,
+        collate_fn=(lambda images: mixing(*default_collate(images))) if is_modern else None,
+    )
 
 
 def write_files(folder: Path, kind: FileKind, count: int) -> list[str]:

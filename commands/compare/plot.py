@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from commands.compare.groups import SeedGroup
-from commands.plots import SMOOTHED, add_title, draw_rates, make_panels, png, scale_rates, top_of
+from commands.plots import add_title, draw_rates, make_panels, note_on_labels, png, scale_rates, top_of
 from commands.run_record import RunRecord
 from commands.spread import Spread, percent
 from commands.tables import plain
@@ -168,18 +168,18 @@ def _add_legend(figure: Figure, labels: Sequence[str], *, columns: int) -> None:
 def _label(run: RunRecord | SeedGroup) -> str:
     if isinstance(run, SeedGroup):
         parts = [f"{run.name}: mean of {len(run.runs)} seeds, band of ± one standard deviation"]
-        parts += [f"test {percent(run.test_error)} %"]
-        parts += _smoothed(run.runs[0])
-        return ", ".join(parts)
+        parts += [f"test {percent(run.test_error)} %", _note_on_labels(run.runs[0])]
+        return ", ".join(filter(None, parts))
     best = best_row(run.rows)
     if best is None:
         return f"{plain(run.path)}: no epoch done"
     errors = {"validation": best.valid_error, "test": run.test_error}
     parts = [f"{plain(run.path)}: {'epoch' if best.valid_error is None else 'best epoch'} {best.epoch}"]
     parts += [f"{name} {error:.2%}" for name, error in errors.items() if error is not None]
-    parts += _smoothed(run)
-    return ", ".join(parts)
+    parts.append(_note_on_labels(run))
+    return ", ".join(filter(None, parts))
 
 
-def _smoothed(run: RunRecord) -> list[str]:
-    return [SMOOTHED] if run.flags.get("label_smoothing") else []
+def _note_on_labels(run: RunRecord) -> str:
+    mixed = bool(run.flags.get("mixup") or run.flags.get("cutmix"))
+    return note_on_labels(smoothed=bool(run.flags.get("label_smoothing")), mixed=mixed)

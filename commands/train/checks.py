@@ -48,6 +48,10 @@ def check_training(settings: TrainSettings, *, num_processes: int, is_launched: 
             f"--batch_size is {settings.batch_size}, but must be {settings.accum_steps * num_processes} or more: "
             f"an image for each micro-batch of --accum_steps {settings.accum_steps}{where}"
         )
+    if settings.cutout and settings.cutout > settings.pixels:
+        raise UserError(
+            f"--cutout is {settings.cutout}, but must be {settings.pixels} or less, the height and width of the images"
+        )
     for flag, is_asked in (("compile", settings.compile), ("sync_bn", settings.sync_bn)):
         if is_asked and settings.efficient in BUFFERS:
             raise UserError(

@@ -14,12 +14,14 @@ class Curves:
         directory: The folder of the run.
         title: A line above all panels.
         label_smoothing: Fraction of each label that was spread over all classes in the training loss.
+        mixes: Whether training images were mixed with each other.
     """
 
-    def __init__(self, directory: OpenFolder, *, title: str, label_smoothing: float = 0.0):
+    def __init__(self, directory: OpenFolder, *, title: str, label_smoothing: float = 0.0, mixes: bool = False):
         self.directory = directory
         self.title = title
         self.label_smoothing = label_smoothing
+        self.mixes = mixes
 
     def write(self, rows: Sequence[Row]) -> None:
         """Draw the rows of the run.
@@ -30,5 +32,8 @@ class Curves:
         from commands.train.plot import draw_curves
 
         self.directory.write(
-            CURVES, lambda file: draw_curves(rows, file, title=self.title, label_smoothing=self.label_smoothing)
+            CURVES,
+            lambda file: draw_curves(
+                rows, file, title=self.title, label_smoothing=self.label_smoothing, mixes=self.mixes
+            ),
         )

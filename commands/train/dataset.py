@@ -5,6 +5,7 @@ import torch
 from commands.settings import TrainSettings
 from commands.train.checks import check_last_batch
 from data.datasets import DATASETS, DatasetSpec, load
+from data.epoch_plan import Augmentation
 from data.loader import Loader, Shard, make_loaders
 from data.normalisation import with_normalisation
 from data.splits import Dataset
@@ -77,6 +78,14 @@ def _make_loaders(
         valid_size=settings.valid_size,
         augment=settings.augment,
         seed=settings.seed,
+        augmentation=Augmentation(
+            crop_border=settings.crop_border,
+            trivial=settings.trivial_augment,
+            erasing=settings.erasing,
+            cutout=settings.cutout,
+            mixup=settings.mixup,
+            cutmix=settings.cutmix,
+        ),
         shard=Shard(processes.rank, processes.world_size),
         limit=settings.limit_batches,
     )

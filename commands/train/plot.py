@@ -6,13 +6,15 @@ from typing import BinaryIO
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from commands.plots import NOTE_COLOUR, SMOOTHED, add_title, draw_rates, make_panels, png, scale_rates, top_of
+from commands.plots import NOTE_COLOUR, add_title, draw_rates, make_panels, note_on_labels, png, scale_rates, top_of
 from train.run.history import Row, best_row
 
 TRAIN_COLOUR, VALID_COLOUR, TEST_COLOUR = "#4c78a8", "#e4572e", "#2a9d5c"
 
 
-def draw_curves(rows: Sequence[Row], file: BinaryIO, *, title: str, label_smoothing: float = 0.0) -> None:
+def draw_curves(
+    rows: Sequence[Row], file: BinaryIO, *, title: str, label_smoothing: float = 0.0, mixes: bool = False
+) -> None:
     """Draw loss, learning rate and error as a PNG of 1600 x 800 pixels.
 
     The axes of loss and error begin at 0 and are linear. Where a few early epochs are much higher than all others, the
@@ -24,29 +26,31 @@ def draw_curves(rows: Sequence[Row], file: BinaryIO, *, title: str, label_smooth
         title: A line above all panels.
         label_smoothing: Fraction of each label that was spread over all classes in the training loss. The validation
             loss is without it; if it is not 0, a legend says so.
+        mixes: Whether training images were mixed with each other. Loss and error of training are those of mixtures.
     """
     figure = Figure(figsize=(10, 5), dpi=160, layout="constrained")
     loss_panel, rate_panel, error_panel = make_panels(figure, last_epoch=len(rows))
     for panel in figure.axes:
         _mark_epoch(panel, rows)
-    training = f"training ({SMOOTHED})" if label_smoothing else "training"
-    _draw_lines(loss_panel, rows, "loss", scale=1, training=training)
-    _draw_lines(error_panel, rows, "error", scale=100)
+    of_loss, of_error = (note_on_labels(smoothed=smoothed, mixed=mixes) for smoothed in (label_smoothing > 0, False))
+    _draw_lines(loss_panel, rows, "loss", scale=1, note=of_loss)
+    _draw_lines(error_panel, rows, "error", scale=100, note=of_error)
     draw_rates(rate_panel, rows, color=NOTE_COLOUR, linewidth=1.4)
     scale_rates(rate_panel, [{row.learning_rate for row in rows}])
     _mark_chosen(error_panel, rows)
     _mark_test(error_panel, rows)
     loss_panel.set_ylabel("loss (cross entropy)")
     error_panel.set_ylabel("error (%)")
-    for panel in (loss_panel, error_panel) if label_smoothing else (error_panel,):
+    for panel in (loss_panel, error_panel) if of_loss else (error_panel,):
         # Above the panel, where it covers no line.
         panel.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, fontsize=9, borderaxespad=0.2)
     add_title(figure, title)
     file.write(png(figure))
 
 
-def _draw_lines(panel: Axes, rows: Sequence[Row], quantity: str, *, scale: float, training: str = "training") -> None:
-    """Draw a quantity of the training images, labelled `training`, and of the validation images if there are any."""
+def _draw_lines(panel: Axes, rows: Sequence[Row], quantity: str, *, scale: float, note: str) -> None:
+    """Draw a quantity of the training images, with a note on their labels, and of the validation images if any."""
+    training = f"training ({note})" if note else "training"
     epochs = [row.epoch for row in rows]
     marker = "o" if len(rows) == 1 else None  # a line through one point is invisible
     drawn = []

@@ -59,8 +59,8 @@ def choose(settings: TrainSettings, folder: RunFolder) -> TrainSettings:
 
 def add_writers(settings: TrainSettings, folder: RunFolder) -> None:
     """Let the folder write curves.png, and events for TensorBoard if they are asked for, after each epoch."""
-    smoothing = settings.label_smoothing
-    folder.add_writer(lambda directory: Curves(directory, title=title_of(settings), label_smoothing=smoothing))
+    title, smoothing, mixes = title_of(settings), settings.label_smoothing, settings.mixes
+    folder.add_writer(lambda directory: Curves(directory, title=title, label_smoothing=smoothing, mixes=mixes))
     if settings.tensorboard:
         folder.add_writer(Events)
 

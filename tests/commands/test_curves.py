@@ -92,6 +92,14 @@ def test_losses_of_other_labels_are_told_apart_by_a_legend(monkeypatch):
     assert panels(monkeypatch, make_rows(5))[0].get_legend() is None
 
 
+def test_losses_and_errors_of_mixtures_are_told_apart_by_legends(monkeypatch):
+    loss, _, error = panels(monkeypatch, make_rows(5), mixes=True)
+    assert names_in(loss) == names_in(error)[:2] == ["training (mixed labels)", "validation"]
+    loss, _, error = panels(monkeypatch, make_rows(5), mixes=True, label_smoothing=0.1)
+    assert names_in(loss)[0] == "training (smoothed and mixed labels)"
+    assert names_in(error)[0] == "training (mixed labels)"
+
+
 def test_without_validation_only_what_was_measured_is_drawn(monkeypatch):
     loss, rate, error = panels(monkeypatch, make_rows(3, valid=False))
     assert names_in(error) == ["training"]

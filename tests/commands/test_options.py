@@ -11,11 +11,14 @@ import torch
 from commands.settings import TrainSettings
 from commands.train import steps
 from commands.train.checks import check_last_batch, check_training
+from commands.train.dataset import read_dataset
+from data.epoch_plan import Augmentation
 from tests.support.application import SMALL, assert_same_run, read_results, run_here
 from tests.support.recorded_graph import RecordedGraphs
 from train import engine, replicas
 from train.cuda_graph import EAGER_STEPS
 from train.errors import UserError
+from train.processes import SINGLE_PROCESS
 
 QUICK = [*SMALL, "--limit_batches=2"]
 
@@ -35,7 +38,7 @@ def results_of(folder, *words):
         ["--precision=fp16"],
         ["--precision=bf16", "--efficient=checkpoint"],
         ["--accum_steps=3", "--drop_rate=0.2"],
-        ["--lr_schedule=cosine", "--warmup_epochs=1", "--label_smoothing=0.1", "--augment"],
+        ["--recipe=modern", "--warmup_epochs=1", "--augment", "--cutout=8", "--crop_border=black"],
         ["--network=densenet", "--drop_rate=0.2"],
     ],
     ids=" ".join,
@@ -80,16 +83,27 @@ def test_each_option_changes_the_run_as_it_says(tmp_path):
     assert len(set(losses.values())) == len(losses)
 
 
-def test_the_curves_are_told_of_smoothed_labels(tmp_path, monkeypatch):
+def test_training_images_alone_are_changed_as_the_flags_say(tmp_path):
+    changes = {"crop_border": "black", "erasing": 0.3, "cutout": 7, "mixup": 0.1, "cutmix": 0.2}
+    settings = TrainSettings(
+        save=tmp_path, dataset="digits", seed=1, augment=True, trivial_augment=True, **changes
+    ).checked()
+    _, loaders = read_dataset(settings, torch.device("cpu"), SINGLE_PROCESS, is_new=True)
+    assert loaders.train.augmentation == Augmentation(trivial=True, **changes)
+    assert (loaders.train.augment, loaders.train.num_classes) == (True, 10)
+    assert loaders.valid.augmentation == loaders.test.augmentation == Augmentation()
+
+
+def test_the_curves_are_told_of_smoothed_and_mixed_labels(tmp_path, monkeypatch):
     told = []
 
-    def draw_curves(rows, file, *, label_smoothing, **_):
-        told.append((len(rows), label_smoothing))
+    def draw_curves(rows, file, *, label_smoothing, mixes, **_):
+        told.append((len(rows), label_smoothing, mixes))
 
     monkeypatch.setattr("commands.train.plot.draw_curves", draw_curves)
-    results_of(tmp_path / "smooth", "--n_epochs=1", "--label_smoothing=0.1")
+    results_of(tmp_path / "smooth", "--n_epochs=1", "--label_smoothing=0.1", "--mixup=0.2")
     assert run_here(f"--save={tmp_path / 'smooth'}", "--resume") == 0  # which draws them anew
-    assert set(told) == {(1, 0.1)}
+    assert set(told) == {(1, 0.1, True)}
     assert len(told) == 3
 
 
@@ -126,6 +140,9 @@ def test_options_are_in_the_configuration(tmp_path):
         (["--recipe=densenet-40-12-svhn", "--depth=44"], "--depth is '44'"),
         (["--precision=fp64"], "--precision is 'fp64', but must be fp32 | tf32 | bf16 | fp16; did you mean "),
         (["--cuda_graph", "--compile", "--efficient=naive"], "--cuda_graph True does not work with --compile True"),
+        (["--cutout=33"], "--cutout is 33, but must be 32 or less, the height and width of the images"),
+        (["--erasing=2"], "--erasing is '2', but must be a number, 0 or more and at most 1"),
+        (["--recipe=modern-densenet-40-12-c10"], "did you mean modern-densenet-40-12-c10+?"),
         (["--label_smoothing=1.5"], "--label_smoothing is '1.5', but must be a number, 0 or more and at most 1"),
         (["--lr_schedule=cos"], "--lr_schedule is 'cos', but must be step | cosine"),
         (["--limit_batches=0"], "--limit_batches is '0', but must be a whole number, 1 or more"),

@@ -7,7 +7,7 @@ from torch import nn
 
 import demo
 from commands.line.bind import bind
-from commands.recipes import COLUMNS, NETWORKS, PAPER, altered_flags, describe_altered, flags_of_recipe
+from commands.recipes import COLUMNS, NETWORKS, PAPER, RECIPES, altered_flags, describe_altered, flags_of_recipe
 from commands.settings import TrainSettings
 from models import IMAGENET_NETWORKS
 from models.layers import Transition
@@ -69,6 +69,8 @@ def test_its_settings_are_the_paper_s(recipe):
     assert (settings.lr, settings.lr_schedule, settings.warmup_epochs) == (0.1, "step", 0)
     assert (settings.momentum, settings.wd, settings.label_smoothing) == (0.9, 1e-4, 0)
     assert (settings.precision, settings.init_weights, settings.limit_batches) == ("fp32", None, None)
+    assert (settings.mixup, settings.cutmix, settings.erasing, settings.cutout) == (0, 0, 0, 0)
+    assert (settings.trivial_augment, settings.crop_border) == (False, "mean")
 
 
 @pytest.mark.parametrize("recipe", PAPER)
@@ -108,6 +110,26 @@ def dropout_rates(network):
     ]
     transitions = [module for module in network.modules() if isinstance(module, Transition)]
     return rates + [module.drop.p if hasattr(module, "drop") else 0 for module in transitions]
+
+
+MODERN = {"lr_schedule": "cosine", "warmup_epochs": 5, "label_smoothing": 0.1, "mixup": 0.2, "cutmix": 1.0}
+MODERN |= {"trivial_augment": True, "erasing": 0.1}
+
+
+@pytest.mark.parametrize("cell", ["densenet-40-12-c10+", "densenet-bc-100-12-c100+", "densenet-bc-190-40-c10+"])
+def test_a_modern_recipe_is_a_cell_with_other_augmentation_labels_and_schedule(cell):
+    paper, modern = with_recipe(cell).plain(), with_recipe(f"modern-{cell}").plain()
+    differing = {name: value for name, value in modern.items() if value != paper[name]}
+    assert differing == MODERN | {"recipe": f"modern-{cell}"}
+
+
+def test_modern_alone_leaves_network_and_data_to_other_flags():
+    plain, modern = bound("--dataset=digits", "--depth=10"), with_recipe("modern", "--dataset=digits", "--depth=10")
+    differing = {name: value for name, value in modern.plain().items() if value != plain.plain()[name]}
+    assert differing == MODERN | {"recipe": "modern"}
+    assert altered_flags(modern.plain()) == {}
+    altered = with_recipe("modern", "--cutmix=0", "--depth=16")
+    assert describe_altered(altered.plain()) == "--recipe modern: altered by --cutmix 0.0 (recipe: 1.0)"
 
 
 def test_flags_beside_a_recipe_win():
@@ -189,7 +211,7 @@ def test_compare_tells_altered_recipes_from_whole_ones(tmp_path, monkeypatch, ca
 
 
 def test_recipes_name_flags_that_exist():
-    for recipe in PAPER:
+    for recipe in RECIPES:
         assert flags_of_recipe(recipe).keys() <= TrainSettings.flags().keys()
     assert {f"{row}-{column}" for row in NETWORKS for column in COLUMNS} >= PAPER.keys()
 

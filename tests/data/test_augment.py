@@ -107,6 +107,24 @@ def test_border_has_the_mean_colour():
     assert torch.count_nonzero(ours) == 0  # exactly
 
 
+@generated
+@given(batches())
+def test_borders_of_raw_pixels_are_those_of_torchvision(batch):
+    images, top, left, flip, padding = batch
+    pixels = (images * 60 + 128).clamp(0, 255).byte()
+    channels, height, width = pixels.shape[1:]
+    colour = [9, 250, 31, 77][:channels]
+    expected = []
+    for image, y, x, mirrored in zip(pixels, top.tolist(), left.tolist(), flip.tolist(), strict=True):
+        padded = torch.cat(
+            [transform.pad(one[None], [padding], fill=fill) for one, fill in zip(image, colour, strict=True)]
+        )
+        window = transform.crop(padded, y, x, height, width)
+        expected.append(transform.hflip(window) if mirrored else window)
+    border = torch.tensor(colour, dtype=torch.uint8).view(-1, 1, 1)
+    assert torch.equal(crop_and_flip(pixels, top, left, flip, padding=padding, border=border), torch.stack(expected))
+
+
 def test_the_window_in_the_middle_without_a_flip_is_the_image():
     images = torch.randn(5, 3, 32, 32)
     middle = torch.full((5,), 4)

@@ -12,9 +12,10 @@ from torchvision.transforms import functional as transform
 from data.crops import random_crop
 from data.datasets import DATASETS, load
 from data.decode import decode, prepare
+from data.epoch_plan import Augmentation, plan_epoch
 from data.errors import DataError
 from data.images import ImageFiles
-from data.loader import Loader, Shard, make_loaders, make_test_loader, plan_epoch
+from data.loader import Loader, Shard, make_loaders, make_test_loader
 from data.splits import Split, split_validation
 from tests.support.synthetic_images import bad_files, data_threads, encoded, make_folder, picture, write
 
@@ -117,6 +118,22 @@ def noted_files(monkeypatch):
 
     monkeypatch.setattr("data.images.decode", note)
     return paths
+
+
+def test_large_images_are_changed_and_mixed_after_their_crops(folder):
+    """A batch of mixed files needs one file more than it has images; parts of two processes are those of one."""
+    changes = Augmentation(trivial=True, erasing=0.5, cutout=9, mixup=1.0, cutmix=1.0)
+    make = partial(
+        raw_loader, files_of(folder, 72), batch_size=5, augment=True, augmentation=changes, num_classes=3, limit=2
+    )
+    whole, *parts = ([*make(shard=shard).epoch(1)] for shard in (Shard(), Shard(0, 2), Shard(1, 2)))
+    for batch, one, other in zip(whole, *parts, strict=True):
+        assert torch.equal(batch.images, torch.cat([one.images, other.images]))
+        assert torch.equal(batch.labels, torch.cat([one.labels, other.labels]))
+        assert batch.images.shape == (5, 3, 72, 72)
+        torch.testing.assert_close(batch.labels.sum(1), torch.ones(5))
+    plain = [*raw_loader(files_of(folder, 72), batch_size=5, augment=True, limit=2).epoch(1)]
+    assert not torch.equal(plain[0].images, whole[0].images)
 
 
 def test_a_limit_decodes_no_more_than_it_gives(folder, monkeypatch):

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from data.datasets import DATASETS
+from data.epoch_plan import PADDING, plan_epoch
 from data.errors import DataError
-from data.loader import PADDING, Loader, Shard, make_loaders, make_test_loader, plan_epoch
+from data.loader import Loader, Shard, make_loaders, make_test_loader
 from data.splits import Dataset, Split
 
 WINDOWS = 2 * PADDING + 1  # in each direction
@@ -64,8 +65,8 @@ def test_plan_is_a_function_of_seed_and_epoch():
     plans = {(seed, epoch): plan_epoch(50, seed=seed, epoch=epoch) for seed in (0, 1, 10) for epoch in (1, 2, 11)}
     for (seed, epoch), plan in plans.items():
         again = plan_epoch(50, seed=seed, epoch=epoch)
-        for name, drawn in vars(plan).items():
-            assert torch.equal(drawn, getattr(again, name)), name
+        for name in ("order", "top", "left", "flip", "seed"):
+            assert torch.equal(getattr(plan, name), getattr(again, name)), name
     for name in ("order", "top", "left", "flip"):
         assert len({tuple(vars(plan)[name].tolist()) for plan in plans.values()}) == len(plans), name
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from data.epoch_plan import Augmentation
 from data.loader import Loader, Shard
 from data.splits import Split
 from models import densenet_bc
@@ -27,6 +28,7 @@ from train.terminal import leave
 CPU = torch.device("cpu")
 NUM_IMAGES = 23
 BATCH_SIZE = 7  # the last batch has 2 images
+MIXED = {"augmentation": Augmentation(trivial=True, mixup=1.0, cutmix=1.0), "num_classes": 10}
 
 
 class Bar:
@@ -75,7 +77,9 @@ def train(processes, *, epochs=3, accum_steps=1, is_frozen=True):
     if is_frozen:
         frozen(network)
     shard = Shard(processes.rank, processes.world_size)
-    loader = Loader(split(), batch_size=BATCH_SIZE, mean=(0.5,) * 3, std=(0.25,) * 3, augment=True, shard=shard)
+    loader = Loader(
+        split(), batch_size=BATCH_SIZE, mean=(0.5,) * 3, std=(0.25,) * 3, augment=True, shard=shard, **MIXED
+    )
     optimizer = make_optimizer(network.parameters(), lr=0.05, momentum=0.9, wd=1e-3)
     replicas = replicate(network, CPU, processes=processes)
     stepper = Stepper(replicas.training, optimizer, processes=processes, accum_steps=accum_steps)

@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -36,12 +37,12 @@ class SilentBar:
         return False
 
 
-def batches(*sizes, seed=0, device=CPU):
+def batches(*sizes, seed=0, device=CPU, mixed=False):
     generator = torch.Generator().manual_seed(seed)
     for n in sizes:
         images = torch.randn(n, 3, 8, 8, generator=generator).contiguous(memory_format=torch.channels_last)
         labels = torch.randint(10, (n,), generator=generator)
-        yield images.to(device), labels.to(device), n
+        yield images.to(device), (F.one_hot(labels, 10) * 0.7 + 0.03 if mixed else labels).to(device), n
 
 
 def make_stepper(graphs=None, *, efficient="buffer", drop_rate=0.0, precision="fp32", device=CPU, **settings):
@@ -56,13 +57,15 @@ def make_stepper(graphs=None, *, efficient="buffer", drop_rate=0.0, precision="f
     return Stepper(model, optimizer, scaler, graphs=graphs, **settings)
 
 
-def train(stepper, *sizes, epochs=5):
+def train(stepper, *sizes, epochs=5, mixed=False):
     """Train with another rate and other masks in each epoch; return all that is left of it."""
     seen, device = [], stepper.metrics.sums.device
     for epoch in range(1, epochs + 1):
         runtime.seed_epoch(7, epoch)
         set_learning_rate(stepper.optimizer, 0.1 / epoch)
-        metrics = train_one_epoch(stepper, batches(*sizes, seed=epoch, device=device), SilentBar(), GracefulStop())
+        metrics = train_one_epoch(
+            stepper, batches(*sizes, seed=epoch, device=device, mixed=mixed), SilentBar(), GracefulStop()
+        )
         seen += [metrics.loss, metrics.error, stepper.num_skipped(), stepper.scaler.state_dict()]
     state = stepper.optimizer.state_dict()["state"]
     return seen, [*stepper.model.state_dict().values(), *(state[i]["momentum_buffer"] for i in state)]
@@ -98,12 +101,21 @@ def test_captured_steps_have_the_bits_of_eager_ones(case):
     assert skipped_in_graphs == [None] * 4 if case.get("precision") != "fp16" else sum(skipped_in_graphs) >= 4
 
 
+def test_captured_steps_of_mixed_labels_have_the_bits_of_eager_ones():
+    graphs = RecordedGraphs()
+    ours, expected = (train(make_stepper(each), 6, 6, mixed=True) for each in (graphs, None))
+    assert_same_bits(ours, expected)
+    assert graphs.replays > 0
+
+
+@pytest.mark.parametrize("mixed", [False, True])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_a_step_waits_for_nothing(case):
+def test_a_step_waits_for_nothing(case, mixed):
     stepper = make_stepper(**case)
     stepper.begin_epoch()
+    given = [*batches(6, 6, mixed=mixed)]
     with Recorder() as recorder:
-        for batch in batches(6, 6):
+        for batch in given:
             stepper.take(*batch)
     names = [function.name() for function, *_ in recorder.calls]
     assert any(name.startswith("aten::convolution_backward") for name in names)

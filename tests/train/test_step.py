@@ -87,6 +87,25 @@ def test_smoothed_labels_are_a_mixture_with_the_uniform_distribution(smoothing):
     assert metrics.loss == pytest.approx(loss.item(), rel=1e-12)
 
 
+def test_the_loss_of_mixed_labels_is_the_mean_over_both_and_its_error_counts_the_larger_share():
+    images, labels = batch(6)
+    model = frozen(network().double())
+    answers = model(images).argmax(1)
+    partners = (answers + 1) % 10
+    labels[:3] = answers[:3]  # right answers, of the smaller share in one image
+    labels[3:] = (answers[3:] + 2) % 10
+    share = torch.tensor([1.0, 0.7, 0.4, 0.9, 0.6, 0.2]).double()
+    mixed = share[:, None] * F.one_hot(labels, 10) + (1 - share)[:, None] * F.one_hot(partners, 10)
+    whole, metrics = gradients_of_step(copy.deepcopy(model), images, mixed.float(), label_smoothing=0.1)
+    each = [F.cross_entropy(model(images), own, reduction="none", label_smoothing=0.1) for own in (labels, partners)]
+    assert metrics.loss == pytest.approx((share * each[0] + (1 - share) * each[1]).mean().item(), rel=1e-7)
+    assert metrics.error == 4 / 6
+    parts, of_parts = gradients_of_step(copy.deepcopy(model), images, mixed.float(), label_smoothing=0.1, accum_steps=4)
+    for one, other in zip(whole, parts, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+    assert of_parts.error == metrics.error
+
+
 class Scaled(nn.Module):
     """Logits whose gradients with respect to `weight` are as large as `size`."""
 

@@ -40,6 +40,21 @@ def test_both_training_pipelines_make_batches_of_one_kind():
         torch.testing.assert_close(*of_channels, rtol=0, atol=0.02)
 
 
+def test_both_modern_pipelines_make_batches_of_one_kind():
+    torch.manual_seed(0)
+    split = synthetic_split(1000)
+    batches = [*training_loader(split, is_modern=True).epoch(1)], [*pil_loader(split, is_modern=True)]
+    ours, theirs = ([torch.cat(some) for some in list(zip(*of_one, strict=True))[:2]] for of_one in batches)
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.shape == other.shape
+        assert one.dtype == other.dtype == torch.float32
+    in_the_middle = [images[:, :, 8:24, 8:24].mean() for images, _ in (ours, theirs)]  # where no border is
+    torch.testing.assert_close(*in_the_middle, rtol=0, atol=0.1)
+    # Half of the images are mixed by mixup, of which most keep nearly all of their labels.
+    certain = [(labels.amax(1) > 0.9).float().mean() for labels in (ours[1], theirs[1])]
+    torch.testing.assert_close(*certain, rtol=0, atol=0.3)
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_both_ways_to_read_files_make_the_same_batches(name, tmp_path):
     paths = write_files(tmp_path, KINDS[name], 300)
@@ -72,7 +87,11 @@ def test_the_table_has_a_row_for_each_kind_of_work(classifies):
     result = measure_images(rounds=2, num_images=300, num_files=20, classifies=classifies)
     assert torch.get_num_threads() == threads
     uses = ["read", "read and classified"] if classifies else ["read"]
-    names = ["training batches", *(f"{kind}, {use}" for kind in KINDS for use in uses)]
+    names = [
+        "training batches",
+        "training batches, modern recipe",
+        *(f"{kind}, {use}" for kind in KINDS for use in uses),
+    ]
     title, _, header, *rows = result.as_text().splitlines()
     assert title == ("300 images of 32x32 for training, 20 files of each kind for prediction, batches of 256")
     assert header.split()[:2] == ["images/s", "ours"]

@@ -52,12 +52,16 @@ def test_the_legend_says_which_losses_are_of_smoothed_labels(figure_of):
         make_record("b", rows, label_smoothing=0),
         make_record("c", rows, **flags),
         make_record("d", make_rows(2, valid=False), **flags),
+        make_record("e", rows, cutmix=1.0),
+        make_record("f", rows, mixup=0.2, **flags),
     )
     assert labels_of(figure) == [
         "a: best epoch 2, validation 45.00%",
         "b: best epoch 2, validation 45.00%",
         "c: best epoch 2, validation 45.00%, smoothed labels",
         "d: epoch 2, smoothed labels",
+        "e: best epoch 2, validation 45.00%, mixed labels",
+        "f: best epoch 2, validation 45.00%, smoothed and mixed labels",
     ]
 
 
