@@ -9,7 +9,7 @@ from fire.core import FireError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from commands.line.types import Range, describe, did_you_mean, parse
+from commands.line.types import Fractions, Range, describe, did_you_mean, parse
 
 COUNT = Annotated[int, Range(1, 100)]
 SHARE = Annotated[float, Range(0, 1, open_high=True)]
@@ -43,6 +43,8 @@ DEPTHS = tuple[DEPTH, ...]
         (Path, "[1]", Path("[1]")),
         (Path | None, "none", None),
         (Literal["svhn", "digits"], "svhn", "svhn"),
+        (Fractions, "0.5", "0.5"),
+        (Fractions, ".3, 0.60,8e-1", "0.3,0.6,0.8"),
     ],
 )
 def test_text_becomes_the_value_that_a_user_means(annotation, text, value):
@@ -72,6 +74,16 @@ def test_text_becomes_the_value_that_a_user_means(annotation, text, value):
         (Path, ""),
         (Path, "a\0b"),
         (Literal["svhn", "digits"], "mnist"),
+        (Fractions, ""),
+        (Fractions, "0.5,"),
+        (Fractions, "0.5 0.75"),
+        (Fractions, "0.75,0.5"),
+        (Fractions, "0.5,0.5"),
+        (Fractions, "0,0.5"),
+        (Fractions, "0.5,1"),
+        (Fractions, "150,225"),
+        (Fractions, "nan"),
+        (Fractions, "0.5,x"),
     ],
 )
 def test_refusal_names_flag_text_and_what_is_allowed(annotation, text):
