@@ -52,9 +52,10 @@ class Checkpoint:
         return self.epoch == n_epochs and self.test_error is not None
 
     def content(self) -> dict[str, Any]:
-        """Return the content of the file."""
+        """Return the content of the file. A run that keeps no average has no such part, as in older versions."""
         rows = [to_record(row) for row in self.rows]
-        return {"format": FORMAT, "rows": rows} | {part: getattr(self, part) for part in PARTS}
+        parts = {part: getattr(self, part) for part in PARTS if part != "ema" or self.ema}
+        return {"format": FORMAT, "rows": rows} | parts
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -74,7 +75,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         added_later: dict[str, Any] = {"flags": {}} if written_in < 3 else {}
         if written_in < 2:
             added_later["scaler"] = {}
-        return _checked({"ema": {}} | added_later | content)  # of the first runs of format 3, too, that had no average
+        return _checked({"ema": {}} | added_later | content)
     except (KeyError, TypeError, ValueError) as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else error
         raise DamagedFile(f"{path} is no checkpoint of this program: {reason}") from error
