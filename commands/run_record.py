@@ -49,7 +49,7 @@ class RunRecord:
         best = best_row(self.rows)
         if best is None:
             return f"weights of an epoch that is not known, as there is no {RESULTS}"
-        averaged = "averaged " if chooses_average(best, is_kept=bool(self.flags.get("ema"))) else ""
+        averaged = "averaged " if chooses_average(best, has_average=bool(self.flags.get("ema"))) else ""
         return f"{averaged}weights of epoch {best.epoch}, {len(self.rows)} of {self.n_epochs} epochs done"
 
     def verdict(self, error: float) -> str:

@@ -124,9 +124,9 @@ class TrainSettings(Settings):
         default=None,
     )
     ema: Annotated[float, Range(0, 1, open_high=True)] = flag(
-        "Decay per step of an exponential moving average of the weights, such as 0.999. 0: no average. Each epoch "
-        "validates both the weights and their average, and the better ones are kept; without validation images, the "
-        "average is.",
+        "Decay per step of an exponential moving average of the weights, such as 0.999; lower in the first steps. 0: "
+        "no average. Each epoch validates both the weights and their average, and the better ones are kept; without "
+        "validation images, the average is.",
         default=0.0,
     )
     label_smoothing: Annotated[float, Range(0, 1)] = flag(

@@ -300,7 +300,7 @@ class Run:
 
     def weights_of(self, row: Row) -> dict[str, Tensor]:
         """Copy the weights that are kept of the epoch that has just ended: the network's, or the averaged ones."""
-        kept = self.average if chooses_average(row, is_kept=self.average is not None) else None
+        kept = self.average if chooses_average(row, has_average=self.average is not None) else None
         with kept.in_network() if kept else nullcontext():
             return runtime.copy_to_cpu(self.replicas.network.state_dict())
 

@@ -41,7 +41,7 @@ def epoch_line(row: Row, *, n_epochs: int, is_chosen: bool) -> str:
         f"epoch {row.epoch:>{len(str(n_epochs))}}/{n_epochs}",
         f"train loss {row.train_loss:.4f} error {row.train_error:7.2%}",
     ]
-    averaged = chooses_average(row, is_kept=False)
+    averaged = chooses_average(row, has_average=False)
     stars = {False: "  ", True: " *"}
     if row.valid_loss is not None:
         star = stars[is_chosen and not averaged]

@@ -78,7 +78,7 @@ def _mark_chosen(panel: Axes, rows: Sequence[Row]) -> None:
     """Draw a point at the validation error of the chosen weights."""
     chosen = best_row(rows)
     if chosen is not None and chosen.kept_error is not None:
-        averaged = chooses_average(chosen, is_kept=False)
+        averaged = chooses_average(chosen, has_average=False)
         label = f"chosen: {'EMA of ' if averaged else ''}epoch {chosen.epoch}, {chosen.kept_error:.2%}"
         # Without clipping, so that the point is complete where the error is 0.
         panel.plot(

@@ -51,12 +51,12 @@ class Row:
     @property
     def kept_error(self) -> float | None:
         """Validation error of the weights that are kept of the epoch, see `chooses_average`."""
-        return self.ema_valid_error if chooses_average(self, is_kept=False) else self.valid_error
+        return self.ema_valid_error if chooses_average(self, has_average=False) else self.valid_error
 
     @property
     def kept_loss(self) -> float | None:
         """Validation loss of the same weights."""
-        return self.ema_valid_loss if chooses_average(self, is_kept=False) else self.valid_loss
+        return self.ema_valid_loss if chooses_average(self, has_average=False) else self.valid_loss
 
     def is_valid(self) -> bool:
         """Return whether each value has the type of its field, and lies in the range of its quantity."""
@@ -108,7 +108,7 @@ def best_row(rows: Sequence[Row]) -> Row | None:
     return min(rows, key=lambda row: (row.kept_error, row.kept_loss))
 
 
-def chooses_average(row: Row, *, is_kept: bool) -> bool:
+def chooses_average(row: Row, *, has_average: bool) -> bool:
     """Return whether it is the averaged weights of an epoch that are kept, if this epoch is chosen.
 
     They are if their validation error is lower, or is equal and their validation loss is lower. Without validation
@@ -116,10 +116,10 @@ def chooses_average(row: Row, *, is_kept: bool) -> bool:
 
     Args:
         row: The epoch.
-        is_kept: Whether the run keeps an average, which a row without validation errors does not tell.
+        has_average: Whether the run keeps an average, which a row without validation errors does not tell.
     """
     if row.valid_error is None:
-        return is_kept
+        return has_average
     averaged: Any = (row.ema_valid_error, row.ema_valid_loss)
     return row.ema_valid_error is not None and averaged < (row.valid_error, row.valid_loss)
 

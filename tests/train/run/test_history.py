@@ -53,15 +53,15 @@ def test_the_best_of_both_weights_of_all_epochs_is_chosen_and_of_equal_ones_thos
 ):
     rows = [averaged(epoch, *values) for epoch, values in enumerate(scores, start=1)]
     best = best_row(rows)
-    assert (best.epoch, chooses_average(best, is_kept=True)) == (chosen, is_average)
+    assert (best.epoch, chooses_average(best, has_average=True)) == (chosen, is_average)
     assert (best.kept_error, best.kept_loss) == min(
         pair for error, loss, *of_average in scores for pair in [(error, loss), tuple(of_average)]
     )
 
 
-@pytest.mark.parametrize("is_kept", [True, False])
-def test_without_validation_images_the_average_is_kept_where_there_is_one(is_kept):
-    assert chooses_average(row(1, None, None), is_kept=is_kept) == is_kept
+@pytest.mark.parametrize("has_average", [True, False])
+def test_without_validation_images_the_average_has_average_where_there_is_one(has_average):
+    assert chooses_average(row(1, None, None), has_average=has_average) == has_average
 
 
 def test_nothing_is_chosen_before_the_first_epoch():
