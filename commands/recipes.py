@@ -14,10 +14,11 @@ from typing import Any
 
 from commands.tables import plain
 
-# Settings of every cell. The program always uses Nesterov momentum without dampening, and decays all parameters.
+# Settings of every cell. The program always uses Nesterov momentum without dampening.
 COMMON = {"batch_size": 64, "accum_steps": 1, "precision": "fp32", "init_weights": None, "limit_batches": None}
 COMMON |= {"mixup": 0.0, "cutmix": 0.0, "trivial_augment": False, "erasing": 0.0, "cutout": 0, "crop_border": "mean"}
 COMMON |= {"lr": 0.1, "lr_schedule": "step", "warmup_epochs": 0, "momentum": 0.9, "wd": 1e-4, "label_smoothing": 0.0}
+COMMON |= {"lr_milestones": "0.5,0.75", "lr_factor": 0.1, "decay_norms": True, "clip_grad": None, "ema": 0.0}
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "densenet-40-12": {"network": "densenet", "depth": 40, "growth_rate": 12},

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from commands.tables import plain
 from train.errors import UserError
 from train.run.config import CONFIG, RESULTS, read_config, read_small
-from train.run.history import Row, best_row, from_csv
+from train.run.history import Row, best_row, chooses_average, from_csv
 
 LARGEST_RESULTS = 50_000_000  # bytes, about 300,000 epochs
 LEVELS = 3  # of folders below a named one in which runs are looked for
@@ -51,7 +51,8 @@ class RunRecord:
         best = best_row(self.rows)
         if best is None:
             return f"weights of an epoch that is not known, as there is no {RESULTS}"
-        return f"weights of epoch {best.epoch}, {len(self.rows)} of {self.n_epochs} epochs done"
+        averaged = "averaged " if chooses_average(best, has_average=bool(self.flags.get("ema"))) else ""
+        return f"{averaged}weights of epoch {best.epoch}, {len(self.rows)} of {self.n_epochs} epochs done"
 
     def verdict(self, error: float) -> str:
         """Say whether a test error measured now equals the recorded one, and why it may not."""

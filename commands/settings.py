@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from commands.line.flags import Role, Settings, flag, parse_recorded, settings
-from commands.line.types import Addresses, Names, Range
+from commands.line.types import Addresses, Fractions, Names, Range
 from commands.networks import ANY_DEPTH, NETWORKS, NetworkSettings, check_network, image_size_of
 from commands.recipes import RECIPES, RULE
 from commands.tables import plain
@@ -121,15 +121,35 @@ class TrainSettings(Settings):
         "Initial learning rate. The paper uses 0.1 with batches of 64.", default=0.1
     )
     lr_schedule: Literal["step", "cosine"] = flag(
-        '"step" divides the learning rate by 10 after half of the epochs and again after three quarters; "cosine" lets '
-        "it fall along half a cosine.",
+        '"step" multiplies the learning rate by --lr_factor at each of --lr_milestones; "cosine" lets it fall along '
+        "half a cosine.",
         default="step",
+    )
+    lr_milestones: Fractions = flag(
+        "Fractions of all epochs after which the learning rate drops, as in 0.3,0.6,0.8.", default="0.5,0.75"
+    )
+    lr_factor: Annotated[float, Range(0, 1, open_low=True)] = flag(
+        "What the learning rate is multiplied by at a milestone.", default=0.1
     )
     warmup_epochs: Annotated[int, Range(0, 1_000_000)] = flag(
         "Let the learning rate grow linearly over this many epochs at the beginning.", default=0
     )
     momentum: Annotated[float, Range(0, 1, open_high=True)] = flag("Nesterov momentum.", default=0.9)
-    wd: Annotated[float, Range(0)] = flag("Weight decay, applied to all parameters.", default=1e-4)
+    wd: Annotated[float, Range(0)] = flag("Weight decay.", default=1e-4)
+    decay_norms: bool = flag(
+        "Let weight decay act on all parameters, as in the paper. False: not on weights of norm layers, nor on biases.",
+        default=True,
+    )
+    clip_grad: Annotated[float, Range(0, open_low=True)] | None = flag(
+        "Largest norm of the gradient of all parameters together, to which a longer one is shortened. None: no limit.",
+        default=None,
+    )
+    ema: Annotated[float, Range(0, 1, open_high=True)] = flag(
+        "Decay per step of an exponential moving average of the weights, such as 0.999; lower in the first steps. 0: "
+        "no average. Each epoch validates both the weights and their average, and the better ones are kept; without "
+        "validation images, the average is.",
+        default=0.0,
+    )
     label_smoothing: Annotated[float, Range(0, 1)] = flag(
         "Fraction of each label that is spread evenly over all classes in training. Validation and test losses are "
         "without it.",
@@ -254,6 +274,11 @@ class TrainSettings(Settings):
             efficient=self.efficient,
             in_channels=self.in_channels,
         )
+
+    @property
+    def milestones(self) -> tuple[float, ...]:
+        """Fractions of all epochs after which the learning rate drops."""
+        return tuple(map(float, self.lr_milestones.split(",")))
 
     @property
     def pixels(self) -> int:

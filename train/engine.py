@@ -5,8 +5,8 @@
 """
 
 import time
-from collections.abc import Generator
-from contextlib import closing
+from collections.abc import Generator, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from train import runtime
 from train.errors import NumericalFailure
 from train.metrics import Metrics, NonFiniteLoss, RunningMetrics
-from train.optim import learning_rate, set_learning_rate
+from train.optim import FACTOR, MILESTONES, learning_rate, set_learning_rate
 from train.processes import SINGLE_PROCESS, ProcessGroup
 from train.progress import EpochBar, epoch_line
 from train.replicas import Replicas
 from train.restore import restore
 from train.run.checkpoint import Checkpoint
-from train.run.history import Row, best_row
+from train.run.history import Row, best_row, chooses_average
 from train.run.run_folder import RunFolder
 from train.signals import GracefulStop
 from train.step import EndlessOverflow, Stepper
@@ -88,11 +88,19 @@ class Schedule:
     lr: float
     name: str = "step"
     warmup_epochs: int = 0
+    milestones: Sequence[float] = MILESTONES
+    factor: float = FACTOR
 
     def rate(self, epoch: int) -> float:
         """Return the learning rate of an epoch, counted from 1."""
         return learning_rate(
-            epoch, n_epochs=self.n_epochs, lr=self.lr, schedule=self.name, warmup_epochs=self.warmup_epochs
+            epoch,
+            n_epochs=self.n_epochs,
+            lr=self.lr,
+            schedule=self.name,
+            warmup_epochs=self.warmup_epochs,
+            milestones=self.milestones,
+            factor=self.factor,
         )
 
 
@@ -190,6 +198,7 @@ class Run:
         self.folder = folder
         self.schedule = schedule
         self.seed = seed
+        self.average = stepper.average
         self.processes = stepper.processes
         self.device = next(replicas.network.parameters()).device
         self.stop = GracefulStop(self.processes)
@@ -221,9 +230,10 @@ class Run:
                 checkpoint.network = network.state_dict()
                 checkpoint.optimizer = self.stepper.optimizer.state_dict()
                 checkpoint.scaler = self.stepper.scaler.state_dict()
+                checkpoint.ema = self.average.state_dict() if self.average else {}
                 is_chosen = best_row(checkpoint.rows) is row
                 if is_chosen:
-                    checkpoint.chosen = runtime.copy_to_cpu(checkpoint.network)
+                    checkpoint.chosen = self.weights_of(row)
                 self.folder.save(checkpoint)
                 say(epoch_line(row, n_epochs=n_epochs, is_chosen=is_chosen))
                 self.stop.check(f"after epoch {epoch}", now=True)
@@ -246,8 +256,11 @@ class Run:
             train_seconds = time.perf_counter() - start
             # Each process has running statistics of its own; those of the main process are saved.
             self.processes.broadcast(self.replicas.network.buffers())
+            if self.average:
+                self.processes.broadcast(self.average.buffers())
             part = "validation"
             valid = self.validate(epoch)
+            averaged = self.validate_average(epoch)
         except NonFiniteLoss as error:
             raise _failure(f"the {part} loss became NaN or infinite", epoch, rate, error.batch) from error
         except EndlessOverflow as error:
@@ -265,6 +278,8 @@ class Run:
             images_per_second=round(self.loaders.train.num_images / train_seconds, 1),
             peak_memory_mb=runtime.peak_memory(self.device),
             skipped_steps=self.stepper.num_skipped(),
+            ema_valid_loss=averaged.loss if averaged else None,
+            ema_valid_error=averaged.error if averaged else None,
         )
 
     def train(self, epoch: int, rate: float) -> Metrics:
@@ -277,6 +292,19 @@ class Run:
         if self.loaders.valid is None:
             return None
         return self._measure(self.loaders.valid, f"validation {epoch}/{self.schedule.n_epochs}")
+
+    def validate_average(self, epoch: int) -> Metrics | None:
+        """Measure the averaged weights on the validation images; None if there are none."""
+        if self.average is None or self.loaders.valid is None:
+            return None
+        with self.average.in_network():
+            return self._measure(self.loaders.valid, f"validation of EMA {epoch}/{self.schedule.n_epochs}")
+
+    def weights_of(self, row: Row) -> dict[str, Tensor]:
+        """Copy the weights that are kept of the epoch that has just ended: the network's, or the averaged ones."""
+        kept = self.average if chooses_average(row, has_average=self.average is not None) else None
+        with kept.in_network() if kept else nullcontext():
+            return runtime.copy_to_cpu(self.replicas.network.state_dict())
 
     def finish(self, checkpoint: Checkpoint) -> float:
         """Measure the test error of the chosen weights, once, save it, and return it.

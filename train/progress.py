@@ -3,7 +3,7 @@
 import time
 
 from train.metrics import Metrics
-from train.run.history import Row
+from train.run.history import Row, chooses_average
 from train.terminal import Bar
 
 REFRESH_SECONDS = 1.0
@@ -36,13 +36,19 @@ class EpochBar(Bar):
 
 
 def epoch_line(row: Row, *, n_epochs: int, is_chosen: bool) -> str:
-    """Return the line that is printed after an epoch, with a star if its weights are the best so far."""
+    """Return the line that is printed after an epoch, with a star at the weights that are the best so far."""
     parts = [
         f"epoch {row.epoch:>{len(str(n_epochs))}}/{n_epochs}",
         f"train loss {row.train_loss:.4f} error {row.train_error:7.2%}",
     ]
+    averaged = chooses_average(row, has_average=False)
+    stars = {False: "  ", True: " *"}
     if row.valid_loss is not None:
-        parts.append(f"valid loss {row.valid_loss:.4f} error {row.valid_error:7.2%}{' *' if is_chosen else '  '}")
+        star = stars[is_chosen and not averaged]
+        parts.append(f"valid loss {row.valid_loss:.4f} error {row.valid_error:7.2%}{star}")
+    if row.ema_valid_loss is not None:
+        star = stars[is_chosen and averaged]
+        parts.append(f"EMA loss {row.ema_valid_loss:.4f} error {row.ema_valid_error:7.2%}{star}")
     parts.append(f"lr {row.learning_rate:<6g} {row.images_per_second:>7,.0f} images/s  {row.seconds:>5.1f} s")
     if row.skipped_steps:
         parts.append(f"{row.skipped_steps} steps skipped (overflow in fp16)")

@@ -27,7 +27,7 @@ def restore(network: nn.Module, stepper: Stepper, checkpoint: Checkpoint, folder
 
     Args:
         network: The network of the run.
-        stepper: Trains the network. Its optimizer has its momentum buffers already.
+        stepper: Trains the network. Its optimizer has its momentum buffers already, and its average all tensors.
         checkpoint: A checkpoint that is not empty.
         folder: The folder of the run, for messages.
 
@@ -43,7 +43,10 @@ def restore(network: nn.Module, stepper: Stepper, checkpoint: Checkpoint, folder
     recorded = _recorded_buffers(checkpoint.optimizer)
     if reason := _why_unfit(recorded, buffers):
         raise UserError(f"{whose} optimizer: its buffers are not those of momentum: {reason}")
-    for part in (checkpoint.network, checkpoint.chosen, recorded):
+    average = stepper.average.state_dict() if stepper.average else {}
+    if reason := _why_unfit(checkpoint.ema, average):
+        raise UserError(f"{whose} average of the weights: {reason}")
+    for part in (checkpoint.network, checkpoint.chosen, recorded, checkpoint.ema):
         if name := next((name for name, value in part.items() if not value.isfinite().all()), None):
             raise UserError(f"the checkpoint in {folder} cannot be used: {name} is NaN or infinite in places")
     try:
@@ -52,6 +55,8 @@ def restore(network: nn.Module, stepper: Stepper, checkpoint: Checkpoint, folder
         raise UserError(f"{whose} optimizer: {error}") from error
     for name, buffer in (own | buffers).items():
         buffer.copy_(checkpoint.network[name] if name in own else recorded[name])
+    for name, value in average.items():
+        value.copy_(checkpoint.ema[name])
     checkpoint.chosen = runtime.copy_to_cpu({name: checkpoint.chosen[name] for name in own})
 
 

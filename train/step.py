@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from train.cuda_graph import CapturedSteps, Graphs
+from train.ema import ExponentialMovingAverage
 from train.metrics import RunningMetrics
 from train.processes import SINGLE_PROCESS, ProcessGroup
 
@@ -46,6 +47,9 @@ class Stepper:
         processes: The processes that share a batch.
         accum_steps: Micro-batches of a batch in each process, at least 1.
         label_smoothing: Fraction of each label, from 0 to 1, that is spread evenly over all classes.
+        clip_grad: Largest norm of the gradient of all parameters together; a longer one is shortened to it. None: no
+            limit.
+        average: Takes in the weights after each step that is not skipped; None for no average.
         graphs: Captures steps; None takes them all eagerly. It needs a single process.
 
     Attributes:
@@ -61,6 +65,8 @@ class Stepper:
         processes: ProcessGroup = SINGLE_PROCESS,
         accum_steps: int = 1,
         label_smoothing: float = 0.0,
+        clip_grad: float | None = None,
+        average: ExponentialMovingAverage | None = None,
         graphs: Graphs | None = None,
     ):
         device = next(model.parameters()).device
@@ -70,10 +76,13 @@ class Stepper:
         self.processes = processes
         self.accum_steps = accum_steps
         self.label_smoothing = label_smoothing
+        self.clip_grad = clip_grad
+        self.average = average
         self.metrics = RunningMetrics(device)
         self._skipped = torch.zeros((), device=device)  # steps whose gradients overflowed, since `begin_epoch`
         self._take = CapturedSteps(self._step, graphs, discard=self._discard_step) if graphs else self._step
         optimizer.register_step_pre_hook(self._set_found_inf)
+        optimizer.register_step_post_hook(self._update_average)
 
     def begin_epoch(self) -> None:
         """Put the model into training mode, and begin metrics and the number of skipped steps anew."""
@@ -101,6 +110,7 @@ class Stepper:
                 with self._gradient_exchange(is_last=i == self.accum_steps):
                     self._add_gradient(part, its_labels, size)
         self.metrics.all_reduce_failure(self.processes)
+        self._clip_gradient()
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
@@ -125,6 +135,18 @@ class Stepper:
             optimizer.found_inf = torch.maximum(optimizer.found_inf, self.metrics.failed)
         else:
             optimizer.found_inf = self.metrics.failed
+
+    def _clip_gradient(self) -> None:
+        """Shorten the gradient, which all processes share by now, if it is longer than `clip_grad`."""
+        if self.clip_grad is not None:
+            self.scaler.unscale_(self.optimizer)  # or the limit would be one for the scaled gradient
+            weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
+            nn.utils.clip_grad_norm_(weights, self.clip_grad)
+
+    def _update_average(self, optimizer: Any, *_: Any) -> None:
+        """Average the weights, as long as it is known whether the step was skipped."""
+        if self.average:
+            self.average.update(optimizer.found_inf)
 
     def _discard_step(self) -> None:
         """Forget in Python a step that was begun and not finished, and that has changed nothing on the device."""

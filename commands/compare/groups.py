@@ -40,7 +40,7 @@ class SeedGroup:
     @property
     def valid_error(self) -> Spread | None:
         """The same of the validation errors of the chosen epochs; None for runs without validation images."""
-        errors = [best.valid_error for run in self.runs if (best := best_row(run.rows))]
+        errors = [best.kept_error for run in self.runs if (best := best_row(run.rows))]
         known = [error for error in errors if error is not None]
         return Spread.of(known) if known else None
 

@@ -138,8 +138,8 @@ def _losses(rows: Sequence[Row]) -> list[float]:
 
 
 def _percent_errors(rows: Sequence[Row]) -> list[float]:
-    """Validation errors in percent, or training errors if there are no validation images."""
-    return [(row.train_error if row.valid_error is None else row.valid_error) * 100 for row in rows]
+    """Validation errors in percent, of averaged weights where these are better, or training errors without images."""
+    return [(row.train_error if row.kept_error is None else row.kept_error) * 100 for row in rows]
 
 
 def _limit(panel: Axes) -> None:
@@ -173,7 +173,7 @@ def _label(run: RunRecord | SeedGroup) -> str:
     best = best_row(run.rows)
     if best is None:
         return f"{plain(run.path)}: no epoch done"
-    errors = {"validation": best.valid_error, "test": run.test_error}
+    errors = {"validation": best.kept_error, "test": run.test_error}
     parts = [f"{plain(run.path)}: {'epoch' if best.valid_error is None else 'best epoch'} {best.epoch}"]
     parts += [f"{name} {error:.2%}" for name, error in errors.items() if error is not None]
     parts.append(_note_on_labels(run))

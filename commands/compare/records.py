@@ -38,7 +38,7 @@ def record_of(run: RunRecord, flags: list[str]) -> dict[str, object]:
         "n_epochs": run.n_epochs,
         "epochs_done": len(run.rows),
         "best_epoch": best.epoch if best else None,
-        "valid_error": best.valid_error if best else None,
+        "valid_error": best.kept_error if best else None,
         "test_error": run.test_error,
         "parameters": run.parameters,
         "seconds_per_epoch": median([row.seconds for row in run.rows]),

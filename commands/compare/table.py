@@ -95,7 +95,7 @@ def _cells(run: RunRecord, flags: list[str]) -> list[str]:
         *(shown(run, flag) for flag in flags),
         f"{len(run.rows)} of {run.n_epochs}",
         str(best.epoch) if best else UNKNOWN,
-        _formatted(best.valid_error if best else None, ".2%"),
+        _formatted(best.kept_error if best else None, ".2%"),
         _formatted(run.test_error, ".2%"),
         f"{run.parameters:,}",
         _formatted(median([row.seconds for row in run.rows]), ",.1f"),

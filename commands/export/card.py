@@ -113,7 +113,7 @@ def _results(record: RunRecord | None) -> list[str]:
         return []
     if record.flags.get("limit_batches") is not None:
         return ["## Results", "None: a dry run with --limit_batches, for which no error means anything."]
-    errors = {"validation": best.valid_error, "test": record.test_error}
+    errors = {"validation": best.kept_error, "test": record.test_error}
     rows = [(name, f"{error:.2%}") for name, error in errors.items() if error is not None]
     table = [_table(("images", "error"), rows)] if rows else []
     return ["## Results", *table, f"One run with seed {plain(record.flags.get('seed'))}: {record.progress()}."]

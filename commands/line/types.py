@@ -9,11 +9,15 @@ import types
 import typing
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NewType
 from urllib.parse import urlsplit
 
 from fire.core import FireError
+
+# Rising numbers above 0 and below 1 with commas between them. They stay text, as config.json holds them.
+Fractions = NewType("Fractions", str)
 
 BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
@@ -173,17 +177,32 @@ def _is_address_of_folder(text: str) -> bool:
         return False
 
 
+def _read_fractions(text: str) -> str | None:
+    numbers = [_read_float(part.strip()) for part in text.split(",")]
+    known = [number for number in numbers if number is not None]
+    is_rising = all(low < high for low, high in pairwise([0, *known, 1]))
+    return ",".join(map(str, known)) if is_rising and len(known) == len(numbers) else None
+
+
 def _read_choice(kind: Any, text: str) -> str | None:
     return text if text in typing.get_args(kind) else None
 
 
-_NAMES = {bool: "True or False", int: "a whole number", float: "a number", Path: "a path", str: ""}
+_NAMES = {
+    bool: "True or False",
+    int: "a whole number",
+    float: "a number",
+    Path: "a path",
+    str: "",
+    Fractions: "rising numbers above 0 and below 1, with commas between them",
+}
 _READERS: dict[Any, Callable[[str], Any]] = {
     bool: lambda text: BOOLEANS.get(text.lower()),
     int: _read_int,
     float: _read_float,
     Path: _read_path,
     str: str,
+    Fractions: _read_fractions,
 }
 
 

@@ -42,6 +42,10 @@ def check_training(settings: TrainSettings, *, num_processes: int, is_launched: 
         raise UserError(
             f"--warmup_epochs is {settings.warmup_epochs}, but must be below --n_epochs, which is {settings.n_epochs}"
         )
+    defaults = settings.defaults()
+    for flag in ("lr_milestones", "lr_factor"):
+        if settings.lr_schedule != "step" and getattr(settings, flag) != defaults[flag]:
+            raise UserError(f"--{flag} works with --lr_schedule step, but that is {settings.lr_schedule}")
     if settings.accum_steps * num_processes > settings.batch_size:
         where = f" in each of {num_processes} processes" if num_processes > 1 else ""
         raise UserError(

@@ -7,9 +7,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from commands.plots import NOTE_COLOUR, add_title, draw_rates, make_panels, note_on_labels, png, scale_rates, top_of
-from train.run.history import Row, best_row
+from train.run.history import Row, best_row, chooses_average
 
-TRAIN_COLOUR, VALID_COLOUR, TEST_COLOUR = "#4c78a8", "#e4572e", "#2a9d5c"
+TRAIN_COLOUR, VALID_COLOUR, EMA_COLOUR, TEST_COLOUR = "#4c78a8", "#e4572e", "#8e5bb5", "#2a9d5c"
 
 
 def draw_curves(
@@ -49,18 +49,25 @@ def draw_curves(
 
 
 def _draw_lines(panel: Axes, rows: Sequence[Row], quantity: str, *, scale: float, note: str) -> None:
-    """Draw a quantity of the training images, with a note on their labels, and of the validation images if any."""
+    """Draw a quantity of the training images, with a note on their labels, and of the validation images if any.
+
+    Averaged weights have a line of their own.
+    """
     training = f"training ({note})" if note else "training"
     epochs = [row.epoch for row in rows]
     marker = "o" if len(rows) == 1 else None  # a line through one point is invisible
     drawn = []
-    for part, colour, name in (("train", TRAIN_COLOUR, training), ("valid", VALID_COLOUR, "validation")):
+    for part, colour, name in (
+        ("train", TRAIN_COLOUR, training),
+        ("valid", VALID_COLOUR, "validation"),
+        ("ema_valid", EMA_COLOUR, "validation of EMA"),
+    ):
         values = [getattr(row, f"{part}_{quantity}") for row in rows]
         if values[-1] is not None:
             scaled = [value * scale for value in values]
             panel.plot(epochs, scaled, color=colour, label=name, linewidth=1.6, marker=marker, markersize=4)
             drawn.append(scaled)
-    visible = [getattr(best_row(rows), f"valid_{quantity}"), rows[-1].test_error if quantity == "error" else None]
+    visible = [getattr(best_row(rows), f"kept_{quantity}"), rows[-1].test_error if quantity == "error" else None]
     panel.set_ylim(0, top_of(drawn, visible=[value * scale for value in visible if value is not None]))
 
 
@@ -72,17 +79,18 @@ def _mark_epoch(panel: Axes, rows: Sequence[Row]) -> None:
 
 
 def _mark_chosen(panel: Axes, rows: Sequence[Row]) -> None:
-    """Draw a point at the validation error of the chosen epoch."""
+    """Draw a point at the validation error of the chosen weights."""
     chosen = best_row(rows)
-    if chosen is not None and chosen.valid_error is not None:
-        label = f"chosen: epoch {chosen.epoch}, {chosen.valid_error:.2%}"
+    if chosen is not None and chosen.kept_error is not None:
+        averaged = chooses_average(chosen, has_average=False)
+        label = f"chosen: {'EMA of ' if averaged else ''}epoch {chosen.epoch}, {chosen.kept_error:.2%}"
         # Without clipping, so that the point is complete where the error is 0.
         panel.plot(
             chosen.epoch,
-            chosen.valid_error * 100,
+            chosen.kept_error * 100,
             "o",
             label=label,
-            color=VALID_COLOUR,
+            color=EMA_COLOUR if averaged else VALID_COLOUR,
             markersize=6,
             zorder=3,
             clip_on=False,

@@ -17,6 +17,7 @@ from data.splits import Dataset
 from models import DenseNet
 from train import cpu_contention, replicas, runtime
 from train.cuda_graph import CudaGraphs
+from train.ema import ExponentialMovingAverage
 from train.engine import Loaders, Run, Schedule
 from train.optim import make_optimizer
 from train.processes import current_group
@@ -141,11 +142,19 @@ def fit(placed: replicas.Replicas, inputs: Inputs, folder: RunFolder, checkpoint
     assert settings.seed is not None, "chosen before"
     stepper = Stepper(
         placed.training,
-        make_optimizer(placed.network.parameters(), lr=settings.lr, momentum=settings.momentum, wd=settings.wd),
+        make_optimizer(
+            placed.network.parameters(),
+            lr=settings.lr,
+            momentum=settings.momentum,
+            wd=settings.wd,
+            decay_norms=settings.decay_norms,
+        ),
         runtime.make_scaler(settings.precision, inputs.device),
         processes=processes,
         accum_steps=settings.accum_steps,
         label_smoothing=settings.label_smoothing,
+        clip_grad=settings.clip_grad,
+        average=ExponentialMovingAverage(placed.network, settings.ema) if settings.ema else None,
         graphs=CudaGraphs(inputs.device) if settings.cuda_graph else None,
     )
     device = runtime.describe_device(inputs.device, processes)
@@ -156,7 +165,14 @@ def fit(placed: replicas.Replicas, inputs: Inputs, folder: RunFolder, checkpoint
     say(*filter(None, [describe_altered(settings.plain()), *inputs.source.notes, sizes]))
     if checkpoint.epoch:
         say(f"Resuming after epoch {checkpoint.epoch}.")
-    schedule = Schedule(settings.n_epochs, settings.lr, settings.lr_schedule, settings.warmup_epochs)
+    schedule = Schedule(
+        settings.n_epochs,
+        settings.lr,
+        settings.lr_schedule,
+        settings.warmup_epochs,
+        milestones=settings.milestones,
+        factor=settings.lr_factor,
+    )
     run = Run(placed, stepper, inputs.loaders, folder, schedule=schedule, seed=settings.seed)
     with cpu_contention.warn_if_busy(inputs.device):
         return run.fit(checkpoint)

@@ -23,8 +23,10 @@ OURS = re.compile(r"\.?events\.out\.tfevents\.[0-9]+\.(.+\.)?densenet(\.([0-9a-f
 TAGS = {
     "train_loss": "loss/train",
     "valid_loss": "loss/validation",
+    "ema_valid_loss": "loss/validation_ema",
     "train_error": "error/train",
     "valid_error": "error/validation",
+    "ema_valid_error": "error/validation_ema",
     "learning_rate": "learning_rate",
     "images_per_second": "speed/images_per_second",
     "peak_memory_mb": "memory/peak_mb",

@@ -85,6 +85,15 @@ def names_in(panel):
     return [text.get_text() for text in panel.get_legend().get_texts()]
 
 
+def test_averaged_weights_have_lines_and_are_named_where_they_are_chosen(monkeypatch):
+    rows = make_rows(5, ema=True)
+    loss, _, error = panels(monkeypatch, rows)
+    assert curves_of(loss, 5)[2] == [row.ema_valid_loss for row in rows]
+    assert curves_of(error, 5)[2] == [row.ema_valid_error * 100 for row in rows]
+    assert {*names_in(error)} == {"training", "validation", "validation of EMA", "chosen: EMA of epoch 5, 18.00%"}
+    assert any(list(line.get_ydata()) == [rows[-1].ema_valid_error * 100] for line in error.get_lines())
+
+
 def test_losses_of_other_labels_are_told_apart_by_a_legend(monkeypatch):
     loss, _, error = panels(monkeypatch, make_rows(5), label_smoothing=0.1)
     assert names_in(loss) == ["training (smoothed labels)", "validation"]

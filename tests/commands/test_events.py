@@ -25,8 +25,10 @@ accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_a
 COLUMNS = {
     "loss/train": "train_loss",
     "loss/validation": "valid_loss",
+    "loss/validation_ema": "ema_valid_loss",
     "error/train": "train_error",
     "error/validation": "valid_error",
+    "error/validation_ema": "ema_valid_error",
     "error/test": "test_error",
     "learning_rate": "learning_rate",
     "speed/images_per_second": "images_per_second",
@@ -63,7 +65,9 @@ def files(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-@pytest.mark.parametrize("rows", [[], make_rows(1), make_rows(5, valid=False), make_rows(40, test_error=0.25)])
+@pytest.mark.parametrize(
+    "rows", [[], make_rows(1, ema=True), make_rows(5, valid=False), make_rows(40, test_error=0.25)]
+)
 def test_events_are_the_rows(rows, tmp_path):
     events_in(tmp_path / "tensorboard").write(rows)
     assert read_back(tmp_path / "tensorboard") == expected(rows)
@@ -194,7 +198,7 @@ class Killed(BaseException):
 def as_expected(folder):
     """The events that the rows of results.csv ask for, as far as text says them."""
     rows = read_results(folder)
-    values = {tag: [(int(row["epoch"]), row[name]) for row in rows if row[name]] for tag, name in COLUMNS.items()}
+    values = {tag: [(int(row["epoch"]), row[name]) for row in rows if row.get(name)] for tag, name in COLUMNS.items()}
     return {tag: [(e, torch.tensor(float(v)).item()) for e, v in pairs] for tag, pairs in values.items() if pairs}
 
 

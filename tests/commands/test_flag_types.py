@@ -9,7 +9,7 @@ from fire.core import FireError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from commands.line.types import Addresses, Range, describe, did_you_mean, parse
+from commands.line.types import Addresses, Fractions, Range, describe, did_you_mean, parse
 
 COUNT = Annotated[int, Range(1, 100)]
 SHARE = Annotated[float, Range(0, 1, open_high=True)]
@@ -46,6 +46,8 @@ ADDRESSES = Annotated[str, Addresses()]
         (Literal["svhn", "digits"], "svhn", "svhn"),
         (ADDRESSES, "https://a.org", "https://a.org"),
         (ADDRESSES, "HTTP://[::1]:8000/~me/a%20b/,https://b", "HTTP://[::1]:8000/~me/a%20b/,https://b"),
+        (Fractions, "0.5", "0.5"),
+        (Fractions, ".3, 0.60,8e-1", "0.3,0.6,0.8"),
     ],
 )
 def test_text_becomes_the_value_that_a_user_means(annotation, text, value):
@@ -90,6 +92,16 @@ def test_text_becomes_the_value_that_a_user_means(annotation, text, value):
         (Path, ""),
         (Path, "a\0b"),
         (Literal["svhn", "digits"], "mnist"),
+        (Fractions, ""),
+        (Fractions, "0.5,"),
+        (Fractions, "0.5 0.75"),
+        (Fractions, "0.75,0.5"),
+        (Fractions, "0.5,0.5"),
+        (Fractions, "0,0.5"),
+        (Fractions, "0.5,1"),
+        (Fractions, "150,225"),
+        (Fractions, "nan"),
+        (Fractions, "0.5,x"),
     ],
 )
 def test_refusal_names_flag_text_and_what_is_allowed(annotation, text):

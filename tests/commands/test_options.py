@@ -35,7 +35,7 @@ def results_of(folder, *words):
 @pytest.mark.parametrize(
     "words",
     [
-        ["--precision=fp16"],
+        ["--precision=fp16", "--ema=0.9", "--clip_grad=0.5", "--decay_norms=False"],
         ["--precision=bf16", "--efficient=checkpoint"],
         ["--accum_steps=3", "--drop_rate=0.2"],
         ["--recipe=modern", "--warmup_epochs=1", "--augment", "--cutout=8", "--crop_border=black"],
@@ -64,6 +64,11 @@ def test_a_run_with_it_goes_on_with_the_same_bits(words, tmp_path, monkeypatch):
 def test_the_schedule_is_in_the_results(tmp_path):
     rows = results_of(tmp_path / "a", "--n_epochs=4", "--lr=0.4", "--lr_schedule=cosine", "--warmup_epochs=1")
     assert [float(row["learning_rate"]) for row in rows] == pytest.approx([0.2, 0.4, 0.3, 0.1])
+
+
+def test_milestones_and_factor_are_in_the_results(tmp_path):
+    rows = results_of(tmp_path / "a", "--n_epochs=4", "--lr=0.4", "--lr_milestones=0.25, 0.7", "--lr_factor=0.5")
+    assert [float(row["learning_rate"]) for row in rows] == pytest.approx([0.4, 0.2, 0.2, 0.1])
 
 
 def test_steps_can_be_skipped_in_fp16_only(tmp_path):
@@ -119,6 +124,13 @@ def test_options_are_in_the_configuration(tmp_path):
     ("words", "message"),
     [
         (["--warmup_epochs=300"], "--warmup_epochs is 300, but must be below --n_epochs, which is 300"),
+        (["--lr_milestones=0.75,0.5"], "--lr_milestones is '0.75,0.5', but must be rising numbers above 0 and below 1"),
+        (["--lr_milestones=150,225"], "--lr_milestones is '150,225', but must be rising numbers above 0 and below 1"),
+        (["--lr_factor=1.5"], "--lr_factor is '1.5', but must be a number, above 0 and at most 1"),
+        (["--lr_milestones=0.4", "--lr_schedule=cosine"], "--lr_milestones works with --lr_schedule step, but that is"),
+        (["--lr_factor=0.2", "--lr_schedule=cosine"], "--lr_factor works with --lr_schedule step, but that is cosine"),
+        (["--clip_grad=0"], "--clip_grad is '0', but must be a number, above 0, or None"),
+        (["--ema=1"], "--ema is '1', but must be a number, 0 or more and below 1"),
         (["--accum_steps=300"], "--batch_size is 256, but must be 300 or more: an image for each"),
         (["--compile"], "--compile True does not work with --efficient True, only with naive and checkpoint"),
         (["--compile", "--efficient=buffer_fast"], "--compile True does not work with --efficient buffer_fast"),

@@ -16,6 +16,7 @@ from data.loader import Loader, Shard
 from data.splits import Split
 from models import densenet_bc
 from tests.support.tensor_measurements import frozen
+from train.ema import ExponentialMovingAverage
 from train.engine import evaluate, train_one_epoch
 from train.metrics import NonFiniteLoss
 from train.optim import make_optimizer
@@ -68,7 +69,7 @@ class Doubled:
 
 
 def train(processes, *, epochs=3, accum_steps=1, is_frozen=True):
-    """Train a small network for some epochs; return metrics and weights."""
+    """Train a small network for some epochs; return metrics, and weights with their averages."""
     torch.manual_seed(processes.rank)  # processes must agree on weights by themselves
     network = densenet_bc(10, 2, efficient="buffer").double()
     if processes.is_main:
@@ -82,13 +83,18 @@ def train(processes, *, epochs=3, accum_steps=1, is_frozen=True):
     )
     optimizer = make_optimizer(network.parameters(), lr=0.05, momentum=0.9, wd=1e-3)
     replicas = replicate(network, CPU, processes=processes)
-    stepper = Stepper(replicas.training, optimizer, processes=processes, accum_steps=accum_steps)
+    average = ExponentialMovingAverage(network, 0.9)
+    stepper = Stepper(
+        replicas.training, optimizer, processes=processes, accum_steps=accum_steps, clip_grad=0.2, average=average
+    )
     seen = []
     for epoch in range(1, epochs + 1):
         seen.append(train_one_epoch(stepper, Doubled(loader).epoch(epoch), Bar(), GracefulStop(processes)))
         processes.broadcast(network.buffers())
+        processes.broadcast(average.buffers())
         seen.append(evaluate(replicas.evaluation, Doubled(loader), Bar(), GracefulStop(processes), processes))
-    return [number for metrics in seen for number in (metrics.loss, metrics.error)], network.state_dict()
+    averages = {f"average of {name}": value for name, value in average.state_dict().items()}
+    return [number for metrics in seen for number in (metrics.loss, metrics.error)], network.state_dict() | averages
 
 
 def count_statistics(processes):

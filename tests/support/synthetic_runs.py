@@ -12,8 +12,8 @@ from commands.run_record import RunRecord
 from train.run.history import Row, to_csv
 
 
-def make_rows(num_epochs, *, valid=True, test_error=None, rate=lambda epoch: 0.1, scale=0.8):
-    """Rows whose errors fall like 1 / epoch; validation errors are 0.05 higher."""
+def make_rows(num_epochs, *, valid=True, ema=False, test_error=None, rate=lambda epoch: 0.1, scale=0.8):
+    """Rows whose errors fall like 1 / epoch; validation errors are 0.05 higher, those of averaged weights 0.02."""
     rows = []
     for epoch in range(1, num_epochs + 1):
         error = scale / epoch
@@ -28,6 +28,8 @@ def make_rows(num_epochs, *, valid=True, test_error=None, rate=lambda epoch: 0.1
             seconds=1.0 + epoch,
             images_per_second=100.0 * epoch,
             peak_memory_mb=None,
+            ema_valid_loss=2 * error + 0.05 if ema else None,
+            ema_valid_error=error + 0.02 if ema else None,
         )
         rows.append(row)
     if rows:
@@ -59,8 +61,9 @@ def _numbers(high):
 
 @st.composite
 def any_rows(draw):
-    """Rows as a run can have them, with and without validation images, a test error and a known peak of memory."""
+    """Rows as a run can have them, with and without validation images, averages, a test error and a peak of memory."""
     errors, losses, known = _numbers(1), _numbers(1e38), draw(st.booleans())
+    averaged = known and draw(st.booleans())
     rows = []
     for epoch in range(1, draw(st.integers(0, 8)) + 1):
         row = Row(
@@ -74,6 +77,8 @@ def any_rows(draw):
             seconds=draw(losses),
             images_per_second=draw(losses),
             peak_memory_mb=draw(st.none() | losses),
+            ema_valid_loss=draw(losses) if averaged else None,
+            ema_valid_error=draw(errors) if averaged else None,
         )
         rows.append(row)
     if rows:

@@ -14,6 +14,7 @@ from models import densenet_bc
 from tests.support.recorded_graph import WAITING, RecordedGraphs, Recorder
 from train import runtime
 from train.cuda_graph import EAGER_STEPS, CaptureError, CudaGraphs
+from train.ema import ExponentialMovingAverage
 from train.engine import train_one_epoch
 from train.metrics import NonFiniteLoss, RunningMetrics
 from train.optim import make_optimizer, set_learning_rate
@@ -45,7 +46,7 @@ def batches(*sizes, seed=0, device=CPU, mixed=False):
         yield images.to(device), (F.one_hot(labels, 10) * 0.7 + 0.03 if mixed else labels).to(device), n
 
 
-def make_stepper(graphs=None, *, efficient="buffer", drop_rate=0.0, precision="fp32", device=CPU, **settings):
+def make_stepper(graphs=None, *, efficient="buffer", drop_rate=0.0, precision="fp32", ema=0, device=CPU, **settings):
     """A small network and a stepper whose learning rate is on the device, as on a GPU."""
     torch.manual_seed(0)
     network = runtime.placed(densenet_bc(10, 2, efficient=efficient, drop_rate=drop_rate), device)
@@ -54,7 +55,8 @@ def make_stepper(graphs=None, *, efficient="buffer", drop_rate=0.0, precision="f
         group["lr"] = torch.as_tensor(group["lr"])
     scaler = torch.amp.GradScaler(device.type, **SCALE) if precision == "fp16" else None
     model = replicate(network, device, precision=precision).training
-    return Stepper(model, optimizer, scaler, graphs=graphs, **settings)
+    average = ExponentialMovingAverage(network, ema) if ema else None
+    return Stepper(model, optimizer, scaler, graphs=graphs, average=average, **settings)
 
 
 def train(stepper, *sizes, epochs=5, mixed=False):
@@ -68,7 +70,8 @@ def train(stepper, *sizes, epochs=5, mixed=False):
         )
         seen += [metrics.loss, metrics.error, stepper.num_skipped(), stepper.scaler.state_dict()]
     state = stepper.optimizer.state_dict()["state"]
-    return seen, [*stepper.model.state_dict().values(), *(state[i]["momentum_buffer"] for i in state)]
+    left = [*stepper.model.state_dict().values(), *(state[i]["momentum_buffer"] for i in state)]
+    return seen, [*left, *(stepper.average.state_dict().values() if stepper.average else ())]
 
 
 def assert_same_bits(ours, expected):
@@ -80,13 +83,13 @@ def assert_same_bits(ours, expected):
 
 CASES = [
     {"efficient": "naive"},
-    {"efficient": "naive", "drop_rate": 0.2},
+    {"efficient": "naive", "drop_rate": 0.2, "clip_grad": 1.0, "ema": 0.5},
     {"efficient": "checkpoint"},
     {"efficient": "buffer"},
     {"efficient": "buffer", "drop_rate": 0.2, "accum_steps": 2},
     {"efficient": "buffer_fast", "drop_rate": 0.2, "precision": "bf16"},
     {"efficient": "buffer", "precision": "fp16", "drop_rate": 0.2},
-    {"efficient": "naive", "precision": "fp16", "accum_steps": 3},
+    {"efficient": "naive", "precision": "fp16", "accum_steps": 3, "clip_grad": 1.0, "ema": 0.5},
 ]
 
 

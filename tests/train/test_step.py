@@ -3,6 +3,7 @@
 import copy
 import threading
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -106,6 +107,19 @@ def test_the_loss_of_mixed_labels_is_the_mean_over_both_and_its_error_counts_the
     assert of_parts.error == metrics.error
 
 
+@pytest.mark.parametrize("limit", [1e-3, 0.2, 1e3])
+@pytest.mark.parametrize("accum_steps", [1, 3])
+def test_the_gradient_of_the_whole_batch_is_shortened_to_its_limit(limit, accum_steps):
+    images, labels = batch(7)
+    model = frozen(network().double())
+    whole, _ = gradients_of_step(copy.deepcopy(model), images, labels)
+    norm = np.sqrt(sum((gradient.numpy() ** 2).sum() for gradient in whole))
+    assert 0.2 < norm < 1e3
+    clipped, _ = gradients_of_step(copy.deepcopy(model), images, labels, accum_steps=accum_steps, clip_grad=limit)
+    for one, other in zip(clipped, whole, strict=True):
+        torch.testing.assert_close(one, other * min(1, limit / (norm + 1e-6)), rtol=1e-10, atol=1e-13)
+
+
 class Scaled(nn.Module):
     """Logits whose gradients with respect to `weight` are as large as `size`."""
 
@@ -135,9 +149,20 @@ def test_a_scaled_loss_gives_the_step_of_a_plain_one():
     assert not torch.equal(ours.weight, Scaled().weight)
 
 
-def test_a_step_that_overflows_is_skipped_and_is_no_failure():
+def test_the_limit_of_the_gradient_is_one_for_the_gradient_that_is_not_scaled():
+    ours, plain = Scaled(), Scaled()
+    optimizer = make_optimizer(ours.parameters(), lr=0.1, momentum=0, wd=0)
+    Stepper(ours, optimizer, torch.amp.GradScaler("cpu"), clip_grad=0.01).take(IMAGES, LABELS, 4)
+    F.cross_entropy(plain(IMAGES), LABELS).backward()
+    expected = plain.weight.detach() - 0.1 * 0.01 * plain.weight.grad / plain.weight.grad.norm()
+    torch.testing.assert_close(ours.weight.detach(), expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("clip_grad", [None, 0.1])
+def test_a_step_that_overflows_is_skipped_and_is_no_failure(clip_grad):
     model = Scaled()
     stepper = fp16_stepper(model, init_scale=2.0**127)
+    stepper.clip_grad = clip_grad
     stepper.begin_epoch()
     weights = []
     for _ in range(130):
@@ -183,9 +208,11 @@ def test_gradients_that_overflow_at_any_scale_end_the_run():
         stepper.check_scale()
 
 
-def test_a_bad_loss_in_fp16_is_a_failure_and_stops_all_steps():
+@pytest.mark.parametrize("clip_grad", [None, 0.1])
+def test_a_bad_loss_in_fp16_is_a_failure_and_stops_all_steps(clip_grad):
     model = Scaled()
     stepper = fp16_stepper(model)
+    stepper.clip_grad = clip_grad
     good, bad = Scaled.forward, lambda images: model.weight.expand(len(images), 2) * torch.nan
     stepper.take(IMAGES, LABELS, 4)
     after_good = model.weight.detach().clone()

@@ -20,7 +20,7 @@ from train.signals import GracefulStop
 from train.terminal import Bar
 
 EPOCHS = 3
-WORDS = [*SMALL, f"--n_epochs={EPOCHS}", "--drop_rate=0.2", "--augment"]
+WORDS = [*SMALL, f"--n_epochs={EPOCHS}", "--drop_rate=0.2", "--augment", "--ema=0.9"]
 FAULTY = ROOT / "tests" / "support" / "second_process_fault.py"
 
 
@@ -52,17 +52,21 @@ def test_a_run_in_two_processes_can_be_read_and_made_longer_by_one(run_of_two_pr
 
 
 def test_both_validate_with_the_statistics_that_are_saved(run_of_two_processes):
-    """One process, with the weights of the last epoch, finds the loss that two have found together."""
+    """One process, with the weights of the last epoch or their average, finds the loss that two found together."""
     checkpoint, spec = read_checkpoint(run_of_two_processes[1] / "checkpoint.pt"), DATASETS["digits"]
     network = densenet_bc(10, 2)
-    network.load_state_dict(checkpoint.network)
     source = load("digits", folder=None, download=False)
     split = {"batch_size": 128, "valid_size": None, "augment": True, "seed": 3}
     _, valid, _ = make_loaders(source, spec, torch.device("cpu"), **split)
-    alone = engine.evaluate(network, valid, Bar("validation", valid.num_images), GracefulStop())
     together = checkpoint.rows[-1]
-    assert together.valid_loss == pytest.approx(alone.loss, rel=1e-5)
-    assert together.valid_error == alone.error
+    for weights, loss, error in (
+        (checkpoint.network, together.valid_loss, together.valid_error),
+        (checkpoint.network | checkpoint.ema, together.ema_valid_loss, together.ema_valid_error),
+    ):
+        network.load_state_dict({name: value for name, value in weights.items() if name != "steps"})
+        alone = engine.evaluate(network, valid, Bar("validation", valid.num_images), GracefulStop())
+        assert loss == pytest.approx(alone.loss, rel=1e-5)
+        assert error == alone.error
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,17 @@
 """checkpoint.pt: everything from which a run is resumed, and the settings of that run, read without trust."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from reprlib import repr as short_repr
 from typing import Any
 
 from train.errors import DamagedFile, UserError
 from train.run.files import load_tensors
-from train.run.history import Row, why_no_run
+from train.run.history import Row, to_record, why_no_run
 
 FORMAT = 3  # of the file; format 1 had no scaler, format 2 no flags
-PARTS = ("network", "optimizer", "chosen", "scaler", "flags")
+PARTS = ("network", "optimizer", "chosen", "scaler", "flags", "ema")
 
 
 @dataclass
@@ -26,6 +26,7 @@ class Checkpoint:
         scaler: state_dict of the gradient scaler in fp16; empty in other precisions.
         flags: Settings that decide the results of the run, its seed among them; empty if an older version wrote the
             file.
+        ema: state_dict of the average of the weights after the last finished epoch; empty if the run keeps none.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -34,6 +35,7 @@ class Checkpoint:
     chosen: dict[str, Any] = field(default_factory=dict)
     scaler: dict[str, Any] = field(default_factory=dict)
     flags: dict[str, Any] = field(default_factory=dict)
+    ema: dict[str, Any] = field(default_factory=dict)
 
     @property
     def epoch(self) -> int:
@@ -50,9 +52,10 @@ class Checkpoint:
         return self.epoch == n_epochs and self.test_error is not None
 
     def content(self) -> dict[str, Any]:
-        """Return the content of the file."""
-        rows = [asdict(row) for row in self.rows]
-        return {"format": FORMAT, "rows": rows} | {part: getattr(self, part) for part in PARTS}
+        """Return the content of the file. A run that keeps no average has no such part, as in older versions."""
+        rows = [to_record(row) for row in self.rows]
+        parts = {part: getattr(self, part) for part in PARTS if part != "ema" or self.ema}
+        return {"format": FORMAT, "rows": rows} | parts
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -72,7 +75,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         added_later: dict[str, Any] = {"flags": {}} if written_in < 3 else {}
         if written_in < 2:
             added_later["scaler"] = {}
-        return _checked(added_later | content)
+        return _checked({"ema": {}} | added_later | content)
     except (KeyError, TypeError, ValueError) as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else error
         raise DamagedFile(f"{path} is no checkpoint of this program: {reason}") from error
@@ -84,7 +87,7 @@ def _checked(content: Mapping[str, Any]) -> Checkpoint:
     for part in PARTS:
         if not isinstance(content[part], dict):
             raise TypeError(f"{part} is of type {type(content[part]).__name__}, and not a dict")
-    for part in ("network", "chosen"):
+    for part in ("network", "chosen", "ema"):
         for name, value in content[part].items():
             if not isinstance(name, str):
                 raise TypeError(f"a name in {part} is of type {type(name).__name__}")

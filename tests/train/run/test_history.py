@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.synthetic_runs import any_rows
-from train.run.history import Row, best_row, from_csv, to_csv
+from train.run.history import Row, best_row, chooses_average, from_csv, to_csv, why_no_run
 
 
 def row(epoch, valid_error=0.5, valid_loss=1.0, test_error=None):
@@ -32,6 +32,38 @@ def test_lowest_error_is_chosen_then_lowest_loss_then_the_first_and_the_last_wit
     assert best_row(rows).epoch == chosen
 
 
+def averaged(epoch, error, loss, ema_error, ema_loss):
+    made = row(epoch, error, loss)
+    made.ema_valid_error, made.ema_valid_loss = ema_error, ema_loss
+    return made
+
+
+@pytest.mark.parametrize(
+    ("scores", "chosen", "is_average"),
+    [
+        ([(0.5, 1.0, 0.4, 1.0), (0.3, 1.0, 0.6, 1.0)], 2, False),
+        ([(0.5, 1.0, 0.2, 1.0), (0.3, 1.0, 0.6, 1.0)], 1, True),
+        ([(0.3, 1.0, 0.3, 1.0), (0.3, 1.0, 0.3, 0.9)], 2, True),
+        ([(0.3, 1.0, 0.3, 1.0), (0.3, 1.0, 0.3, 1.0)], 1, False),
+        ([(0.4, 0.1, 0.3, 1.0), (0.4, 0.1, 0.3, 1.0)], 1, True),
+    ],
+)
+def test_the_best_of_both_weights_of_all_epochs_is_chosen_and_of_equal_ones_those_without_average(
+    scores, chosen, is_average
+):
+    rows = [averaged(epoch, *values) for epoch, values in enumerate(scores, start=1)]
+    best = best_row(rows)
+    assert (best.epoch, chooses_average(best, has_average=True)) == (chosen, is_average)
+    assert (best.kept_error, best.kept_loss) == min(
+        pair for error, loss, *of_average in scores for pair in [(error, loss), tuple(of_average)]
+    )
+
+
+@pytest.mark.parametrize("has_average", [True, False])
+def test_without_validation_images_the_average_has_average_where_there_is_one(has_average):
+    assert chooses_average(row(1, None, None), has_average=has_average) == has_average
+
+
 def test_nothing_is_chosen_before_the_first_epoch():
     assert best_row([]) is None
 
@@ -43,6 +75,26 @@ def test_csv_has_the_documented_columns_and_empty_cells_for_what_is_not_known():
         "1,2.0,0.75,1.0,0.5,,0.1,1.5,100.0,,\n"
         "2,2.0,0.75,0.1,0.3333333333333333,0.25,0.1,1.5,100.0,,\n"
     )
+
+
+def test_csv_has_columns_of_averaged_weights_where_there_are_some():
+    header, line = to_csv([averaged(1, 0.5, 1.0, 0.25, 0.75)]).splitlines()
+    assert header.endswith(",peak_memory_mb,skipped_steps,ema_valid_loss,ema_valid_error")
+    assert line == "1,2.0,0.75,1.0,0.5,,0.1,1.5,100.0,,,0.75,0.25"
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([averaged(1, 0.5, 1.0, 0.5, 1.0), row(2)], "ema_valid_loss and ema_valid_error are empty in some places only"),
+        ([averaged(1, 0.5, 1.0, 0.5, None)], "ema_valid_loss and ema_valid_error are empty in some places only"),
+        ([averaged(1, None, None, 0.5, 1.0)], "it has an ema_valid_error without a valid_error"),
+    ],
+)
+def test_averaged_weights_are_validated_in_all_epochs_as_the_others_are_or_in_none(rows, message):
+    assert why_no_run(rows) == message
+    with pytest.raises(ValueError, match=message):
+        from_csv(to_csv(rows))
 
 
 @given(any_rows())

@@ -9,13 +9,14 @@ import shutil
 
 import pytest
 
+from commands.line.flags import Role
+from commands.settings import TrainSettings
 from tests.support.application import ROOT, TIMING, read_csv, read_results, run_here
 from train.run.files import load_tensors
 
 OLD_RUNS = ROOT / "tests/old_runs"
 CHANGED_BY_RESUMING = {"save", "resume"}
 OF_THE_PROGRAM = {"version", "versions", "git_revision", "device"}
-ADDED = {"cuda_graph", "data_url", "deterministic", "in_channels"}  # flags of later versions
 
 
 @pytest.fixture(scope="module", params=["plain", "dropout"])
@@ -52,17 +53,13 @@ def test_an_old_run_ends_as_if_it_had_never_stopped(name, resumed):
 def test_the_configuration_of_an_old_run_keeps_keys_order_and_values(name, resumed):
     old, new = config_of(OLD_RUNS / name), config_of(resumed)
     assert [key for key in new if key != "version"] == list(old)
-    assert [flag for flag in new["flags"] if flag not in ADDED] == list(old["flags"])
+    assert [flag for flag in new["flags"] if flag in old["flags"]] == list(old["flags"])
     for key in set(old) - OF_THE_PROGRAM - {"flags"}:
         assert new[key] == old[key]
     for flag in set(old["flags"]) - CHANGED_BY_RESUMING:
         assert new["flags"][flag] == old["flags"][flag]
     assert (new["flags"]["save"], new["flags"]["resume"]) == (str(resumed), True)
     assert (resumed / "config.json").read_text() == json.dumps(new, indent=2) + "\n"
-
-
-FREE_FLAGS = {"save", "data", "download", "resume", "efficient", "compile", "threads", "tensorboard", "debug"}
-FREE_FLAGS |= {"cuda_graph", "deterministic"}
 
 
 def test_a_new_checkpoint_names_what_an_old_one_names(name, resumed):
@@ -73,5 +70,6 @@ def test_a_new_checkpoint_names_what_an_old_one_names(name, resumed):
         assert list(new[part]) == list(old[part])
     assert [list(row) for row in new["rows"][:2]] == [list(row) for row in old["rows"]]
     assert new["rows"][:2] == old["rows"]
-    assert [item for item in new["flags"].items() if item[0] not in ADDED] == list(old["flags"].items())
-    assert set(config_of(resumed)["flags"]) - set(new["flags"]) == FREE_FLAGS
+    assert [item for item in new["flags"].items() if item[0] in old["flags"]] == list(old["flags"].items())
+    free = TrainSettings.names(Role.FREE) - TrainSettings.names(Role.SHORTHAND)
+    assert set(config_of(resumed)["flags"]) - set(new["flags"]) == free

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from tests.support.synthetic_runs import make_rows
+from train.ema import ExponentialMovingAverage
 from train.errors import DamagedFile, UserError
 from train.optim import make_optimizer
 from train.restore import restore
@@ -26,7 +27,8 @@ def make_network(seed):
 
 def make_stepper(network, *, momentum=MOMENTUM, fp16=False):
     optimizer = make_optimizer(network.parameters(), lr=LR, momentum=momentum, wd=WD)
-    return Stepper(network, optimizer, torch.amp.GradScaler("cpu", enabled=fp16))
+    scaler = torch.amp.GradScaler("cpu", enabled=fp16)
+    return Stepper(network, optimizer, scaler, average=ExponentialMovingAverage(network, 0.9))
 
 
 def make_content():
@@ -37,7 +39,9 @@ def make_content():
     for state in stepper.optimizer.state.values():
         state["momentum_buffer"].normal_(generator=generator)
     scaler = stepper.scaler.state_dict() | {"scale": 1024.0, "_growth_tracker": 7}
-    parts = network.state_dict(), stepper.optimizer.state_dict(), chosen.state_dict(), scaler, {"seed": 1, "lr": 0.1}
+    ema = make_stepper(make_network(3)).average.state_dict() | {"steps": torch.tensor(5.0, dtype=torch.float64)}
+    flags = {"seed": 1, "lr": 0.1}
+    parts = network.state_dict(), stepper.optimizer.state_dict(), chosen.state_dict(), scaler, flags, ema
     return Checkpoint(make_rows(2), *(dict(part) for part in parts)).content()
 
 
@@ -116,6 +120,7 @@ PLACES = {
     "network": ("network", WEIGHT),
     "chosen": ("chosen", WEIGHT),
     "momentum": ("optimizer", "state", 0, "momentum_buffer"),
+    "average": ("ema", WEIGHT),
 }
 GROUP = ("optimizer", "param_groups", 0)
 ACCEPTED = {
@@ -150,6 +155,9 @@ REFUSED = {
     "a counter with a fraction": put(("network", "1.num_batches_tracked"), torch.tensor(0.5)),
     "a weight too few": remove("network", WEIGHT),
     "a chosen weight too few": remove("chosen", WEIGHT),
+    "an average too few": remove("ema", WEIGHT),
+    "the average is missing": remove("ema"),
+    "the average has no steps": remove("ema", "steps"),
     "a weight too many": lambda content: content["network"].update(more=torch.ones(1)),
     "a chosen weight too many": lambda content: content["chosen"].update(more=torch.ones(1)),
     "weights without names": lambda content: content["network"].update({1: torch.ones(1)}),
@@ -184,7 +192,7 @@ REFUSED = {
     **{f"the rows are {value!r}": put(("rows",), value) for value in ([], {}, "rows", None, 3)},
     **{
         f"{part} is {value!r}": put((part,), value)
-        for part in ("network", "optimizer", "chosen", "scaler", "flags")
+        for part in ("network", "optimizer", "chosen", "scaler", "flags", "ema")
         for value in ("text", [("a", 1)])
     },
     **{f"{part} is missing": remove(part) for part in ("rows", "network", "optimizer", "chosen", "scaler", "flags")},
@@ -219,7 +227,8 @@ def changed(content, change, path):
 
 def state_of(network, stepper):
     buffers = [state["momentum_buffer"] for state in stepper.optimizer.state.values()]
-    return [tensor.clone() for tensor in (*network.state_dict().values(), *buffers)]
+    averages = stepper.average.state_dict().values()
+    return [tensor.clone() for tensor in (*network.state_dict().values(), *buffers, *averages)]
 
 
 def test_the_tables_have_more_than_150_checkpoints():
@@ -251,9 +260,11 @@ def test_it_is_restored_by_its_numbers_and_the_next_step_is_that_of_the_formula(
     restore(network, stepper, checkpoint, tmp_path)
     for name, value in network.state_dict().items():
         assert torch.equal(value, original["network"][name])
+        assert torch.equal(stepper.average.state_dict().get(name, value), original["ema"].get(name, value))
         assert torch.equal(checkpoint.chosen[name], original["chosen"][name])
         assert type(checkpoint.chosen[name]) is torch.Tensor
         assert checkpoint.chosen[name].is_contiguous()
+    assert stepper.average.state_dict()["steps"] == 5
     assert stepper.scaler.state_dict() == torch.amp.GradScaler("cpu").state_dict() | {
         "scale": 1024.0,
         "_growth_tracker": 7,
