@@ -73,7 +73,7 @@ def train(settings: TrainSettings) -> None:
             say(f"{done}; test error {checkpoint.test_error:.2%}.")
             return
 
-        is_new = checkpoint.epoch == 0
+        is_new = checkpoint.is_empty
         inputs = steps.read_inputs(settings, is_new=is_new)
         network = steps.build_network(inputs, is_new=is_new)
         replicas = steps.place(network, inputs)

@@ -54,7 +54,7 @@ def how_to_continue(settings: TrainSettings | None) -> str:
     if settings is None or not (settings.save / CONFIG).exists():
         return "nothing was written"
     line = shlex.join([*launcher(), NAME, f"--save={settings.save}", "--resume=True"])
-    return f"{settings.save} stands at the last finished epoch; to go on: {line}"
+    return f"{settings.save} holds all that was trained; to go on: {line}"
 
 
 def say_traceback() -> None:

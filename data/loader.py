@@ -153,18 +153,23 @@ class Loader:
     def __iter__(self) -> Generator[Batch]:
         return self._batches(torch.arange(len(self.split)), None)
 
-    def epoch(self, epoch: int) -> Generator[Batch]:
-        """Yield the batches of an epoch. Epochs count from 1."""
+    def epoch(self, epoch: int, *, first_batch: int = 0) -> Generator[Batch]:
+        """Yield the batches of an epoch, or those that are left of it.
+
+        Args:
+            epoch: The epoch, counted from 1.
+            first_batch: Index of the batch to begin with; those before it are not read. May be the number of all.
+        """
         plan = plan_epoch(len(self.split), seed=self.seed, epoch=epoch)
-        return self._batches(plan.order, plan if self.augment else None)
+        return self._batches(plan.order, plan if self.augment else None, first=first_batch)
 
     def own_indices(self) -> Tensor:
         """Return the indices int64 (M,) of this process's images, in the order in which iterating yields them."""
         return torch.cat([torch.arange(part.start, part.stop) for part, _ in self._parts()])
 
-    def _batches(self, order: Tensor, plan: EpochPlan | None) -> Generator[Batch]:
-        """Yield the batches of an order, augmented as planned."""
-        parts = list(self._parts())
+    def _batches(self, order: Tensor, plan: EpochPlan | None, *, first: int = 0) -> Generator[Batch]:
+        """Yield the batches of an order from an index on, augmented as planned."""
+        parts = list(self._parts())[first:]
         by_file, by_batch = (plan, None) if self.split.crops_itself else (None, plan)
         pixels = self.split.read(order, [part for part, _ in parts], by_file.seed if by_file else None)
         order = order.to(self.device)

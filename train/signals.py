@@ -1,4 +1,7 @@
-"""Signals that ask a program to stop: SIGTERM of schedulers, SIGINT of Ctrl-C, SIGHUP of a terminal that is closed."""
+"""Signals that ask a program to stop.
+
+SIGTERM, SIGUSR1 and SIGUSR2 come from schedulers, SIGINT from Ctrl-C, and SIGHUP from a terminal that is closed.
+"""
 
 import _thread
 import atexit
@@ -15,7 +18,8 @@ from typing import Self
 from train.processes import SINGLE_PROCESS, ProcessGroup, is_launched
 from train.terminal import alert
 
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
+NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")
+SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
 AGAIN_SECONDS = 0.01  # after which an object that is being destroyed is gone
 SAME_SIGNAL_SECONDS = 2  # torchrun passes on what a scheduler may have sent to its processes too
 ASKING_SECONDS = 0.1  # between two questions of the processes whether any of them has got a signal
@@ -73,31 +77,31 @@ class GracefulStop:
     def __exit__(self, *exception: object) -> None:
         self._handlers.close()
 
-    def check(self, where: str = "", *, due: bool = False, now: bool = False) -> bool:
+    def check(self, where: str = "", *, due: int = 0, now: bool = False) -> int:
         """Stop here if a signal has come. All processes call this at the same place of their work.
 
         Args:
             where: How far the work is, for the user.
-            due: Whether something else is due in this process.
+            due: What else is due in this process, as a number; 0 if nothing is.
             now: Let several processes ask each other in any case.
 
         Returns:
-            Whether something else is due in any process; several processes find out when they ask each other.
+            The largest number of what is due in any process, in all of them; 0 as long as they do not ask each other.
 
         Raises:
             Stopped: In all processes, if a signal has come to any of them.
         """
         self._checks += 1
         if self._checks < self._checks_to_ask and not now:
-            return False
+            return 0
         seconds = (time.monotonic() - self._asked) / self._checks
-        number, is_due, slowest = self._processes.all_reduce_max(self._number, due, round(seconds * 1e6))
+        number, due, slowest = self._processes.all_reduce_max(self._number, int(due), round(seconds * 1e6))
         self._checks, self._asked = 0, time.monotonic()
         if self._processes.world_size > 1:
             self._checks_to_ask = checks_to_ask(slowest / 1e6)
         if number:
             raise Stopped(number, where)
-        return bool(is_due)
+        return due
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name

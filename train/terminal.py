@@ -122,17 +122,19 @@ class Bar:
         name: Text in front of the bar.
         total: Number of items; None if it is not known.
         unit: Text after numbers of items.
+        initial: Items that were finished before, and do not count for the speed.
     """
 
     _shown: ClassVar[list["Bar"]] = []
 
-    def __init__(self, name: str, total: int | None, *, unit: str = " images"):
+    def __init__(self, name: str, total: int | None, *, unit: str = " images", initial: int = 0):
         self.name = name
         self._tqdm: Any = None
         if current_group().is_main and is_terminal(sys.stderr):
             from tqdm import tqdm  # takes a tenth of a second, which lines without a bar do not spend
 
-            self._tqdm = tqdm(desc=printable(name), total=total, unit=unit, leave=False, dynamic_ncols=True)
+            shape: dict[str, Any] = {"leave": False, "dynamic_ncols": True}
+            self._tqdm = tqdm(desc=printable(name), total=total, unit=unit, initial=initial, **shape)
             self._shown.append(self)
 
     def __enter__(self) -> Self:
