@@ -413,14 +413,11 @@ class NonFiniteState(Exception):
 @contextmanager
 def _saved_if_stopped(save: Callable[[], None]) -> Iterator[None]:
     """Save the run if a signal stops it in this context."""
-    stopped = None
     try:
         yield
-    except Stopped as error:
-        stopped = error
-    if stopped:  # not where it is handled: an error of `save` would be taken for part of the stop
+    except Stopped:
         save()
-        raise stopped
+        raise
 
 
 def _failure(reason: str, epoch: int, rate: float, batch: int | None = None) -> RunError:

@@ -128,10 +128,11 @@ def immediate_stop() -> Iterator[None]:
     """Let a signal raise `Stopped` wherever the program is.
 
     Python drops an exception that is raised while it destroys an object. A signal that comes then is sent once more.
-    Other code may catch `Stopped` and raise an error of its own, as Python does while torch is imported; it is turned
-    back into `Stopped`.
+    Other code may catch that `Stopped` and raise an error of its own, as Python does while torch is imported; it is
+    turned back into `Stopped`.
     """
     times: list[float] = []
+    raised: list[Stopped] = []
     others = sys.unraisablehook
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -141,7 +142,8 @@ def immediate_stop() -> Iterator[None]:
             _send_later(number)
             return
         times.append(time.monotonic())
-        raise Stopped(number)
+        raised.append(Stopped(number))
+        raise raised[-1]
 
     def send_again(dropped: "sys.UnraisableHookArgs") -> None:
         if not isinstance(dropped.exc_value, Stopped):
@@ -155,8 +157,8 @@ def immediate_stop() -> Iterator[None]:
         with _handled(stop):
             yield
     except Exception as error:
-        stopped = _first_cause(error)
-        if isinstance(stopped, Stopped):
+        first = _first_cause(error)
+        if stopped := next((own for own in raised if own is first), None):
             raise Stopped(stopped.number) from error
         raise
     finally:

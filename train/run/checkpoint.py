@@ -67,9 +67,9 @@ class Checkpoint:
     def content(self) -> dict[str, Any]:
         """Return the content of the file."""
         rows = [asdict(row) for row in self.rows]
-        unfinished = self.unfinished.content() if self.unfinished else None
         parts = {part: getattr(self, part) for part in PARTS}
-        return {"format": FORMAT, "rows": rows, "unfinished": unfinished} | parts
+        unfinished = self.unfinished.content() if self.unfinished else None
+        return {"format": FORMAT, "rows": rows} | parts | {"unfinished": unfinished}
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
