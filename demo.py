@@ -93,7 +93,7 @@ def train_run(settings: TrainSettings) -> float:
             assert checkpoint.test_error is not None, "it is measured at the end"
             return checkpoint.test_error
 
-        is_new = checkpoint.epoch == 0
+        is_new = checkpoint.is_empty
         inputs = steps.read_inputs(settings, is_new=is_new)
         network = steps.build_network(inputs, is_new=is_new)
         replicas = steps.place(network, inputs)

@@ -46,7 +46,7 @@ def smaller_batch(batch_size: int) -> Callable[[], str]:
 def advice_for_training(settings: TrainSettings) -> str:
     """Advice for a training run, with the command line that prints what fits into memory."""
     checkpoint = settings.save / CHECKPOINT
-    stands = f"{settings.save} stands at the last finished epoch; " if checkpoint.exists() else ""
+    stands = f"{settings.save} stands at its last checkpoint; " if checkpoint.exists() else ""
     smaller = "" if settings.efficient in (True, "buffer") else "--efficient buffer, which mostly takes the least, "
     network = (
         f"--network {settings.network} --depth {settings.depth} --growth_rate {settings.growth_rate} "

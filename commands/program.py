@@ -54,7 +54,7 @@ def how_to_continue(settings: TrainSettings | None) -> str:
     if settings is None or not any((run.save / CONFIG).exists() for run in runs_of(settings)):
         return "nothing was written"
     line = shlex.join([*starting_words(), f"--save={settings.save}", *words_of_seeds(settings), "--resume=True"])
-    return f"{settings.save} stands at the last finished epoch; to go on: {line}"
+    return f"{settings.save} holds all that was trained; to go on: {line}"
 
 
 def say_traceback() -> None:

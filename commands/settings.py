@@ -245,6 +245,12 @@ class TrainSettings(Settings):
         default=None,
         role=Role.FREE | Role.NOT_COMPARED,
     )
+    checkpoint_minutes: Annotated[float, Range(0, open_low=True)] | None = flag(
+        "Also save the run inside its epochs, between two steps, every so many minutes. None: after each epoch, and "
+        "when a signal stops the run.",
+        default=None,
+        role=Role.FREE | Role.NOT_COMPARED,
+    )
     download: bool = flag(DOWNLOAD_HELP, default=True, role=Role.FREE | Role.NOT_COMPARED)
     data_url: DataUrl | None = flag(DATA_URL_HELP, default=None, role=Role.FREE | Role.NOT_COMPARED)
     tensorboard: bool = flag(
@@ -253,10 +259,10 @@ class TrainSettings(Settings):
         role=Role.FREE | Role.NOT_COMPARED,
     )
     resume: bool = flag(
-        "Continue the run in --save, or start it if there is none. Flags that are not given are those of the run. Only "
-        "save, data, download, data_url, efficient, compile, cuda_graph, deterministic, threads, tensorboard and debug "
-        "may differ from it, and n_epochs may grow. Every further epoch then has the learning rate that it has in a "
-        "run of the new length.",
+        "Continue the run in --save after its last step, or start it if there is none. Flags that are not given are "
+        "those of the run. Only save, data, download, data_url, efficient, compile, cuda_graph, deterministic, "
+        "threads, checkpoint_minutes, tensorboard and debug may differ from it, and n_epochs may grow. Every further "
+        "epoch then has the learning rate that it has in a run of the new length.",
         default=False,
         role=Role.FREE | Role.NOT_COMPARED,
     )

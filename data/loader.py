@@ -132,12 +132,19 @@ class Loader:
             for (part, size), pixels in zip(parts, batches, strict=True):
                 yield Batch(normalise(pixels, self.mean, self.std), self.split.labels[part], size)
 
-    def epoch(self, epoch: int) -> Generator[Batch]:
-        """Yield the batches of an epoch. Epochs count from 1."""
+    def epoch(self, epoch: int, *, first_batch: int = 0) -> Generator[Batch]:
+        """Yield the batches of an epoch, or those that are left of it.
+
+        Args:
+            epoch: The epoch, counted from 1.
+            first_batch: Index of the batch to begin with; those before it are not read. May be the number of all.
+        """
         plan = plan_epoch(
             len(self.split), seed=self.seed, epoch=epoch, augmentation=self.augmentation, size=self.split.size
         )
-        parts = list(self._parts())
+        parts = list(self._parts())[first_batch:]
+        if not parts:
+            return
         positions = [self._positions(part, size, with_partner=plan.mixing is not None) for part, size in parts]
         plan, reads = plan.at(torch.cat(positions)), consecutive([len(some) for some in positions])
         crops_itself = self.augment and self.split.crops_itself

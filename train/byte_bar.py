@@ -17,7 +17,7 @@ class ByteBar(Bar):
     """
 
     def __init__(self, name: str, total: int | None, start: int):
-        super().__init__(name, total, unit="B", start=start, is_scaled=True)
+        super().__init__(name, total, unit="B", initial=start, is_scaled=True)
         self._total = total
         self._count = self._start = start
         self._begin = time.monotonic()

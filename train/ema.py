@@ -66,9 +66,9 @@ class ExponentialMovingAverage:
             weight.copy_(average)
             average.copy_(kept)
 
-    def buffers(self) -> list[Tensor]:
-        """The averages of running statistics."""
-        return [average for name, average in self._averages.items() if name in self._buffers]
+    def buffers(self) -> dict[str, Tensor]:
+        """The averages of running statistics, by name."""
+        return {name: average for name, average in self._averages.items() if name in self._buffers}
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that lasts from one step to the next: the number of steps, and averages by name.

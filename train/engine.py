@@ -4,10 +4,12 @@
 `Stepper._add_gradient`, and lets the optimizer take a step.
 """
 
+import math
 import time
-from collections.abc import Generator, Sequence
-from contextlib import closing, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import Protocol
 
 import torch
@@ -21,11 +23,12 @@ from train.optim import FACTOR, MILESTONES, learning_rate, set_learning_rate
 from train.processes import SINGLE_PROCESS, ProcessGroup
 from train.progress import EpochBar, epoch_line
 from train.replicas import Replicas
-from train.restore import restore
+from train.restore import collect, is_finite, processes_inside_epoch, restore
 from train.run.checkpoint import Checkpoint
 from train.run.history import Row, best_row, chooses_average
 from train.run.run_folder import RunFolder
-from train.signals import GracefulStop
+from train.run.unfinished_epoch import UnfinishedEpoch
+from train.signals import GracefulStop, Stopped
 from train.step import EndlessOverflow, Stepper
 from train.terminal import Bar, say
 
@@ -49,8 +52,8 @@ class BatchSource(Protocol):
         """Yield all images once, in a fixed order and not augmented."""
         ...
 
-    def epoch(self, epoch: int) -> Generator[Batch]:
-        """Yield all images once, shuffled and augmented as a function of the epoch."""
+    def epoch(self, epoch: int, *, first_batch: int = 0) -> Generator[Batch]:
+        """Yield all images once, shuffled and augmented as a function of the epoch, from a batch on."""
         ...
 
 
@@ -104,7 +107,46 @@ class Schedule:
         )
 
 
-def train_one_epoch(stepper: Stepper, batches: Generator[Batch], bar: EpochBar, stop: GracefulStop) -> Metrics:
+class Due(IntEnum):
+    """What is to be done after a step. Each includes those before it."""
+
+    NOTHING = 0
+    NUMBERS = 1
+    CHECKPOINT = 2
+
+
+@dataclass
+class Autosave:
+    """Saves a run inside its epochs from time to time; by default never.
+
+    Attributes:
+        seconds: From one time to the next, and from the beginning of the epoch to the first.
+        save: Saves the run after the last step.
+    """
+
+    seconds: float = math.inf
+    save: Callable[[], None] = lambda: None
+    last: float = field(default_factory=time.monotonic)
+
+    def is_due(self) -> bool:
+        """Return whether the time has come in this process."""
+        return time.monotonic() >= self.last + self.seconds
+
+    def __call__(self) -> None:
+        """Save the run."""
+        self.save()
+        self.last = time.monotonic()
+
+
+def train_one_epoch(
+    stepper: Stepper,
+    batches: Generator[Batch],
+    bar: EpochBar,
+    stop: GracefulStop,
+    autosave: Autosave | None = None,
+    *,
+    is_resumed: bool = False,
+) -> Metrics:
     """Take one step for each batch; return loss and error over all processes while the weights were changing.
 
     The device runs ahead of this loop, which waits for it once a second, to update the bar, and at the end. A loss that
@@ -112,9 +154,13 @@ def train_one_epoch(stepper: Stepper, batches: Generator[Batch], bar: EpochBar, 
 
     Args:
         stepper: Takes the steps.
-        batches: At least one batch. The generator is closed in any case, since threads may be working for it.
+        batches: At least one batch, unless the epoch is resumed. The generator is closed in any case, since threads may
+            be working for it.
         bar: The progress bar.
         stop: Checked after each step.
+        autosave: Saves the run between two steps.
+        is_resumed: Whether the stepper has been brought inside the epoch already, and the batches are those that are
+            left.
 
     Raises:
         NonFiniteLoss: If a loss was NaN or infinite. Parameters are as they were when that batch came; running
@@ -122,19 +168,23 @@ def train_one_epoch(stepper: Stepper, batches: Generator[Batch], bar: EpochBar, 
         EndlessOverflow: If gradients do not fit into fp16 any more.
         Stopped: If a signal has come.
     """
-    stepper.begin_epoch()
-    metrics, number = stepper.metrics, 0
+    autosave = autosave or Autosave()
+    if not is_resumed:
+        stepper.begin_epoch()
     with closing(batches):
-        for number, (images, labels, size) in enumerate(batches, start=1):
+        for images, labels, size in batches:
             stepper.take(images, labels, size)
             bar.advance(size)
-            if stop.check(f"in epoch {bar.epoch}, batch {number}", due=bar.is_due()):
-                bar.show(metrics.read())
+            due = Due.CHECKPOINT if autosave.is_due() else Due.NUMBERS if bar.is_due() else Due.NOTHING
+            due_anywhere = stop.check(f"in epoch {bar.epoch}, batch {stepper.num_steps}", due=due)
+            if due_anywhere >= Due.NUMBERS:
+                bar.show(stepper.metrics.read())
                 stepper.check_scale()
-    assert number, "an epoch without batches"
-    metrics.all_reduce(stepper.processes)
+            if due_anywhere >= Due.CHECKPOINT:
+                autosave()
+    assert stepper.num_steps, "an epoch without batches"
     stepper.check_scale()
-    return metrics.read()
+    return stepper.metrics.read(stepper.processes)
 
 
 @torch.no_grad()
@@ -166,8 +216,7 @@ def evaluate(
             bar.advance(size)
             stop.check(f"in {bar.name}, batch {number}")
     assert metrics is not None, "a data set without batches"
-    metrics.all_reduce(processes)
-    return metrics.read()
+    return metrics.read(processes)
 
 
 class Run:
@@ -180,6 +229,7 @@ class Run:
         folder: The folder of the run.
         schedule: The schedule of the whole run, finished epochs included.
         seed: Dropout is a function of this and the epoch.
+        checkpoint_minutes: From one checkpoint inside an epoch to the next. None: only where a signal stops the run.
     """
 
     def __init__(
@@ -191,6 +241,7 @@ class Run:
         *,
         schedule: Schedule,
         seed: int,
+        checkpoint_minutes: float | None = None,
     ):
         self.replicas = replicas
         self.stepper = stepper
@@ -199,6 +250,7 @@ class Run:
         self.schedule = schedule
         self.seed = seed
         self.average = stepper.average
+        self.autosave_seconds = 60 * checkpoint_minutes if checkpoint_minutes else math.inf
         self.processes = stepper.processes
         self.device = next(replicas.network.parameters()).device
         self.stop = GracefulStop(self.processes)
@@ -213,24 +265,23 @@ class Run:
 
         Raises:
             UserError: If the checkpoint is of another network.
-            NumericalFailure: If a loss is NaN or infinite. The folder stands at the last finished epoch.
-            RunError: If the folder cannot be written. It stands at the last finished epoch.
-            Stopped: If a signal has come. The current batch is finished, or the files after an epoch are. The folder
-                stands at the last epoch that was written.
+            NumericalFailure: If a loss is NaN or infinite. The folder stands at the last checkpoint.
+            RunError: If the folder cannot be written. It stands at the last checkpoint.
+            Stopped: If a signal has come. The current batch is finished, or the files after an epoch are, and the
+                folder holds all steps that were taken.
         """
         network, n_epochs = self.replicas.network, self.schedule.n_epochs
-        if checkpoint.epoch:
+        if not checkpoint.is_empty:
             restore(network, self.stepper, checkpoint, self.folder.path)
+        if checkpoint.rows:
             self.folder.write_products(checkpoint)
         runtime.reset_peak_memory(self.device)
         with self.stop:
             for epoch in range(checkpoint.epoch + 1, n_epochs + 1):
-                row = self.run_epoch(epoch)
+                row = self.run_epoch(epoch, checkpoint)
                 checkpoint.rows.append(row)
-                checkpoint.network = network.state_dict()
-                checkpoint.optimizer = self.stepper.optimizer.state_dict()
-                checkpoint.scaler = self.stepper.scaler.state_dict()
-                checkpoint.ema = self.average.state_dict() if self.average else {}
+                checkpoint.unfinished = None
+                collect(checkpoint, network, self.stepper)
                 is_chosen = best_row(checkpoint.rows) is row
                 if is_chosen:
                     checkpoint.chosen = self.weights_of(row)
@@ -239,30 +290,45 @@ class Run:
                 self.stop.check(f"after epoch {epoch}", now=True)
             return self.finish(checkpoint)
 
-    def run_epoch(self, epoch: int) -> Row:
-        """Train and validate once.
+    def run_epoch(self, epoch: int, checkpoint: Checkpoint) -> Row:
+        """Train and validate once, or do what is left of it.
+
+        Args:
+            epoch: The epoch, counted from 1.
+            checkpoint: The state of the run before it, or inside it. It is saved again between two steps, and after the
+                last one if a signal comes.
 
         Raises:
             NumericalFailure: If a loss is NaN or infinite, or gradients do not fit into fp16 any more.
             Stopped: If a signal has come.
         """
-        rate = self.schedule.rate(epoch)
-        runtime.seed_epoch(self.seed, epoch, self.processes)
+        unfinished = checkpoint.unfinished
+        rate = unfinished.learning_rate if unfinished else self.schedule.rate(epoch)
         set_learning_rate(self.stepper.optimizer, rate)
-        start = time.perf_counter()
+        self._begin_random_numbers(epoch, unfinished)
+        start = time.perf_counter() - (unfinished.seconds if unfinished else 0)
+        train_seconds = 0.0
         part = "training"
+
+        def save() -> None:
+            self._save_inside(checkpoint, rate, train_seconds or time.perf_counter() - start)
+
         try:
-            train = self.train(epoch, rate)
-            train_seconds = time.perf_counter() - start
-            # Each process has running statistics of its own; those of the main process are saved.
-            self.processes.broadcast(self.replicas.network.buffers())
-            if self.average:
-                self.processes.broadcast(self.average.buffers())
-            part = "validation"
-            valid = self.validate(epoch)
-            averaged = self.validate_average(epoch)
+            with _saved_if_stopped(save):
+                train = self.train(epoch, rate, unfinished, Autosave(self.autosave_seconds, save))
+                train_seconds = time.perf_counter() - start
+                # Each process has running statistics of its own; those of the main process are saved.
+                self.processes.broadcast(self.replicas.network.buffers())
+                if self.average:
+                    self.processes.broadcast(self.average.buffers().values())
+                part = "validation"
+                valid = self.validate(epoch)
+                averaged = self.validate_average(epoch)
         except NonFiniteLoss as error:
             raise _failure(f"the {part} loss became NaN or infinite", epoch, rate, error.batch) from error
+        except NonFiniteState as error:
+            reason = "weights, running statistics or momentum became NaN or infinite"
+            raise _failure(reason, epoch, rate, self.stepper.num_steps) from error
         except EndlessOverflow as error:
             reason = "the gradients do not fit into fp16 however small the loss is scaled"
             raise _failure(reason, epoch, rate) from error
@@ -282,10 +348,12 @@ class Run:
             ema_valid_error=averaged.error if averaged else None,
         )
 
-    def train(self, epoch: int, rate: float) -> Metrics:
-        """Train on all training images once."""
-        with EpochBar(epoch, self.schedule.n_epochs, self.loaders.train.num_images, rate) as bar:
-            return train_one_epoch(self.stepper, self.loaders.train.epoch(epoch), bar, self.stop)
+    def train(self, epoch: int, rate: float, unfinished: UnfinishedEpoch | None, autosave: Autosave) -> Metrics:
+        """Train on all training images once, or on those that are left of an unfinished epoch."""
+        steps, images = (unfinished.num_steps, unfinished.num_images) if unfinished else (0, 0)
+        with EpochBar(epoch, self.schedule.n_epochs, self.loaders.train.num_images, rate, num_done=images) as bar:
+            batches = self.loaders.train.epoch(epoch, first_batch=steps)
+            return train_one_epoch(self.stepper, batches, bar, self.stop, autosave, is_resumed=unfinished is not None)
 
     def validate(self, epoch: int) -> Metrics | None:
         """Measure the network on the validation images; None if there are none."""
@@ -330,15 +398,60 @@ class Run:
         self.folder.save(checkpoint)
         return error
 
+    def _begin_random_numbers(self, epoch: int, unfinished: UnfinishedEpoch | None) -> None:
+        """Let dropout begin the random numbers of an epoch, or go on with them."""
+        if unfinished is None:
+            runtime.seed_epoch(self.seed, epoch, self.processes)
+        elif not runtime.set_random_states(unfinished.of(self.processes).random, self.processes):
+            runtime.seed_epoch(self.seed, epoch, self.processes, num_steps=unfinished.num_steps)
+
+    def _save_inside(self, checkpoint: Checkpoint, rate: float, seconds: float) -> None:
+        """Save the run after a step, before the epoch is finished. It waits for the device.
+
+        Args:
+            checkpoint: The last checkpoint.
+            rate: Learning rate of the epoch.
+            seconds: Duration of the steps of the epoch so far.
+
+        Raises:
+            NonFiniteLoss: If a loss was NaN or infinite; nothing is saved then, nor after any other error.
+            EndlessOverflow: If gradients do not fit into fp16 any more.
+            NonFiniteState: If the next loss would be NaN or infinite.
+            RunError: If the system refuses, or the folder is no longer ours.
+        """
+        network, stepper = self.replicas.network, self.stepper
+        stepper.metrics.read()
+        stepper.check_scale()
+        if not is_finite(network, stepper):
+            raise NonFiniteState
+        processes = processes_inside_epoch(network, stepper)
+        collect(checkpoint, network, stepper)
+        checkpoint.unfinished = UnfinishedEpoch(stepper.num_steps, stepper.num_images, rate, seconds, processes)
+        self.folder.save(checkpoint)
+
     def _measure(self, source: BatchSource, name: str) -> Metrics:
         """Evaluate the network on some images, with a progress bar of this name."""
         with Bar(name, source.num_images) as bar:
             return evaluate(self.replicas.evaluation, source, bar, self.stop, self.processes)
 
 
+class NonFiniteState(Exception):
+    """What a step has left is NaN or infinite."""
+
+
+@contextmanager
+def _saved_if_stopped(save: Callable[[], None]) -> Iterator[None]:
+    """Save the run if a signal stops it in this context."""
+    try:
+        yield
+    except Stopped:
+        save()
+        raise
+
+
 def _failure(reason: str, epoch: int, rate: float, batch: int | None = None) -> NumericalFailure:
     where = f"epoch {epoch}, batch {batch}" if batch else f"epoch {epoch}"
     return NumericalFailure(
-        f"{reason} in {where}, at learning rate {rate:g}; nothing of this epoch was saved; try a smaller --lr or "
-        "--warmup_epochs in a new folder"
+        f"{reason} in {where}, at learning rate {rate:g}; the folder stays at its last checkpoint; try a smaller "
+        "--lr or --warmup_epochs in a new folder"
     )

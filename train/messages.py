@@ -53,6 +53,14 @@ def broadcast(content: list[Any]) -> list[Any]:
     return content
 
 
+def gather(value: Any, world_size: int) -> list[Any]:
+    """Return the values of all processes in the main process, and an empty list in the others."""
+    values = [None] * world_size if dist.get_rank() == 0 else []
+    with detect_lost_process():
+        dist.gather_object(value, values or None, dst=0)
+    return values
+
+
 def reduce(tensor: Tensor, operation: dist.ReduceOp.RedOpType) -> None:
     """Replace a tensor by its reduction over all processes, on its device."""
     with detect_lost_process():

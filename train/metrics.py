@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from train.processes import ProcessGroup
+from train.processes import SINGLE_PROCESS, ProcessGroup
 
 
 @dataclass(frozen=True)
@@ -79,23 +79,24 @@ class RunningMetrics:
         """Tell all processes of the first numerical failure in any of them."""
         processes.all_reduce_min(self.first_failure)
 
-    def all_reduce(self, processes: ProcessGroup) -> None:
-        """Replace the sums by those over all processes. Call it once, at the end."""
-        processes.all_reduce_sum(self.sums)
-        self.all_reduce_failure(processes)
-
     @property
     def failed(self) -> Tensor:
         """Whether there was a numerical failure: 1.0 or 0.0, float32 ()."""
         return self.first_failure.isfinite().float()
 
-    def read(self) -> Metrics:
-        """Wait for the device and return the averages.
+    def read(self, processes: ProcessGroup = SINGLE_PROCESS) -> Metrics:
+        """Wait for the device and return the averages. Nothing changes, so that more batches may follow.
+
+        Args:
+            processes: The processes whose images are averaged over; by default this one alone.
 
         Raises:
             NonFiniteLoss: If a loss was NaN or infinite.
         """
-        loss, wrong, images, first_failure = torch.cat([self.sums, self.first_failure[None]]).tolist()
+        sums, failure = self.sums.clone(), self.first_failure.clone()
+        processes.all_reduce_sum(sums)
+        processes.all_reduce_min(failure)
+        loss, wrong, images, first_failure = torch.cat([sums, failure[None]]).tolist()
         if math.isfinite(first_failure):
             raise NonFiniteLoss(int(first_failure))
         images = max(images, 1)  # a process may have none so far

@@ -104,6 +104,14 @@ class ProcessGroup:
         if self.world_size > 1:
             self._messages.broadcast_tensors(tensors)
 
+    def gather(self, value: Result) -> list[Result]:
+        """Return the values of all processes in the main process, and an empty list in the others.
+
+        Args:
+            value: Must be picklable.
+        """
+        return [value] if self.world_size == 1 else self._messages.gather(value, self.world_size)
+
     def detect_lost_process(self) -> AbstractContextManager[None]:
         """Raise `LostProcess` in place of the error with which PyTorch says that another process has ended.
 

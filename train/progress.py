@@ -17,10 +17,11 @@ class EpochBar(Bar):
         n_epochs: Epochs of the whole run.
         num_images: Images of the epoch.
         learning_rate: Learning rate of the epoch, shown after the bar.
+        num_done: Images that were trained on before the run was stopped in this epoch.
     """
 
-    def __init__(self, epoch: int, n_epochs: int, num_images: int, learning_rate: float):
-        super().__init__(f"epoch {epoch}/{n_epochs}", num_images)
+    def __init__(self, epoch: int, n_epochs: int, num_images: int, learning_rate: float, *, num_done: int = 0):
+        super().__init__(f"epoch {epoch}/{n_epochs}", num_images, initial=num_done)
         self.epoch = epoch
         self.learning_rate = learning_rate
         self.next_read = time.monotonic() + REFRESH_SECONDS

@@ -1,7 +1,7 @@
-"""Restore network, optimizer and scaler from a checkpoint, once all of it is known to fit.
+"""Everything that steps leave behind, from the run into a checkpoint and back, once all of it is known to fit.
 
-Only values are taken from it. They are copied into the program's own tensors, so that nothing depends on the memory
-layout of those in the file. The optimizer keeps the settings of the flags.
+Only values are taken from a checkpoint. They are copied into the program's own tensors, so that nothing depends on the
+memory layout of those in the file. The optimizer keeps the settings of the flags.
 """
 
 from collections.abc import Mapping
@@ -16,14 +16,41 @@ from train import runtime
 from train.errors import UserError
 from train.run.checkpoint import Checkpoint, why_no_tensor
 from train.run.config import CONFIG
+from train.run.unfinished_epoch import ProcessState
 from train.step import Stepper
+
+
+def collect(checkpoint: Checkpoint, network: nn.Module, stepper: Stepper) -> None:
+    """Put the state of network, optimizer, scaler and average after the last step into a checkpoint.
+
+    Inside an epoch, this and `processes_inside_epoch` are everything that a step leaves for the next one.
+    """
+    checkpoint.network = network.state_dict()
+    checkpoint.optimizer = stepper.optimizer.state_dict()
+    checkpoint.scaler = stepper.scaler.state_dict()
+    checkpoint.ema = stepper.average.state_dict() if stepper.average else {}
+
+
+def processes_inside_epoch(network: nn.Module, stepper: Stepper) -> list[ProcessState]:
+    """Return what the steps of an epoch have left in each process; an empty list except in the main process."""
+    tensors = runtime.copy_to_cpu(_tensors_of_process(network, stepper))
+    return stepper.processes.gather(ProcessState(tensors, runtime.random_states(stepper.processes)))
+
+
+def is_finite(network: nn.Module, stepper: Stepper) -> bool:
+    """Wait for the device, and return whether all that steps have left is finite, in all processes."""
+    averages = stepper.average.state_dict() if stepper.average else {}
+    values = [*network.state_dict().values(), *_own_buffers(stepper.optimizer).values(), *averages.values()]
+    is_bad = not torch.stack([value.isfinite().all() for value in values]).all()
+    return not any(stepper.processes.all_reduce_max(int(is_bad)))
 
 
 @torch.no_grad()
 def restore(network: nn.Module, stepper: Stepper, checkpoint: Checkpoint, folder: Path) -> None:
     """Restore a network and its training state from a checkpoint, either completely or not at all.
 
-    The chosen weights in the checkpoint are brought into the program's own order and memory format.
+    Random numbers inside an epoch are left to `runtime.set_random_states`. The chosen weights in the checkpoint are
+    brought into the program's own order and memory format.
 
     Args:
         network: The network of the run.
@@ -35,8 +62,9 @@ def restore(network: nn.Module, stepper: Stepper, checkpoint: Checkpoint, folder
         UserError: If the checkpoint is of another network or optimizer, or holds values that are NaN or infinite.
     """
     whose = f"the checkpoint in {folder} is of another"
-    own = network.state_dict()
-    for part in (checkpoint.network, checkpoint.chosen):
+    own, unfinished = network.state_dict(), checkpoint.unfinished
+    weights = [checkpoint.network, *([checkpoint.chosen] if checkpoint.rows else [])]
+    for part in weights:
         if reason := _why_unfit(part, own):
             raise UserError(f"{whose} network than its {CONFIG} says: {reason}")
     buffers = _own_buffers(stepper.optimizer)
@@ -46,7 +74,12 @@ def restore(network: nn.Module, stepper: Stepper, checkpoint: Checkpoint, folder
     average = stepper.average.state_dict() if stepper.average else {}
     if reason := _why_unfit(checkpoint.ema, average):
         raise UserError(f"{whose} average of the weights: {reason}")
-    for part in (checkpoint.network, checkpoint.chosen, recorded, checkpoint.ema):
+    of_process = _tensors_of_process(network, stepper)
+    of_processes = [process.tensors for process in unfinished.processes] if unfinished else []
+    for part in of_processes:
+        if reason := _why_unfit(part, of_process):
+            raise UserError(f"the checkpoint in {folder} cannot be used inside its epoch: {reason}")
+    for part in (*weights, recorded, checkpoint.ema, *of_processes):
         if name := next((name for name, value in part.items() if not value.isfinite().all()), None):
             raise UserError(f"the checkpoint in {folder} cannot be used: {name} is NaN or infinite in places")
     try:
@@ -57,7 +90,20 @@ def restore(network: nn.Module, stepper: Stepper, checkpoint: Checkpoint, folder
         buffer.copy_(checkpoint.network[name] if name in own else recorded[name])
     for name, value in average.items():
         value.copy_(checkpoint.ema[name])
-    checkpoint.chosen = runtime.copy_to_cpu({name: checkpoint.chosen[name] for name in own})
+    if checkpoint.rows:
+        checkpoint.chosen = runtime.copy_to_cpu({name: checkpoint.chosen[name] for name in own})
+    if unfinished:
+        stepper.begin_epoch(num_steps=unfinished.num_steps, num_images=unfinished.num_images)
+        mine = unfinished.of(stepper.processes).tensors
+        for name, tensor in of_process.items():
+            tensor.copy_(mine[name])
+
+
+def _tensors_of_process(network: nn.Module, stepper: Stepper) -> dict[str, Tensor]:
+    """Return the tensors that steps of an epoch change in each process on its own: running statistics and sums."""
+    averages = stepper.average.buffers() if stepper.average else {}
+    of_average = {f"average of {name}": average for name, average in averages.items()}
+    return {**dict(network.named_buffers()), **of_average, **stepper.epoch_tensors()}
 
 
 def _own_buffers(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ import random
 import secrets
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -157,8 +158,8 @@ def seed_weights(seed: int) -> None:
     torch.manual_seed(random.Random(f"weights, seed {seed}").getrandbits(63))
 
 
-def seed_epoch(seed: int, epoch: int, processes: ProcessGroup = SINGLE_PROCESS) -> None:
-    """Make the dropout of an epoch a function of (seed, epoch), so that a resumed run needs no generator's state.
+def seed_epoch(seed: int, epoch: int, processes: ProcessGroup = SINGLE_PROCESS, *, num_steps: int = 0) -> None:
+    """Make the dropout of an epoch a function of (seed, epoch), so that a run resumed there needs no generator's state.
 
     Each GPU and each process gets a random stream of its own, so that the parts of a batch do not share one mask.
 
@@ -166,13 +167,57 @@ def seed_epoch(seed: int, epoch: int, processes: ProcessGroup = SINGLE_PROCESS) 
         seed: The seed of the run.
         epoch: The epoch, counted from 1.
         processes: The processes of the run.
+        num_steps: Steps of the epoch that are taken already, by processes or devices whose random streams these ones
+            cannot go on with. The rest of the epoch then depends on this too.
     """
     process = f", process {processes.rank}" if processes.rank else ""
-    stream = random.Random(f"dropout, seed {seed}, epoch {epoch}{process}")
+    steps = f", after {num_steps} steps" if num_steps else ""
+    stream = random.Random(f"dropout, seed {seed}, epoch {epoch}{process}{steps}")
     torch.manual_seed(stream.getrandbits(63))
     for i in range(torch.cuda.device_count() if processes.world_size == 1 else 0):
         with torch.cuda.device(i):
             torch.cuda.manual_seed(stream.getrandbits(63))
+
+
+def random_states(processes: ProcessGroup = SINGLE_PROCESS) -> list[Tensor]:
+    """Return the states of all random streams that `seed_epoch` begins: of the CPU and of this process's GPUs.
+
+    Each is uint8 (n,), on the CPU.
+    """
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state(i) for i in _own_gpus(processes))]
+
+
+def set_random_states(states: list[Any], processes: ProcessGroup = SINGLE_PROCESS) -> bool:
+    """Go on with random streams.
+
+    Args:
+        states: What `random_states` returned once, for the devices of that time.
+        processes: The processes of the run.
+
+    Returns:
+        Whether they could be used: not if the devices are others now. Streams are then to be seeded.
+    """
+    own = random_states(processes)
+    if [_kind(state) for state in states] != [_kind(state) for state in own]:
+        return False
+    try:
+        torch.set_rng_state(states[0])
+        for i, state in zip(_own_gpus(processes), states[1:], strict=True):
+            torch.cuda.set_rng_state(state, i)
+    except RuntimeError:  # no state of a generator
+        return False
+    return True
+
+
+def _kind(state: Any) -> tuple[torch.dtype, torch.Size] | None:
+    return (state.dtype, state.shape) if isinstance(state, Tensor) else None
+
+
+def _own_gpus(processes: ProcessGroup) -> list[int]:
+    """Return the indices of the GPUs of this process: all, if it is the only one."""
+    if processes.world_size == 1:
+        return list(range(torch.cuda.device_count()))
+    return [torch.cuda.current_device()] if torch.cuda.is_available() else []
 
 
 def reset_peak_memory(device: torch.device) -> None:

@@ -1,4 +1,7 @@
-"""Signals that ask a program to stop: SIGTERM of schedulers, SIGINT of Ctrl-C, SIGHUP of a terminal that is closed."""
+"""Signals that ask a program to stop.
+
+SIGTERM, SIGUSR1 and SIGUSR2 come from schedulers, SIGINT from Ctrl-C, and SIGHUP from a terminal that is closed.
+"""
 
 import _thread
 import atexit
@@ -15,7 +18,8 @@ from typing import Self
 from train.processes import SINGLE_PROCESS, ProcessGroup, is_launched
 from train.terminal import alert
 
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
+NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")
+SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
 AGAIN_SECONDS = 0.01  # after which an object that is being destroyed is gone
 SAME_SIGNAL_SECONDS = 2  # torchrun passes on what a scheduler may have sent to its processes too
 ASKING_SECONDS = 0.1  # between two questions of the processes whether any of them has got a signal
@@ -73,31 +77,31 @@ class GracefulStop:
     def __exit__(self, *exception: object) -> None:
         self._handlers.close()
 
-    def check(self, where: str = "", *, due: bool = False, now: bool = False) -> bool:
+    def check(self, where: str = "", *, due: int = 0, now: bool = False) -> int:
         """Stop here if a signal has come. All processes call this at the same place of their work.
 
         Args:
             where: How far the work is, for the user.
-            due: Whether something else is due in this process.
+            due: What else is due in this process, as a number; 0 if nothing is.
             now: Let several processes ask each other in any case.
 
         Returns:
-            Whether something else is due in any process; several processes find out when they ask each other.
+            The largest number of what is due in any process, in all of them; 0 as long as they do not ask each other.
 
         Raises:
             Stopped: In all processes, if a signal has come to any of them.
         """
         self._checks += 1
         if self._checks < self._checks_to_ask and not now:
-            return False
+            return 0
         seconds = (time.monotonic() - self._asked) / self._checks
-        number, is_due, slowest = self._processes.all_reduce_max(self._number, due, round(seconds * 1e6))
+        number, due, slowest = self._processes.all_reduce_max(self._number, int(due), round(seconds * 1e6))
         self._checks, self._asked = 0, time.monotonic()
         if self._processes.world_size > 1:
             self._checks_to_ask = checks_to_ask(slowest / 1e6)
         if number:
             raise Stopped(number, where)
-        return bool(is_due)
+        return due
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
@@ -124,10 +128,11 @@ def immediate_stop() -> Iterator[None]:
     """Let a signal raise `Stopped` wherever the program is.
 
     Python drops an exception that is raised while it destroys an object. A signal that comes then is sent once more.
-    Other code may catch `Stopped` and raise an error of its own, as Python does while torch is imported; it is turned
-    back into `Stopped`.
+    Other code may catch that `Stopped` and raise an error of its own, as Python does while torch is imported; it is
+    turned back into `Stopped`.
     """
     times: list[float] = []
+    raised: list[Stopped] = []
     others = sys.unraisablehook
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -137,7 +142,8 @@ def immediate_stop() -> Iterator[None]:
             _send_later(number)
             return
         times.append(time.monotonic())
-        raise Stopped(number)
+        raised.append(Stopped(number))
+        raise raised[-1]
 
     def send_again(dropped: "sys.UnraisableHookArgs") -> None:
         if not isinstance(dropped.exc_value, Stopped):
@@ -151,8 +157,8 @@ def immediate_stop() -> Iterator[None]:
         with _handled(stop):
             yield
     except Exception as error:
-        stopped = _first_cause(error)
-        if isinstance(stopped, Stopped):
+        first = _first_cause(error)
+        if stopped := next((own for own in raised if own is first), None):
             raise Stopped(stopped.number) from error
         raise
     finally:

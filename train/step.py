@@ -13,6 +13,7 @@ from train.cuda_graph import CapturedSteps, Graphs
 from train.ema import ExponentialMovingAverage
 from train.metrics import RunningMetrics
 from train.processes import SINGLE_PROCESS, ProcessGroup
+from train.run.unfinished_epoch import SUMS
 
 LARGEST_SCALE = 2.0**127  # in 32 bits
 SMALLEST_SCALE = 2**-10  # a gradient that overflows fp16 even so is above 6e7
@@ -54,6 +55,8 @@ class Stepper:
 
     Attributes:
         metrics: Loss and error of the epoch so far.
+        num_steps: Steps of the epoch so far.
+        num_images: Images in them, in all processes.
     """
 
     def __init__(
@@ -79,16 +82,27 @@ class Stepper:
         self.clip_grad = clip_grad
         self.average = average
         self.metrics = RunningMetrics(device)
+        self.num_steps = self.num_images = 0
         self._skipped = torch.zeros((), device=device)  # steps whose gradients overflowed, since `begin_epoch`
         self._take = CapturedSteps(self._step, graphs, discard=self._discard_step) if graphs else self._step
         optimizer.register_step_pre_hook(self._set_found_inf)
         optimizer.register_step_post_hook(self._update_average)
 
-    def begin_epoch(self) -> None:
-        """Put the model into training mode, and begin metrics and the number of skipped steps anew."""
+    def begin_epoch(self, *, num_steps: int = 0, num_images: int = 0) -> None:
+        """Put the model into training mode, and begin metrics and the number of skipped steps anew.
+
+        Args:
+            num_steps: Steps of the epoch that are taken already. `epoch_tensors` are then to be put back as they were.
+            num_images: Images in these steps, in all processes.
+        """
         self.model.train()
         self.metrics.reset()
         self._skipped.zero_()
+        self.num_steps, self.num_images = num_steps, num_images
+
+    def epoch_tensors(self) -> dict[str, Tensor]:
+        """Return the tensors that the steps of an epoch change, beside those of model, optimizer and scaler."""
+        return {"batches": self.metrics.batches, SUMS: self.metrics.sums, "skipped": self._skipped}
 
     def take(self, images: Tensor, labels: Tensor, size: int) -> None:
         """Take a step, and add loss and error to the metrics. No step is taken after a loss that is NaN or infinite.
@@ -99,6 +113,8 @@ class Stepper:
             size: Images of the batch in all processes.
         """
         self._take(images, labels, size)
+        self.num_steps += 1
+        self.num_images += size
 
     def _step(self, images: Tensor, labels: Tensor, size: int) -> None:
         self.optimizer.zero_grad()

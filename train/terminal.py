@@ -122,13 +122,15 @@ class Bar:
         name: Text in front of the bar.
         total: Number of items; None if it is not known.
         unit: Text after numbers of items.
-        start: Items that were finished before.
+        initial: Items that were finished before, and do not count for the speed.
         is_scaled: Whether large numbers are shown as in 1.23M.
     """
 
     _shown: ClassVar[list["Bar"]] = []
 
-    def __init__(self, name: str, total: int | None, *, unit: str = " images", start: int = 0, is_scaled: bool = False):
+    def __init__(
+        self, name: str, total: int | None, *, unit: str = " images", initial: int = 0, is_scaled: bool = False
+    ):
         self.name = name
         self._tqdm: Any = None
         if current_group().is_main and is_terminal(sys.stderr):
@@ -137,7 +139,7 @@ class Bar:
             self._tqdm = tqdm(
                 desc=printable(name),
                 total=total,
-                initial=start,
+                initial=initial,
                 unit=unit,
                 unit_scale=is_scaled,
                 leave=False,

@@ -27,7 +27,7 @@ def read_dataset(
         settings: Settings of the run, its seed among them.
         device: Device that trains.
         processes: Processes of the run.
-        is_new: Whether the run has no finished epoch. Otherwise the data must be those that it began with.
+        is_new: Whether the run has no checkpoint. Otherwise the data must be those that it began with.
 
     Raises:
         DataError: If they cannot be read.

@@ -76,7 +76,7 @@ def read_inputs(settings: TrainSettings, *, is_new: bool) -> Inputs:
 
     Args:
         settings: Settings of the run, its seed among them.
-        is_new: Whether the run has no finished epoch.
+        is_new: Whether the run has no checkpoint.
 
     Raises:
         DataError: If the data cannot be read.
@@ -163,8 +163,8 @@ def fit(placed: replicas.Replicas, inputs: Inputs, folder: RunFolder, checkpoint
     say(f"{title_of(settings)}: {config['parameters']:,} parameters, {device}")
     sizes = inputs.loaders.describe(limit=settings.limit_batches)
     say(*filter(None, [describe_altered(settings.plain()), *inputs.source.notes, sizes]))
-    if checkpoint.epoch:
-        say(f"Resuming after epoch {checkpoint.epoch}.")
+    if not checkpoint.is_empty:
+        say(f"Resuming {checkpoint.position}.")
     schedule = Schedule(
         settings.n_epochs,
         settings.lr,
@@ -173,6 +173,9 @@ def fit(placed: replicas.Replicas, inputs: Inputs, folder: RunFolder, checkpoint
         milestones=settings.milestones,
         factor=settings.lr_factor,
     )
-    run = Run(placed, stepper, inputs.loaders, folder, schedule=schedule, seed=settings.seed)
+    minutes = settings.checkpoint_minutes
+    run = Run(
+        placed, stepper, inputs.loaders, folder, schedule=schedule, seed=settings.seed, checkpoint_minutes=minutes
+    )
     with cpu_contention.warn_if_busy(inputs.device):
         return run.fit(checkpoint)

@@ -132,7 +132,7 @@ def test_a_run_that_has_begun_says_where_it_stands_too(tmp_path, monkeypatch, ca
     capsys.readouterr()
     assert run_here(f"--save={tmp_path}", "--resume", "--n_epochs=2") == 1
     error = capsys.readouterr().err
-    assert error.startswith(f"{OF_RUN}{tmp_path} stands at the last finished epoch; {TRY}")
+    assert error.startswith(f"{OF_RUN}{tmp_path} stands at its last checkpoint; {TRY}")
     assert error.count("\n") == 1
 
 

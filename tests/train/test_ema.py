@@ -168,7 +168,7 @@ def test_the_network_has_the_average_inside_and_its_own_weights_after_whatever_h
 def test_its_buffers_are_the_averages_of_running_statistics_in_place():
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
     average = ExponentialMovingAverage(network, 0.9)
-    for buffer in average.buffers():
+    for buffer in average.buffers().values():
         buffer.fill_(7)
     state = average.state_dict()
     assert {name for name, value in state.items() if (value == 7).all()} == {"1.running_mean", "1.running_var"}

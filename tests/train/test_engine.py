@@ -150,7 +150,7 @@ WAITING = ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", 
 
 
 def test_steps_use_no_operation_that_waits_for_the_device(monkeypatch):
-    monkeypatch.setattr(RunningMetrics, "read", lambda self: None)
+    monkeypatch.setattr(RunningMetrics, "read", lambda *_: None)
     network = make_network()
     optimizer = make_optimizer(network.parameters(), lr=0.1, momentum=0.9, wd=0)
     with Recorder() as recorder:
@@ -161,7 +161,7 @@ def test_steps_use_no_operation_that_waits_for_the_device(monkeypatch):
 
 def test_evaluation_uses_no_operation_that_waits_for_the_device(monkeypatch, capsys):
     """Nor does its bar."""
-    monkeypatch.setattr(RunningMetrics, "read", lambda self: None)
+    monkeypatch.setattr(RunningMetrics, "read", lambda *_: None)
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     with Recorder() as recorder, Bar("validation 2/30", 8) as bar:
         evaluate(make_network(), make_batches([4, 4]), bar, GracefulStop())

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from itertools import pairwise
 
 import pytest
 
@@ -195,7 +196,7 @@ def test_no_signal_stops_nothing(capfd):
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize(("first", "second"), [(a, b) for a in SIGNALS for b in SIGNALS])
+@pytest.mark.parametrize(("first", "second"), [*zip(SIGNALS, SIGNALS, strict=True), *pairwise((*SIGNALS, SIGNALS[0]))])
 def test_the_second_signal_ends_the_process_at_once(first, second):
     with subprocess.Popen(
         [sys.executable, "-c", WAITER], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -271,8 +272,8 @@ def test_an_error_that_other_code_makes_of_a_signal_is_the_signal():
         raise RuntimeError("another error")
 
 
-def test_the_signal_of_a_closed_terminal_is_among_them():
-    assert {number.name for number in SIGNALS} == {"SIGTERM", "SIGINT", "SIGHUP"}
+def test_the_signals_of_a_closed_terminal_and_of_schedulers_are_among_them():
+    assert {number.name for number in SIGNALS} == {"SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2"}
 
 
 @pytest.mark.parametrize("manner", [immediate_stop, GracefulStop])

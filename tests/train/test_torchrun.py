@@ -139,7 +139,7 @@ def test_a_signal_stops_all_after_the_same_step_and_another_number_goes_on(numbe
     assert noted == f"{name}: stopping after the batch in hand; a second signal stops at once"
     assert stopped.startswith(f"demo.py: stopped by {name} ")
     go_on = "torchrun --nproc_per_node=2 demo.py --save=run --resume=True"
-    assert stopped.endswith(f"; run stands at the last finished epoch; to go on: {go_on}")
+    assert stopped.endswith(f"; run holds all that was trained; to go on: {go_on}")
     assert len(read_results(tmp_path / "run")) >= 1
 
 

@@ -9,24 +9,26 @@ from typing import Any
 from train.errors import DamagedFile, UserError
 from train.run.files import load_tensors
 from train.run.history import Row, to_record, why_no_run
+from train.run.unfinished_epoch import UnfinishedEpoch
 
-FORMAT = 3  # of the file; format 1 had no scaler, format 2 no flags
+FORMAT = 4  # of the file; format 1 had no scaler, format 2 no flags, format 3 no unfinished epoch
 PARTS = ("network", "optimizer", "chosen", "scaler", "flags", "ema")
 
 
 @dataclass
 class Checkpoint:
-    """The state of a run after an epoch.
+    """The state of a run after an epoch, or after a step inside one.
 
     Attributes:
         rows: One for each finished epoch.
-        network: state_dict of the network after the last finished epoch.
-        optimizer: state_dict of the optimizer after the same epoch.
-        chosen: state_dict of the network after the chosen epoch, on the CPU.
+        network: state_dict of the network after the last step.
+        optimizer: state_dict of the optimizer after the same step.
+        chosen: state_dict of the network after the chosen epoch, on the CPU; empty before the first epoch is finished.
         scaler: state_dict of the gradient scaler in fp16; empty in other precisions.
         flags: Settings that decide the results of the run, its seed among them; empty if an older version wrote the
             file.
-        ema: state_dict of the average of the weights after the last finished epoch; empty if the run keeps none.
+        ema: state_dict of the average of the weights after the last step; empty if the run keeps none.
+        unfinished: The epoch of the last step, if it is not finished; None after an epoch.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -36,11 +38,24 @@ class Checkpoint:
     scaler: dict[str, Any] = field(default_factory=dict)
     flags: dict[str, Any] = field(default_factory=dict)
     ema: dict[str, Any] = field(default_factory=dict)
+    unfinished: UnfinishedEpoch | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the run has not taken a step."""
+        return not self.rows and self.unfinished is None
 
     @property
     def epoch(self) -> int:
         """The last finished epoch; 0 if there is none."""
         return len(self.rows)
+
+    @property
+    def position(self) -> str:
+        """How far the run is, for the user."""
+        if self.unfinished is None:
+            return f"after epoch {self.epoch}"
+        return f"in epoch {self.epoch + 1}, after batch {self.unfinished.num_steps}"
 
     @property
     def test_error(self) -> float | None:
@@ -55,7 +70,8 @@ class Checkpoint:
         """Return the content of the file. A run that keeps no average has no such part, as in older versions."""
         rows = [to_record(row) for row in self.rows]
         parts = {part: getattr(self, part) for part in PARTS if part != "ema" or self.ema}
-        return {"format": FORMAT, "rows": rows} | parts
+        unfinished = self.unfinished.content() if self.unfinished else None
+        return {"format": FORMAT, "rows": rows} | parts | {"unfinished": unfinished}
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -72,7 +88,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
     try:
         if type(written_in) is not int or written_in < 1:
             raise ValueError(f"its format is {short_repr(written_in)}")
-        added_later: dict[str, Any] = {"flags": {}} if written_in < 3 else {}
+        added_later: dict[str, Any] = {"unfinished": None} if written_in < 4 else {}
+        if written_in < 3:
+            added_later["flags"] = {}
         if written_in < 2:
             added_later["scaler"] = {}
         return _checked({"ema": {}} | added_later | content)
@@ -83,7 +101,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 def _checked(content: Mapping[str, Any]) -> Checkpoint:
     """Return the checkpoint with this content; raise KeyError, TypeError or ValueError if it is none."""
-    rows = _rows(content["rows"])
+    unfinished = None if content["unfinished"] is None else UnfinishedEpoch.from_content(content["unfinished"])
+    rows = _rows(content["rows"], may_be_empty=unfinished is not None)
     for part in PARTS:
         if not isinstance(content[part], dict):
             raise TypeError(f"{part} is of type {type(content[part]).__name__}, and not a dict")
@@ -96,11 +115,12 @@ def _checked(content: Mapping[str, Any]) -> Checkpoint:
     for flag, value in content["flags"].items():
         if not isinstance(flag, str) or not isinstance(value, str | int | float | None):
             raise TypeError(f"its flag {short_repr(flag)} is of type {type(value).__name__}")
-    return Checkpoint(rows, *(dict(content[part]) for part in PARTS))
+    parts = {part: dict(content[part]) for part in PARTS}
+    return Checkpoint(rows, unfinished=unfinished, **parts)
 
 
-def _rows(content: Any) -> list[Row]:
-    if not isinstance(content, list) or not content:
+def _rows(content: Any, *, may_be_empty: bool) -> list[Row]:
+    if not isinstance(content, list) or not (content or may_be_empty):
         raise ValueError("it has no epochs")
     names = {field.name for field in fields(Row)}
     # Columns that were added later may be missing, as their defaults in `Row` allow.

@@ -102,6 +102,8 @@ class RunFolder:
     def save(self, checkpoint: Checkpoint) -> None:
         """Write checkpoint.pt with the settings that decide the results, and everything that is derived from it.
 
+        Inside an epoch nothing else is written, as nothing else has changed.
+
         Raises:
             RunError: If the system refuses, or the folder is no longer ours.
         """
@@ -118,7 +120,8 @@ class RunFolder:
     def _save(self, checkpoint: Checkpoint) -> None:
         checkpoint.flags = self.identity.deciding()
         self.directory.write(CHECKPOINT, _content(serialize(checkpoint.content())), keep=PREVIOUS)
-        self._write_products(checkpoint)
+        if checkpoint.unfinished is None:
+            self._write_products(checkpoint)
 
     def _write_products(self, checkpoint: Checkpoint) -> None:
         # The weights, and the table that says which epoch they are of.
@@ -142,8 +145,9 @@ class RunFolder:
             RunError: If a checkpoint has appeared in the folder of a new run, or the folder is no longer ours.
         """
         checkpoint = self.processes.on_main(self._read)
-        if checkpoint.epoch > n_epochs:
-            raise UserError(f"--n_epochs is {n_epochs}, but the run in {self.path} has done {checkpoint.epoch} epochs")
+        begun = checkpoint.epoch + (checkpoint.unfinished is not None)
+        if begun > n_epochs:
+            raise UserError(f"--n_epochs is {n_epochs}, but the run in {self.path} has begun {begun} epochs")
         if checkpoint.epoch < n_epochs and checkpoint.test_error is not None:
             epochs = f"{checkpoint.epoch} epoch{'s' if checkpoint.epoch > 1 else ''}"
             say(f"The run had ended after {epochs} with test error {checkpoint.test_error:.2%}.")
@@ -167,7 +171,7 @@ class RunFolder:
             return self._read_own(last)
         except DamagedFile as error:
             checkpoint = self._read_instead(previous, error)
-            warning = f"{error}; going on from {previous.name}, epoch {checkpoint.epoch}"
+            warning = f"{error}; going on from {previous.name}, {checkpoint.position}"
             if last in found:
                 self.directory.rename(CHECKPOINT, DAMAGED)  # or the next save would put it where the undamaged one is
                 warning += f"; it stays as {DAMAGED}"

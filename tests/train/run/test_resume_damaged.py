@@ -71,7 +71,7 @@ def test_two_damaged_checkpoints_are_one_line_that_names_both(long_copy, capsys)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 4}, "checkpoint.pt is of a newer version of this program (format 4; this one reads 3)"),
+        ({"format": 5}, "checkpoint.pt is of a newer version of this program (format 5; this one reads 4)"),
         ({"network": {"weight": torch.ones(1)}}, "is of another network than its config.json says"),
         ({"chosen": {}}, "is of another network than its config.json says"),
         ({"optimizer": {"state": {}, "param_groups": []}}, "is of another optimizer"),

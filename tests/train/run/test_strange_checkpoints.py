@@ -196,7 +196,7 @@ REFUSED = {
         for value in ("text", [("a", 1)])
     },
     **{f"{part} is missing": remove(part) for part in ("rows", "network", "optimizer", "chosen", "scaler", "flags")},
-    **{f"the format is {value!r}": put(("format",), value) for value in (None, 0, -1, True, "3", 3.0, 4, [3])},
+    **{f"the format is {value!r}": put(("format",), value) for value in (None, 0, -1, True, "3", 3.0, 5, [3])},
     "the format is a tensor": put(("format",), torch.tensor([3, 3])),
     "a flag is a list": put(("flags", "seed"), [1]),
     "a flag is a tensor": put(("flags", "seed"), torch.tensor(1)),
