@@ -32,16 +32,17 @@ def export(settings: ExportSettings) -> None:
     """Write the network of a run as one file that needs none of this code: for torch.export, or for ONNX.
 
     The file takes images: float32 (N, 3, H, W) of the run's size, RGB, pixels from 0 to 1 and not normalised, for any
-    number N of them. It returns logits: float32 (N, classes). The normalisation of the run is part of it. The weights
-    are those in model.pt, and plain modules run, whatever --efficient was. Before the file gets its name it is read
-    back, by ONNX Runtime if it is ONNX, and its logits are compared with the network's own; if they differ by more than
-    rounding, the exit code is 1 and there is no file.
+    number N of them. It returns logits: float32 (N, classes). The normalisation of the run is part of it. If "evaluate
+    --calibrate True" has left a temperature for these weights in the folder of the run, the logits are divided by it,
+    and a line says so. The weights are those in model.pt, and plain modules run, whatever --efficient was. Before the
+    file gets its name it is read back, by ONNX Runtime if it is ONNX, and its logits are compared with the network's
+    own; if they differ by more than rounding, the exit code is 1 and there is no file.
 
     The file also holds texts, each of them JSON: "classes" (names in the order of the logits), "mean", "std",
     "image_size", "preprocessing" (the steps by which the command predict turns an image of any size into such an
-    input, in their order), and "origin" (flags that decide results, versions of packages, git revision; no folders). In
-    an ONNX file they are metadata_props; torch.export.load returns them as extra_files, and its result has module() to
-    call.
+    input, in their order), "temperature" (1.0 where the logits are not divided), and "origin" (flags that decide
+    results, versions of packages, git revision; no folders). In an ONNX file they are metadata_props;
+    torch.export.load returns them as extra_files, and its result has module() to call.
     """
     suffix, packages = FORMATS[settings.format].suffix, FORMATS[settings.format].packages
     require_packages(*packages, flag="format", value=settings.format)

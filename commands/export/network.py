@@ -12,6 +12,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor, nn
 
+from commands.calibration import CALIBRATION, Calibrated, calibration_of
 from commands.export.exporters import EXPORTERS, INPUT, OUTPUT
 from commands.export.quiet import failing_in_one_line
 from commands.memory import larger_machine, memory_explained
@@ -100,19 +101,29 @@ def export_run(run: SavedRun, output: Path, *, format: str, threads: int | None)
     runtime.use_threads(threads)
     with memory_explained(larger_machine):
         preprocessing = describe_preparation(image_size=image_size, grey=grey)
-        metadata = metadata_of(run, image_size=image_size, preprocessing=preprocessing)
-        network = PixelNetwork(run.network(), run.mean, run.std)
+        network: nn.Module = run.network()
+        calibration = calibration_of(run.path, network)
+        temperature = calibration.temperature if calibration else 1.0
+        if calibration:
+            network = Calibrated(network, temperature)
+        metadata = metadata_of(run, image_size=image_size, preprocessing=preprocessing, temperature=temperature)
+        network = PixelNetwork(network, run.mean, run.std)
         exported = export_network(network, output, format=format, image_size=image_size, metadata=metadata)
     say(*exported.describe())
+    if calibration:
+        say(f"{OUTPUT} are divided by temperature {temperature:.4g}, from {run.path / CALIBRATION}")
 
 
-def metadata_of(run: SavedRun, *, image_size: int, preprocessing: Mapping[str, str | int]) -> dict[str, str]:
+def metadata_of(
+    run: SavedRun, *, image_size: int, preprocessing: Mapping[str, str | int], temperature: float = 1.0
+) -> dict[str, str]:
     """Return the texts that a file holds besides the network, each of them JSON.
 
     Args:
         run: The run.
         image_size: Height and width of images.
         preprocessing: The steps from an image of any size to the pixels that the file takes, in their order.
+        temperature: The number by which the logits are divided.
     """
     values = {
         "classes": run.classes,
@@ -120,6 +131,7 @@ def metadata_of(run: SavedRun, *, image_size: int, preprocessing: Mapping[str, s
         "std": run.std,
         "image_size": image_size,
         "preprocessing": dict(preprocessing),
+        "temperature": temperature,
         "origin": run.origin(),
     }
     return {name: json.dumps(value) for name, value in values.items()}
