@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -81,7 +82,7 @@ def as_npz(logits: Tensor, labels: Tensor, *, classes: tuple[str, ...], paths: S
         "logits": logits.float().numpy(),
         "labels": labels.numpy(),
         "classes": np.array(classes),
-        "paths": np.array(paths, dtype=str),
+        "paths": np.array([path.removeprefix(os.sep) for path in paths], dtype=str),
     }
     file = io.BytesIO()
     np.savez(file, **arrays)

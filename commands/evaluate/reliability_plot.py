@@ -2,7 +2,7 @@
 
 from matplotlib.axes import Axes
 from matplotlib.figure import FigureBase
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import FuncFormatter, NullLocator
 
 from commands.evaluate.reliability import BINS, Reliability
 from commands.evaluate.report import Report
@@ -23,15 +23,18 @@ def draw_reliability(figure: FigureBase, report: Report) -> None:
     """
     upper, lower = figure.subplots(2, 1, height_ratios=(4, 1), sharex=True)
     upper.plot([0, 1], [0, 1], color=NOTE_COLOUR, linestyle="--", linewidth=1)
-    name = "as the network gives them" if report.calibrated else "probabilities"
-    _draw(upper, lower, report.reliability, name=name, colour=COLOUR)
+    _draw(upper, lower, report.reliability, name="of the network", colour=COLOUR)
     if report.calibrated:
-        name = f"at temperature {report.calibrated.temperature:.3g}"
+        name = f"at temperature {report.calibrated.temperature:.4g}"
         _draw(upper, lower, report.calibrated, name=name, colour=CALIBRATED_COLOUR)
     upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy in the bin")
-    upper.legend(loc="upper left", frameon=False, fontsize=9, title="probabilities and calibration error")
+    upper.legend(
+        loc="lower left", bbox_to_anchor=(0, 1), frameon=False, fontsize=9, title="probabilities", alignment="left"
+    )
     lower.set(xlabel="probability of the predicted class", ylabel="images", yscale="log")
-    lower.yaxis.set_major_formatter(PercentFormatter(1))
+    lower.set_ylim(top=1)
+    lower.yaxis.set_major_formatter(FuncFormatter(lambda fraction, position: f"{100 * fraction:g}%"))
+    lower.yaxis.set_minor_locator(NullLocator())
     for panel in (upper, lower):
         panel.grid(alpha=0.25)
         panel.set_axisbelow(True)
@@ -40,7 +43,7 @@ def draw_reliability(figure: FigureBase, report: Report) -> None:
 
 def _draw(upper: Axes, lower: Axes, reliability: Reliability, *, name: str, colour: str) -> None:
     points = [(one.confidence, one.accuracy) for one in reliability.bins if one.confidence is not None]
-    label = f"{name}: {reliability.calibration_error:.2%}"
+    label = f"{name}: calibration error {reliability.calibration_error:.2%}"
     # Without clipping, so that points at 0 and 1 are complete.
     (line,) = upper.plot(*zip(*points, strict=True), "o-", color=colour, label=label, markersize=5, linewidth=1.4)
     line.set(clip_on=False, zorder=3)
