@@ -35,21 +35,25 @@ class Summary:
     def __init__(self, directory: OpenFolder, settings: TrainSettings):
         self.directory = directory
         self.settings = settings
-        _require_ours(directory.path / SUMMARY)
+        _read(directory.path / SUMMARY)
 
     def write(self, rows: Sequence[Row]) -> None:
         """Write the file if the test error is known, and remove it if not.
 
         Raises:
+            UserError: If a file of this name is in the folder and is not ours.
             RunError: If the system refuses, or the folder of the run is no longer ours.
         """
         path = self.directory.path
         self.directory.require_same()
+        earlier = _read(path / SUMMARY)
         if not rows or rows[-1].test_error is None:
-            if (path / SUMMARY).exists():
+            if earlier:
                 self.directory.discard(SUMMARY)
             return
         content = summary(rows, self.settings, read_config(path) or {}, ended=_date_of(path / CHECKPOINT))
+        if earlier == content | {"date": earlier.get("date")}:
+            return  # a copy of checkpoint.pt may be younger than the end of the run
         text = json.dumps(content, indent=2) + "\n"
         self.directory.write(SUMMARY, lambda file: file.write(text.encode()))
 
@@ -91,13 +95,19 @@ def _date_of(path: Path) -> datetime:
         raise RunError(f"cannot look at {path}: {error.strerror or error}") from error
 
 
-def _require_ours(path: Path) -> None:
+def _read(path: Path) -> dict[str, Any]:
+    """Return the content of the file; an empty dict if there is none.
+
+    Raises:
+        UserError: If it is not ours.
+    """
     text = read_small(path, largest=LARGEST)
     if text is None:
-        return
+        return {}
     try:
         content = json.loads(text)
     except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict) or not {"format", "test_error", "best_epoch"} <= content.keys():
         raise UserError(f"{path} was not written by this program, and would be replaced; give it another name")
+    return content

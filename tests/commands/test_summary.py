@@ -61,8 +61,11 @@ def test_it_says_what_the_run_has_reached_and_where_that_comes_from(finished):
     assert {"depth", "lr", "valid_size"} <= content["flags"].keys()
 
 
-def test_its_date_is_that_of_the_checkpoint_in_utc(copy):
+def test_its_date_is_that_of_the_checkpoint_in_utc_and_does_not_change_by_itself(copy):
+    before = (copy / "results.json").read_text()
     os.utime(copy / "checkpoint.pt", (1_700_000_000, 1_700_000_000.75))
+    assert run_here(f"--save={copy}", "--resume") == 0
+    assert (copy / "results.json").read_text() == before
     (copy / "results.json").unlink()
     assert run_here(f"--save={copy}", "--resume") == 0
     assert read(copy)["date"] == "2023-11-14T22:13:20+00:00"
