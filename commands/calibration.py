@@ -18,8 +18,8 @@ from train.terminal import say_error
 
 CALIBRATION = "calibration.json"
 FORMAT = 1  # of the file
-LARGEST_FILE = 100_000  # bytes
-LARGEST = 1e6  # temperature
+LARGEST = 100_000  # bytes
+LOWEST, HIGHEST = 0.01, 100.0  # temperatures
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Calibration:
     """A temperature for the logits of a network.
 
     Attributes:
-        temperature: Logits are divided by it; above 0.
+        temperature: Logits are divided by it; from `LOWEST` to `HIGHEST`.
         weights: Digest of the weights that it was fitted for, see `digest`.
         images: Number of validation images that it was fitted on.
     """
@@ -63,7 +63,7 @@ def read_calibration(folder: Path) -> Calibration | None:
         UserError: If it cannot be used.
     """
     path = folder / CALIBRATION
-    text = read_small(path, largest=LARGEST_FILE)
+    text = read_small(path, largest=LARGEST)
     if text is None:
         return None
     try:
@@ -76,7 +76,7 @@ def read_calibration(folder: Path) -> Calibration | None:
             "temperature": int() | float() as temperature,
             "weights": str() as weights,
             "validation_images": int() as images,
-        } if written_in == FORMAT and 0 < temperature < LARGEST:
+        } if written_in == FORMAT and LOWEST <= temperature <= HIGHEST:
             return Calibration(float(temperature), weights, images)
     raise UserError(f"{path} is no calibration by this version of this program; give it another name")
 

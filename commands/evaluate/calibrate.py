@@ -6,8 +6,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from commands.calibration import CALIBRATION, Calibration, read_calibration
-from commands.evaluate.temperature import HIGHEST, LOWEST, fit_temperature
+from commands.calibration import CALIBRATION, HIGHEST, LOWEST, Calibration, read_calibration
+from commands.evaluate.temperature import fit_temperature
 from train.errors import RunError, UserError
 from train.run.acquire import locked
 from train.run.open_folder import OpenFolder
@@ -30,7 +30,7 @@ def held(path: Path) -> Iterator[OpenFolder]:
         yield folder
 
 
-def fit(logits: Tensor, labels: Tensor, *, weights: str) -> Calibration:
+def fit_calibration(logits: Tensor, labels: Tensor, *, weights: str) -> Calibration:
     """Fit the temperature of the weights with this digest to logits (N, C) and labels (N,) of validation images.
 
     Raises:
@@ -43,14 +43,14 @@ def fit(logits: Tensor, labels: Tensor, *, weights: str) -> Calibration:
     if temperature == LOWEST:
         raise RunError(
             f"no temperature fits {images}: the lower it is, the better, as where all of them are classified "
-            "correctly; more images are needed, see --valid_size"
+            "correctly; a run with a larger --valid_size may have one"
         )
     if temperature == HIGHEST:
         raise RunError(f"no temperature fits {images}: the higher it is, the better, as where the network only guesses")
     return Calibration(temperature, weights, len(labels))
 
 
-def write(calibration: Calibration, folder: OpenFolder) -> str:
+def write_calibration(calibration: Calibration, folder: OpenFolder) -> str:
     """Write calibration.json, and return a line for the user.
 
     Raises:

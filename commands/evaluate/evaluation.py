@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from commands.calibration import calibration_of, digest
-from commands.evaluate import calibrate as calibrating
+from commands.evaluate.calibrate import fit_calibration, held, write_calibration
 from commands.evaluate.classify import Logits
 from commands.evaluate.formats import as_json, as_npz
 from commands.evaluate.measure import Subject
@@ -60,7 +60,7 @@ def evaluate_run(
     runtime.use_precision(settings.precision)
     device = runtime.pick_device()
     answers = Logits()
-    with calibrating.held(run.path) if calibrate else nullcontext() as folder:
+    with held(run.path) if calibrate else nullcontext() as folder:
         with memory_explained(larger_machine):
             record, network = read_with_record(run.path, run.network)
             weights = digest(network.state_dict()) if calibrate else ""
@@ -77,7 +77,7 @@ def evaluate_run(
             run.require_classes(source.classes)
             subject = Subject(run, model, source, device, batch_size)
             if calibrate:
-                calibration = calibrating.fit(*subject.validation_logits(), weights=weights)
+                calibration = fit_calibration(*subject.validation_logits(), weights=weights)
             report = subject.measure(calibration, *([answers] if outputs.predictions else []))
         title = f"{settings.title}, {record.progress()}"
         files = {outputs.csv: report.as_csv()}
@@ -86,11 +86,11 @@ def evaluate_run(
         outputs.deliver(
             [title, report.summary(), record.verdict(report.error), "", *report.as_text().split("\n"), ""],
             files,
-            json=as_json(report, run, record, device=runtime.describe_device(device)),
+            json=as_json(report, run, record, device=runtime.describe_device(device)) if outputs.json else "",
         )
         _write_plot(report, run.path, title, outputs)
         if folder and calibration:
-            outputs.say(calibrating.write(calibration, folder))
+            outputs.say(write_calibration(calibration, folder))
 
 
 def _write_plot(report: Report, folder: Path, title: str, outputs: Outputs) -> None:

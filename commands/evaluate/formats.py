@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from commands.evaluate.reliability import Reliability
 from commands.evaluate.report import Report
-from commands.provenance import VERSION, git_revision, versions
+from commands.provenance import VERSION, command_line, git_revision, versions
 from commands.run_record import RunRecord
 from commands.saved_run import SavedRun
 from train.run.history import best_row
@@ -49,14 +50,17 @@ def as_json(report: Report, run: SavedRun, record: RunRecord, *, device: str) ->
             {"class": report.classes[row.label], "images": row.images, "accuracy": row.accuracy} for row in report.rows
         ],
         "confusion": report.confusion.tolist(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": device,
         "versions": versions(),
         "version": VERSION,
         "git_revision": git_revision(),
+        "command_line": command_line(),
         "origin": run.origin(),
     }
     lines = [f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in content.items()]
-    return "\n".join(["{", ",\n".join(lines), "}"])
+    # The only character of ASCII that JSON leaves as it is and that is not printable; class names may have it.
+    return "\n".join(["{", ",\n".join(lines), "}"]).replace("\x7f", "\\u007f")
 
 
 def _reliability(reliability: Reliability) -> dict[str, Any]:

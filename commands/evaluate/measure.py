@@ -16,7 +16,7 @@ from data.loader import make_test_loader, make_validation_loader
 from data.splits import Dataset
 from train import cpu_contention
 from train.errors import UserError
-from train.run.config import require_recorded_data
+from train.run.config import CONFIG, require_recorded_data
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,14 @@ class Subject:
         """Return logits (N, C) and labels (N,) of the images that the run held out for validation, on the CPU.
 
         Raises:
-            UserError: If there are none, or the training images are not as many as those that the run began with.
+            UserError: If there are none, the seed that chose them is not known, or the training images are not as many
+                as those that the run began with.
         """
         settings, source = self.run.settings, self.source
+        if settings.seed is None:
+            raise UserError(
+                f"{self.run.path / CONFIG} names no seed, without which its validation images are not known"
+            )
         require_recorded_data(self.run.path, classes=source.classes, sizes=source.sizes())
         batches = make_validation_loader(
             source,
@@ -70,7 +75,7 @@ class Subject:
             self.device,
             batch_size=self.batch_size,
             valid_size=settings.valid_size,
-            seed=settings.seed or 0,
+            seed=settings.seed,
         )
         if batches is None:
             raise UserError(f"--calibrate True needs validation images, but the run in {self.run.path} held out none")

@@ -46,14 +46,14 @@ class ReliabilityCounts:
     def add(self, logits: Tensor, labels: Tensor) -> None:
         """Add a batch: logits (n, C) and labels (n,)."""
         # float64 costs little here: a batch has few logits, however large its images are.
-        logits = logits.double() / self.temperature
-        self.loss += F.cross_entropy(logits, labels, reduction="sum")
-        confidence, predicted = logits.softmax(1).max(1)
+        scaled = logits.double() / self.temperature
+        self.loss += F.cross_entropy(scaled, labels, reduction="sum")
+        confidence = scaled.softmax(1).amax(1)
         # A bin includes its upper end, so that the last one has the confidence 1.
         borders = torch.linspace(0, 1, BINS + 1, dtype=torch.float64, device=logits.device)[1:-1]
         bins = torch.bucketize(confidence, borders)
         self.images.index_add_(0, bins, torch.ones_like(confidence))
-        self.correct.index_add_(0, bins, (predicted == labels).double())
+        self.correct.index_add_(0, bins, (logits.argmax(1) == labels).double())
         self.confidence.index_add_(0, bins, confidence)
 
 

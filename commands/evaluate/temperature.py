@@ -9,7 +9,7 @@ import math
 from scipy.optimize import brentq
 from torch import Tensor
 
-LOWEST, HIGHEST = 0.01, 100.0  # temperatures
+from commands.calibration import HIGHEST, LOWEST
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:

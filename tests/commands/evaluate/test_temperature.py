@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp
 
-from commands.evaluate.temperature import HIGHEST, LOWEST, fit_temperature
+from commands.calibration import HIGHEST, LOWEST
+from commands.evaluate.temperature import fit_temperature
 
 
 def loss_at(temperature, logits, labels):
