@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 from datetime import datetime
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from PIL import Image
 
 from commands.calibration import digest, read_calibration
-from commands.evaluate import calibrate
+from commands.evaluate import calibrate, evaluation
 from commands.saved_run import read_saved_run
 from data.datasets import load
 from tests.support.application import assert_refused, everything_in, read_results, run_here
@@ -24,20 +25,37 @@ EVALUATE = ["evaluate", "--save=run"]
 CALIBRATE = [*EVALUATE, "--calibrate"]
 
 
-@pytest.fixture
-def trained(here):
-    """The run with a classifier ten times as sure, so that the best temperature is not that of training."""
-    weights = load_tensors(here / "run/model.pt")
+@pytest.fixture(scope="module", autouse=True)
+def no_plots():
+    """Plots take most of the time of an evaluation, and have tests of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "draw_report", lambda report, title: b"plot")
+        yield
+
+
+@pytest.fixture(scope="module")
+def surer(finished, tmp_path_factory):
+    """The run with a classifier that is ten times as sure, so that it needs a temperature."""
+    run = shutil.copytree(finished, tmp_path_factory.mktemp("surer") / "run")
+    weights = load_tensors(run / "model.pt")
     weights["classifier.weight"] *= 10
     weights["classifier.bias"] *= 10
-    (here / "run/model.pt").write_bytes(serialize(weights))
+    (run / "model.pt").write_bytes(serialize(weights))
+    return run
+
+
+@pytest.fixture(scope="module")
+def calibration(surer):
+    """A folder with a calibrated run in `run`, and the logits of its test images in all.npz."""
+    here = shutil.copytree(surer.parent, surer.parent.with_name("calibration"))
+    assert run_here("evaluate", f"--save={here / 'run'}", "--calibrate", f"--predictions={here / 'all.npz'}") == 0
     return here
 
 
 @pytest.fixture
-def calibrated(trained, capsys):
-    assert run_here(*CALIBRATE, "--predictions=all.npz") == 0
-    return trained
+def calibrated(calibration, tmp_path, monkeypatch):
+    monkeypatch.chdir(shutil.copytree(calibration, tmp_path / "here"))
+    return tmp_path / "here"
 
 
 def write_images(here, number):
@@ -48,18 +66,20 @@ def write_images(here, number):
     return map(str, paths)
 
 
-def test_it_fits_the_validation_images_of_the_run_and_says_what_changes(trained, capsys, monkeypatch):
+def test_it_fits_the_validation_images_of_the_run_and_says_what_changes(surer, tmp_path, capsys, monkeypatch):
+    shutil.copytree(surer, tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
     fitted_on = []
     fit = calibrate.fit_temperature
     monkeypatch.setattr(calibrate, "fit_temperature", lambda *both: fitted_on.append(both) or fit(*both))
-    before = everything_in(trained)
+    before = everything_in(tmp_path)
     assert run_here(*CALIBRATE, "--json=all.json") == 0
     out, error = capsys.readouterr()
     assert error == ""
-    after = everything_in(trained)
+    after = everything_in(tmp_path)
     assert after.keys() - before.keys() == {"run/calibration.json", "run/confusion.png", "all.json"}
     assert {name: after[name] for name in before} == before
-    content = json.loads((trained / "run/calibration.json").read_text())
+    content = json.loads((tmp_path / "run/calibration.json").read_text())
     assert list(content) == ["format", "temperature", "weights", "validation_images"]
     temperature = content["temperature"]
     assert content["validation_images"] == 140
@@ -70,14 +90,14 @@ def test_it_fits_the_validation_images_of_the_run_and_says_what_changes(trained,
     assert f"\nat temperature {temperature:.4g} " in out
     # The loss that the run recorded says which images they are.
     ((logits, labels),) = fitted_on
-    best = min(read_results(trained / "run"), key=lambda row: (float(row["valid_error"]), float(row["valid_loss"])))
+    best = min(read_results(tmp_path / "run"), key=lambda row: (float(row["valid_error"]), float(row["valid_loss"])))
     loss = torch.nn.functional.cross_entropy(logits.double() / 10, labels).item()
     assert loss == pytest.approx(float(best["valid_loss"]), rel=1e-5)
-    of_all = json.loads((trained / "all.json").read_text())
+    of_all = json.loads((tmp_path / "all.json").read_text())
     assert of_all["calibrated"]["temperature"] == temperature
     assert of_all["calibrated"]["negative_log_likelihood"] < of_all["negative_log_likelihood"]
     assert run_here(*CALIBRATE) == 0  # an earlier one is replaced
-    assert everything_in(trained) == after
+    assert everything_in(tmp_path) == after
 
 
 def test_a_later_evaluation_reports_on_it_and_leaves_it(calibrated, capsys):
