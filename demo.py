@@ -60,7 +60,8 @@ def train(settings: TrainSettings) -> None:
 
     All visible GPUs are used (CUDA_VISIBLE_DEVICES decides), or the CPU if there is none; "torchrun" in front of the
     program gives each GPU a process of its own. The folder --save holds results.csv, curves.png, model.pt (the chosen
-    weights), checkpoint.pt and config.json after every epoch. With --seeds there is such a folder for each seed.
+    weights), checkpoint.pt and config.json after every epoch, and results.json at the end. With --seeds there is such a
+    folder for each seed.
     """
     settings = checked(settings)
     if settings.seeds is None:

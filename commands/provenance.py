@@ -1,10 +1,14 @@
-"""Where a result comes from: versions of packages, and the commit of this code."""
+"""Where a result comes from: versions of packages, the commit of this code, and the command line."""
 
 import platform
+import re
+import shlex
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from train.processes import is_launched, starting_words
 
 VERSION = "1.1.0"  # of this program; CHANGELOG.md says what it changed
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,6 +40,12 @@ def git_revision(folder: Path = ROOT) -> str | None:
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def command_line() -> str:
+    """Return the words that started this program, quoted for a shell. User names and passwords in URLs are left out."""
+    words = [*starting_words(), *sys.argv[1:]] if is_launched() else sys.orig_argv
+    return shlex.join(re.sub(r"(?<=://)[^/@\s]*@", "", word) for word in words)
 
 
 def version_line(name: str) -> str:

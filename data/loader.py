@@ -225,10 +225,7 @@ def make_loaders(
     Raises:
         DataError: If `valid_size` leaves no image for training, or is given though the data set has validation images.
     """
-    train, valid = dataset.train, dataset.valid
-    size = validation_size(dataset, spec, valid_size)
-    if size is not None:
-        train, valid = split_validation(dataset.train, size=size, seed=seed)
+    train, valid = _training_and_validation(dataset, spec, valid_size=valid_size, seed=seed)
     loader = partial(Loader, batch_size=batch_size, mean=spec.mean, std=spec.std, shard=shard, limit=limit)
     num_classes = len(dataset.classes)
     return (
@@ -241,3 +238,20 @@ def make_loaders(
 def make_test_loader(dataset: Dataset, spec: DatasetSpec, device: torch.device, *, batch_size: int) -> Loader:
     """Return a loader of the test images alone, see `make_loaders`."""
     return Loader(dataset.test.to(device), batch_size=batch_size, mean=spec.mean, std=spec.std)
+
+
+def make_validation_loader(
+    dataset: Dataset, spec: DatasetSpec, device: torch.device, *, batch_size: int, valid_size: int | None, seed: int
+) -> Loader | None:
+    """Return a loader of the validation images alone, see `make_loaders`; None if no image is held out."""
+    _, valid = _training_and_validation(dataset, spec, valid_size=valid_size, seed=seed)
+    return Loader(valid.to(device), batch_size=batch_size, mean=spec.mean, std=spec.std) if valid else None
+
+
+def _training_and_validation(
+    dataset: Dataset, spec: DatasetSpec, *, valid_size: int | None, seed: int
+) -> tuple[Images, Images | None]:
+    size = validation_size(dataset, spec, valid_size)
+    if size is None:
+        return dataset.train, dataset.valid
+    return split_validation(dataset.train, size=size, seed=seed)

@@ -1,14 +1,13 @@
-"""A report on a test set: overall errors, the accuracy of each class, and which classes are confused."""
+"""A report on a test set: overall errors, calibration, the accuracy of each class, and which classes are confused."""
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 
 from torch import Tensor
 
 from commands.evaluate.confusion_counts import ConfusionCounts
+from commands.evaluate.reliability import BINS, Reliability
 from commands.tables import aligned, plain, to_csv
-from train.errors import RunError
 
 FEWEST_FOR_TOP5 = 10  # classes; among fewer, five guesses say little
 LARGEST_MATRIX = 12  # classes for which a terminal is wide enough
@@ -21,34 +20,35 @@ class Report:
     """Measurements on a test set of one image or more, with C classes.
 
     Attributes:
-        loss: Average cross entropy, natural logarithm.
         error: Fraction of images that are misclassified.
         top5_error: Fraction of images whose class is not among the five highest logits; None if there are few classes.
         confusion: int64 (C, C) on the CPU, number of images by true class (row) and predicted class (column).
         classes: Names of the classes.
+        reliability: Of the probabilities that the network gives.
+        calibrated: Of those at a temperature; None if there is no temperature.
     """
 
-    loss: float
     error: float
     top5_error: float | None
     confusion: Tensor
     classes: tuple[str, ...]
+    reliability: Reliability
+    calibrated: Reliability | None = None
 
     @classmethod
-    def from_counts(cls, counts: ConfusionCounts, classes: tuple[str, ...]) -> "Report":
-        """Wait for the device, and average over the images that were counted.
-
-        Raises:
-            RunError: If the loss is NaN or infinite.
-        """
+    def from_counts(
+        cls,
+        counts: ConfusionCounts,
+        classes: tuple[str, ...],
+        reliability: Reliability,
+        calibrated: Reliability | None = None,
+    ) -> "Report":
+        """Wait for the device, and average over the images that were counted."""
         confusion = counts.matrix.cpu()
         images = confusion.sum().item()
-        loss = counts.loss.item() / images
-        if not math.isfinite(loss):
-            raise RunError("the test loss is NaN or infinite, so the network's predictions mean nothing")
         top5_error = counts.top5_misses.item() / images if len(classes) >= FEWEST_FOR_TOP5 else None
         wrong = images - confusion.trace().item()
-        return cls(loss, wrong / images, top5_error, confusion, classes)
+        return cls(wrong / images, top5_error, confusion, classes, reliability, calibrated)
 
     @cached_property
     def rows(self) -> list["ClassRow"]:
@@ -63,19 +63,29 @@ class Report:
     def summary(self) -> str:
         """Error, loss and top-5 error on one line."""
         wrong = self.images - sum(row.correct for row in self.rows)
-        text = f"test error {self.error:.2%} ({wrong:,} of {self.images:,} images), loss {self.loss:.4f}"
+        text = f"test error {self.error:.2%} ({wrong:,} of {self.images:,} images), loss {self.reliability.loss:.4f}"
         return text + ("" if self.top5_error is None else f", top-5 error {self.top5_error:.2%}")
 
     def as_text(self) -> str:
-        """A line for each class, then the confusion matrix, or the largest confusions if it would be too wide."""
+        """The calibration, a line for each class, and the confusion matrix, or the largest confusions if it is wide."""
         header = ["class", "images", "accuracy", "most often misclassified as"]
         table = aligned([header, *map(self._class_cells, self.rows)])
         few = len(self.classes) <= LARGEST_MATRIX
-        return "\n\n".join([table, self._matrix() if few else self._largest_confusions()])
+        return "\n\n".join([self._calibration(), table, self._matrix() if few else self._largest_confusions()])
 
     def as_csv(self) -> bytes:
         """A line for each class: images, accuracy as a fraction, and how many images were predicted as each class."""
         return to_csv([self._record(row) for row in self.rows])
+
+    def _calibration(self) -> str:
+        header = ["probabilities", f"calibration error ({BINS} bins)", "negative log likelihood", "average confidence"]
+        rows = [("of the network", self.reliability)]
+        if self.calibrated:
+            rows.append((f"at temperature {self.calibrated.temperature:.4g}", self.calibrated))
+        cells = [
+            [name, f"{one.calibration_error:.2%}", f"{one.loss:.4f}", f"{one.confidence:.2%}"] for name, one in rows
+        ]
+        return aligned([header, *cells])
 
     def _class_cells(self, row: "ClassRow") -> list[str]:
         accuracy = "-" if row.accuracy is None else f"{row.accuracy:.2%}"

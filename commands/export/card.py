@@ -11,6 +11,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from commands.calibration import Calibration
 from commands.provenance import VERSION
 from commands.run_record import RunRecord
 from commands.saved_run import SavedRun
@@ -47,7 +48,13 @@ with torch.no_grad():
 
 
 def model_card(
-    run: SavedRun | WeightsFile, record: RunRecord | None, arguments: Mapping[str, Any], *, file: str, parameters: int
+    run: SavedRun | WeightsFile,
+    record: RunRecord | None,
+    arguments: Mapping[str, Any],
+    calibration: Calibration | None = None,
+    *,
+    file: str,
+    parameters: int,
 ) -> str:
     """Describe a file of weights: what it computes and how well, how to load it, and where it comes from.
 
@@ -55,6 +62,7 @@ def model_card(
         run: The run whose weights they are, or the file that they come from.
         record: The record of the run; None for a file.
         arguments: Arguments of `DenseNet`, by name.
+        calibration: A temperature for the logits, if one was fitted.
         file: Name of the file.
         parameters: Number of parameters.
     """
@@ -69,6 +77,7 @@ def model_card(
         "## How to load it",
         f"The folder `models/` of the program {PROGRAM}, needs nothing but PyTorch:",
         _fenced(_load(run, arguments, file), "python"),
+        *_temperature(calibration),
         "With the program itself:",
         _fenced(_commands(settings, file)),
         *_data(run),
@@ -117,6 +126,15 @@ def _results(record: RunRecord | None) -> list[str]:
     rows = [(name, f"{error:.2%}") for name, error in errors.items() if error is not None]
     table = [_table(("images", "error"), rows)] if rows else []
     return ["## Results", *table, f"One run with seed {plain(record.flags.get('seed'))}: {record.progress()}."]
+
+
+def _temperature(calibration: Calibration | None) -> list[str]:
+    if calibration is None:
+        return []
+    return [
+        f"Probabilities are better calibrated as `(logits / {calibration.temperature!r}).softmax(1)`: this temperature "
+        f"was fitted on {calibration.images:,} validation images."
+    ]
 
 
 def _load(run: SavedRun | WeightsFile, arguments: Mapping[str, Any], file: str) -> str:

@@ -35,20 +35,21 @@ def export(settings: ExportSettings) -> None:
 
     The formats torch and onnx need none of this code. The file takes images: float32 (N, C, H, W) of the run's size and
     channels (RGB if these are 3), pixels from 0 to 1 and not normalised, for any number N of them. It returns logits:
-    float32 (N, classes). The normalisation of the run is part of it. The weights are those in model.pt, and plain
-    modules run, whatever --efficient was. Before the file gets its name it is read back, by ONNX Runtime if it is ONNX,
-    and its logits are compared with the network's own; if they differ by more than rounding, the exit code is 1 and
-    there is no file.
+    float32 (N, classes). The normalisation of the run is part of it. If "evaluate --calibrate True" has left a
+    temperature for these weights in the folder of the run, the logits are divided by it, and a line says so. The
+    weights are those in model.pt, and plain modules run, whatever --efficient was. Before the file gets its name it is
+    read back, by ONNX Runtime if it is ONNX, and its logits are compared with the network's own; if they differ by more
+    than rounding, the exit code is 1 and there is no file.
 
-    A safetensors file holds the weights by their names in this program, without the normalisation. README.md beside it
-    is a model card for a model hub: results, how to load the weights, data with digests, flags and versions. The file
-    is read back and compared too, and --weights and --init_weights take it.
+    A safetensors file holds the weights by their names in this program, without normalisation and temperature.
+    README.md beside it is a model card for a model hub: results, how to load the weights, data with digests, flags and
+    versions. The file is read back and compared too, and --weights and --init_weights take it.
 
     Each file also holds texts in JSON: "classes" (names in the order of the logits), "mean", "std", "image_size",
     "preprocessing" (the steps by which the command predict turns an image of any size into such an input, in their
-    order), and "origin" (flags that decide results, versions of packages, git revision; no folders). In an ONNX file
-    they are metadata_props, in a safetensors file its metadata; torch.export.load returns them as extra_files, and its
-    result has module() to call.
+    order), "temperature" (the number by which the file's logits are divided; 1.0 if they are not), and "origin" (flags
+    that decide results, versions of packages, git revision; no folders). In an ONNX file they are metadata_props, in a
+    safetensors file its metadata; torch.export.load returns them as extra_files, and its result has module() to call.
     """
     suffix, packages = FORMATS[settings.format].suffix, FORMATS[settings.format].packages
     require_packages(*packages, flag="format", value=settings.format)

@@ -12,6 +12,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor, nn
 
+from commands.calibration import CALIBRATION, Calibrated, calibration_of
 from commands.export.card import model_card
 from commands.export.exporters import EXPORTERS, INPUT, OUTPUT
 from commands.export.formats import CARD, FORMATS
@@ -122,16 +123,21 @@ def export_run(run: SavedRun | WeightsFile, output: Path, *, format: str, thread
     runtime.use_threads(threads)
     with memory_explained(larger_machine):
         preprocessing = describe_preparation(image_size=image_size, channels=run.settings.in_channels, grey=grey)
-        metadata = metadata_of(run, image_size=image_size, preprocessing=preprocessing)
         record, loaded = _read(run)
-        network = PixelNetwork(loaded, run.mean, run.std)
+        calibration = calibration_of(run, loaded)
+        is_divided = calibration is not None and not FORMATS[format].has_card
+        temperature = calibration.temperature if calibration and is_divided else 1.0
+        metadata = metadata_of(run, image_size=image_size, preprocessing=preprocessing, temperature=temperature)
+        network = PixelNetwork(Calibrated(loaded, temperature) if is_divided else loaded, run.mean, run.std)
         exported = export_network(network, output, format=format, image_size=image_size, metadata=metadata)
     if not FORMATS[format].has_card:
         say(exported.describe(), exported.describe_function())
+        if is_divided:
+            say(f"{OUTPUT} are divided by temperature {temperature:.4g}, from {run.path / CALIBRATION}")
         return
     parameters = sum(parameter.numel() for parameter in loaded.parameters())
     arguments = densenet_arguments(loaded.state_dict())
-    card = model_card(run, record, arguments, file=output.name, parameters=parameters)
+    card = model_card(run, record, arguments, calibration, file=output.name, parameters=parameters)
     write_new(output.with_name(CARD), card.encode())
     say(exported.describe(), f"The model card {output.with_name(CARD)} says how to load it.")
 
@@ -142,7 +148,11 @@ def _read(run: SavedRun | WeightsFile) -> tuple[RunRecord | None, DenseNet]:
 
 
 def metadata_of(
-    run: SavedRun | WeightsFile, *, image_size: int, preprocessing: Mapping[str, str | int]
+    run: SavedRun | WeightsFile,
+    *,
+    image_size: int,
+    preprocessing: Mapping[str, str | int],
+    temperature: float = 1.0,
 ) -> dict[str, str]:
     """Return the texts that a file holds besides the network, each of them JSON.
 
@@ -150,6 +160,7 @@ def metadata_of(
         run: The run, or a file of weights.
         image_size: Height and width of images.
         preprocessing: The steps from an image of any size to the pixels that the file takes, in their order.
+        temperature: The number by which the logits are divided.
     """
     values = {
         "classes": run.classes,
@@ -157,6 +168,7 @@ def metadata_of(
         "std": run.std,
         "image_size": image_size,
         "preprocessing": dict(preprocessing),
+        "temperature": temperature,
         "origin": run.origin(),
     }
     return {name: json.dumps(value) for name, value in values.items()}

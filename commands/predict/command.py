@@ -29,7 +29,8 @@ def predict(settings: PredictSettings) -> None:
     Any image file that Pillow can read will do, and any array in a .npy file with the channels of the run: it is
     resized and cropped in the same way as the test images of the run. A line is printed for each file, with its path,
     its class and the probability that the network gives to it. A file that is no image, or has other channels, gets a
-    line on stderr, and the exit code is then 1.
+    line on stderr, and the exit code is then 1. If "evaluate --calibrate True" has left a temperature for these weights
+    in the folder of the run, probabilities are those at this temperature, and a line on stderr says so.
     """
     require_new(settings.csv, flag="csv", suffix=".csv")
     run = read_trained(settings)

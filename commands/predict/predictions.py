@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from commands.calibration import CALIBRATION, Calibrated, calibration_of
 from commands.memory import larger_machine, memory_explained, smaller_batch
 from commands.outputs import write_new
 from commands.saved_run import SavedRun
@@ -50,7 +51,8 @@ def predict_images(
 ) -> None:
     """Print the most likely classes of image files, and on request write them to a CSV file.
 
-    Images are resized and cropped in the same way as the images that the run is tested on.
+    Images are resized and cropped in the same way as the images that the run is tested on. If the folder of the run has
+    a temperature for its weights, probabilities are those at this temperature, and a line on stderr says so.
 
     Args:
         run: The run, or a file of weights.
@@ -73,8 +75,13 @@ def predict_images(
     device = runtime.pick_device()
     with memory_explained(larger_machine):
         network = runtime.placed(run.network(), device)
+        calibration = calibration_of(run, network)
     with memory_explained(smaller_batch(batch_size)):
         model = replicas.replicate(network, device, precision=run.settings.precision).evaluation
+        if calibration:
+            model = Calibrated(model, calibration.temperature)
+            temperature = f"{calibration.temperature:.4g}, from {run.path / CALIBRATION}"
+            say_error(f"note: probabilities are those at temperature {temperature}")
         batches = read_images(
             paths,
             image_size=run.settings.pixels,

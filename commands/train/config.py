@@ -1,10 +1,10 @@
-"""config.json of a run: its settings, classes and normalisation, and the versions of code and packages."""
+"""config.json of a run: settings, classes and normalisation, command line, and versions of code and packages."""
 
 from typing import Any
 
 from torch import nn
 
-from commands.provenance import VERSION, git_revision, versions
+from commands.provenance import VERSION, command_line, git_revision, versions
 from commands.recipes import altered_flags
 from commands.settings import TrainSettings
 from data.datasets import DatasetSpec
@@ -36,4 +36,5 @@ def config_of(
         "versions": versions(),
         "version": VERSION,
         "git_revision": git_revision(),
+        "command_line": command_line(),
     }

@@ -11,6 +11,7 @@ from commands.train.config import config_of
 from commands.train.curves import Curves
 from commands.train.dataset import read_dataset
 from commands.train.initial_weights import load_initial_weights, read_initial_weights
+from commands.train.summary import Summary
 from commands.train.tensorboard import Events
 from data.datasets import DATASETS, DatasetSpec, validation_size
 from data.splits import Dataset
@@ -59,11 +60,12 @@ def choose(settings: TrainSettings, folder: RunFolder) -> TrainSettings:
 
 
 def add_writers(settings: TrainSettings, folder: RunFolder) -> None:
-    """Let the folder write curves.png, and events for TensorBoard if they are asked for, after each epoch."""
+    """Let the folder write curves.png, events for TensorBoard if they are asked for, and results.json at the end."""
     title, smoothing, mixes = title_of(settings), settings.label_smoothing, settings.mixes
     folder.add_writer(lambda directory: Curves(directory, title=title, label_smoothing=smoothing, mixes=mixes))
     if settings.tensorboard:
         folder.add_writer(Events)
+    folder.add_writer(lambda directory: Summary(directory, settings))
 
 
 def title_of(settings: TrainSettings) -> str:

@@ -2,7 +2,10 @@
 
 import csv
 import io
+import json
 import os
+
+import numpy as np
 
 from commands.evaluate.confusion_counts import ConfusionCounts
 from tests.support.application import run_here
@@ -84,10 +87,13 @@ def test_notes_errors_and_tracebacks_of_train_are_lines(tmp_path, monkeypatch, c
 def test_names_of_classes_are_written_as_they_are_on_disk(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for use in ("train", "test"):
-        for folder in ("caf\udce9", "a\rb\nc", "=1+1", "日本"):
+        for folder in ("caf\udce9", "a\rb\nc", "=1+1\x7f", "日本"):
             images(tmp_path / f"data/{use}" / folder, "0.png", "1.png")
     assert run_here(*SMALL, "--data=data", "--valid_size=2", "--save=run") == 0
-    assert run_here("evaluate", "--save=run", "--csv=classes.csv") == 0
+    assert_printable(*capsys.readouterr())
+    assert run_here("evaluate", "--save=run", "--csv=classes.csv", "--json=-", "--predictions=all.npz") == 0
+    out, error = capsys.readouterr()
+    assert_printable(out, error)
     assert run_here("predict", "--save=run", "data/test", "--csv=files.csv", "--top=4") == 0
     assert_printable(*capsys.readouterr())
     on_disk = {os.fsencode(entry.name) for entry in os.scandir("data/test")}
@@ -98,6 +104,12 @@ def test_names_of_classes_are_written_as_they_are_on_disk(tmp_path, monkeypatch,
     assert {row[0] for row in rows} == on_disk
     assert set(header[3:]) == {b"predicted " + name for name in on_disk}
     assert all((tmp_path / "files.csv").read_bytes().count(name) >= 8 for name in on_disk)
+    with np.load("all.npz", allow_pickle=False) as answers:
+        assert [os.fsencode(str(name)) in on_disk for name in answers["classes"]] == [True] * 4
+        assert {os.fsencode(str(path)) for path in answers["paths"]} == {
+            name + b"/" + file for name in on_disk for file in (b"0.png", b"1.png")
+        }
+    assert {os.fsencode(row["class"]) for row in json.loads(out)["classes"]} == on_disk
 
 
 def test_a_result_is_printed_even_if_its_file_cannot_be_written(here, monkeypatch, capsys):

@@ -28,7 +28,7 @@ import matplotlib.image
 from tests.faults.failing_system import ERRORS, KILLS
 from tests.support.application import ROOT, assert_same_run, command
 from train.run.checkpoint import Checkpoint, read_checkpoint
-from train.run.config import CHECKPOINT, CONFIG, CURVES, FILES, MODEL, PREVIOUS, RESULTS
+from train.run.config import CHECKPOINT, CONFIG, CURVES, FILES, MODEL, PREVIOUS, RESULTS, SUMMARY
 from train.run.files import load_tensors
 from train.run.history import to_csv
 
@@ -141,6 +141,7 @@ def check_files(save: Path) -> int:
         RESULTS: Path.read_bytes,
         MODEL: load_tensors,
         CURVES: matplotlib.image.imread,
+        SUMMARY: lambda path: json.loads(path.read_text()),
     }
     content = {}
     for name, read in readers.items():

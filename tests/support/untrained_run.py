@@ -15,7 +15,7 @@ from tests.support.synthetic_runs import make_rows
 from train.run import files
 from train.run.acquire import acquire
 from train.run.checkpoint import Checkpoint
-from train.run.config import CURVES
+from train.run.config import CURVES, SUMMARY
 from train.run.identity import RunIdentity
 from train.run.open_folder import OpenFolder
 from train.run.run_folder import RunFolder
@@ -72,7 +72,8 @@ def run_quickly(
 
     with acquire(save, identity, resume=resume) as folder, calling(now, folder):
         folder.add_writer(lambda directory: Moment(now, "before the curves"))
-        folder.add_writer(PlainCurves)
+        folder.add_writer(lambda directory: PlainFile(directory, CURVES))
+        folder.add_writer(lambda directory: PlainFile(directory, SUMMARY))
         folder.add_writer(lambda directory: Moment(now, "before the events"))
         if events:
             folder.add_writer(Events)
@@ -106,14 +107,15 @@ class Moment:
         self.now(self.name)
 
 
-class PlainCurves:
-    """Curves that take no time to draw."""
+class PlainFile:
+    """A writer of a file that takes no time to make."""
 
-    def __init__(self, directory: OpenFolder):
+    def __init__(self, directory: OpenFolder, name: str):
         self.directory = directory
+        self.name = name
 
     def write(self, rows: object) -> None:
-        self.directory.write(CURVES, lambda file: file.write(b"curves"))
+        self.directory.write(self.name, lambda file: file.write(b"contents"))
 
 
 @contextmanager

@@ -10,7 +10,8 @@ from train.errors import UserError
 
 CONFIG, CHECKPOINT, RESULTS, MODEL, CURVES = "config.json", "checkpoint.pt", "results.csv", "model.pt", "curves.png"
 PREVIOUS, DAMAGED = "checkpoint.previous.pt", "checkpoint.damaged.pt"
-FILES = (CONFIG, CHECKPOINT, PREVIOUS, RESULTS, MODEL, CURVES)
+SUMMARY = "results.json"
+FILES = (CONFIG, CHECKPOINT, PREVIOUS, RESULTS, MODEL, CURVES, SUMMARY)
 
 LARGEST = 1_000_000  # bytes of config.json
 

@@ -29,7 +29,9 @@ def test_the_error_is_the_recorded_one_and_the_plot_lies_in_the_run(here, capsys
     assert lines[1].startswith(f"test error {float(row['test_error']):.2%} ({wrong} of 355 images), loss ")
     assert "top-5 error" in lines[1]
     assert lines[2] == "the run recorded the same test error"
-    assert lines[-1] == "The confusion matrix is in run/confusion.png; the next evaluation replaces it."
+    assert lines[-1] == (
+        "Confusion matrix and reliability diagram are in run/confusion.png; the next evaluation replaces it."
+    )
     assert (here / "run/confusion.png").read_bytes()[:4] == b"\x89PNG"
     after = everything_in(here)
     assert after.keys() - before.keys() == {"run/confusion.png"}
@@ -54,7 +56,7 @@ def test_new_files_hold_table_and_plot_and_the_run_stays_as_it_is(here, capsys):
     before = everything_in(here / "run")
     assert run_here(*EVALUATE, "--batch_size=50", "--plot=c.png", "--csv=t.csv") == 0
     assert everything_in(here / "run") == before
-    assert capsys.readouterr().out.endswith("\n\nThe confusion matrix is in c.png.\n")
+    assert capsys.readouterr().out.endswith("\n\nConfusion matrix and reliability diagram are in c.png.\n")
     assert (here / "c.png").read_bytes()[:4] == b"\x89PNG"
     rows = read_csv(here / "t.csv")
     correct = sum(int(row[f"predicted {row['class']}"]) for row in rows)

@@ -119,7 +119,7 @@ def test_two_lines_describe_the_file(name, exported):
 def metadata_of(folder, name: str) -> dict[str, str]:
     if name == "onnx":
         return {entry.key: entry.value for entry in onnx.load(folder / FILES[name]).metadata_props}
-    texts = dict.fromkeys(("classes", "mean", "std", "image_size", "preprocessing", "origin"), "")
+    texts = dict.fromkeys(("classes", "mean", "std", "image_size", "preprocessing", "temperature", "origin"), "")
     torch.export.load(folder / FILES[name], extra_files=texts)
     return texts
 
@@ -130,6 +130,7 @@ def test_classes_normalisation_and_origin_are_in_the_file(name, exported):
     metadata = {key: json.loads(text) for key, text in metadata_of(folder, name).items()}
     origin = metadata.pop("origin")
     assert metadata.pop("preprocessing") == describe_preparation(image_size=32, grey=True)
+    assert metadata.pop("temperature") == 1
     assert metadata == {"classes": [*"0123456789"], "mean": [0.30511] * 3, "std": [0.32382] * 3, "image_size": 32}
     config = json.loads((folder / "config.json").read_text())
     assert (origin["versions"], origin["git_revision"]) == (config["versions"], config["git_revision"])

@@ -78,7 +78,7 @@ def test_finished_run_says_so_and_is_left_alone(long_copy, capsys):
 
 def test_files_that_a_kill_has_damaged_or_removed_are_written_again(long_copy):
     before = everything_in(long_copy)
-    for name in ("results.csv", "model.pt", "curves.png"):
+    for name in ("results.csv", "model.pt", "curves.png", "results.json"):
         (long_copy / name).unlink()
     (long_copy / ".model.pt.tmp").write_bytes(b"half")
     assert run_here(f"--save={long_copy}", "--resume") == 0
