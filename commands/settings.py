@@ -103,8 +103,8 @@ class TrainSettings(Settings):
         "Dropout after every convolution except the first. The paper uses 0.2 without augmentation.", default=0.0
     )
     init_weights: Path | None = flag(
-        "Start from the weights in this file: of a run of this program, of torchvision or of earlier efficient "
-        "DenseNets. A classifier for other classes is left out.",
+        "Start from the weights in this file: of a run of this program, of torchvision, timm, MONAI, pytorchcv, "
+        "andreasveit/densenet-pytorch or earlier efficient DenseNets. A classifier for other classes is left out.",
         default=None,
         role=Role.FILE_NAME,
     )

@@ -1,6 +1,7 @@
 """A file of weights that another command uses: the network that they belong to, and what is known of its data set."""
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,9 @@ from commands.settings import TrainSettings
 from data.class_names import CLASS_NAMES
 from data.datasets import DATASETS
 from train.errors import UserError
+from train.run.config import texts
+from train.run.file_kinds import HEAD, is_safetensors
+from train.run.safetensors_files import metadata_in
 
 if TYPE_CHECKING:
     from models import DenseNet
@@ -155,7 +159,7 @@ def _normalisation(path: Path, channels: int, *, dataset: str) -> tuple[tuple[fl
 
 
 def _class_names(path: Path, num_classes: int, *, dataset: str, data: Path | None) -> tuple[str, ...]:
-    """Return the names of the classes; numbers if they are those of a folder that is not given.
+    """Return the names of the classes: for a folder those that it has, or the file records, or else numbers.
 
     Raises:
         UserError: If the data set has another number of classes.
@@ -163,10 +167,21 @@ def _class_names(path: Path, num_classes: int, *, dataset: str, data: Path | Non
     from data.folder import class_names
 
     if dataset == "folder":
-        names = class_names(data) if data else tuple(map(str, range(num_classes)))
+        names = class_names(data) if data else _recorded_classes(path, num_classes)
     else:
         names = CLASS_NAMES[dataset]
     if len(names) != num_classes:
         where = f"--data {data}" if dataset == "folder" else f"--dataset {dataset}"
         raise UserError(f"the weights in {path} are for {num_classes:,} classes, but {where} has {len(names):,}")
     return names
+
+
+def _recorded_classes(path: Path, num_classes: int) -> tuple[str, ...]:
+    """Return the names of the classes that the command export writes into safetensors; numbers if there are none."""
+    content = path.read_bytes()
+    metadata = metadata_in(content) if is_safetensors(content[:HEAD]) else {}
+    try:
+        names = texts({"classes": json.loads(metadata.get("classes", ""))}, "classes")
+    except ValueError:  # other programs may use the same word for something else
+        names = ()
+    return names if len(names) == num_classes else tuple(map(str, range(num_classes)))

@@ -26,7 +26,8 @@ def arguments_of(tensors: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: If they belong to no DenseNet.
     """
-    shapes = {name: tuple(value.shape) for name, value in tensors.items() if isinstance(value, Tensor)}
+    plain = {name: value for name, value in tensors.items() if isinstance(value, Tensor) and not value.is_nested}
+    shapes = {name: tuple(value.shape) for name, value in plain.items()}
     try:
         return _arguments(shapes)
     except KeyError as error:

@@ -196,12 +196,11 @@ def _other_shape(given: Mapping[str, Any], own: Mapping[str, Tensor]) -> str:
     The text is empty if there are none, or the weights do not tell.
     """
     try:
-        theirs, ours = arguments_of(given), arguments_of(own)
+        theirs, ours = arguments_of({**given, **{name: own[name] for name in CLASSIFIER}}), arguments_of(own)
     except ValueError:
         return ""
     differences = [f"{name} {theirs[name]}, not {ours[name]}" for name in ours if theirs[name] != ours[name]]
-    others = [text for text in differences if not text.startswith("num_classes ")]
-    return f", as they are of one with {' and '.join(others)}" if others else ""
+    return f", as they are of one with {' and '.join(differences)}" if differences else ""
 
 
 def _misfit(value: Any, own: Tensor) -> str:

@@ -75,13 +75,13 @@ def model_card(
         f"pixels into {len(run.classes):,} classes{names}.",
         *_results(record),
         "## How to load it",
-        f"The folder `models/` of the program {PROGRAM}, needs nothing but PyTorch:",
+        f"With the folder `models/` of the program {PROGRAM}, and the packages torch and safetensors:",
         _fenced(_load(run, arguments, file), "python"),
         *_temperature(calibration),
-        "With the program itself:",
+        "With the whole program:",
         _fenced(_commands(settings, file)),
         *_data(run),
-        *(_training(run, record) if isinstance(run, SavedRun) else _unknown_training(run)),
+        *(_training(run) if isinstance(run, SavedRun) else _unknown_training(run)),
         "## Citation",
         _fenced(PAPER, "bibtex"),
     ]
@@ -176,7 +176,7 @@ def _num_images(run: SavedRun) -> dict[str, int]:
         return {}
 
 
-def _training(run: SavedRun, record: RunRecord | None) -> list[str]:
+def _training(run: SavedRun) -> list[str]:
     """The flags that decide the results of a run, and the versions of all that it ran on."""
     flags, defaults = run.origin()["flags"], TrainSettings.defaults()
     changed = [f"--{name} {shlex.quote(str(flags[name]))}" for name in flags if flags[name] != defaults.get(name)]

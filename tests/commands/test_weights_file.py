@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from commands.networks import NetworkSettings, flags_of_arguments
@@ -83,6 +84,24 @@ def test_classes_of_a_folder_are_named_by_it_or_numbered(tmp_path, monkeypatch, 
     out = capsys.readouterr().out
     assert out.startswith("DenseNet-BC (L=10, k=2) on folder images, weights in w.pt\n")
     assert out.endswith("The confusion matrix is in c.png.\n")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "names"),
+    [
+        ({"classes": '["ant", "bee", "cat"]'}, {"ant", "bee", "cat"}),
+        ({"classes": '["ant", "bee"]'}, {"0", "1", "2"}),
+        ({"classes": "ant, bee, cat"}, {"0", "1", "2"}),
+        ({"classes": '{"ant": 0}'}, {"0", "1", "2"}),
+        (None, {"0", "1", "2"}),
+    ],
+)
+def test_classes_of_a_folder_are_those_that_the_file_records(metadata, names, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "a.png", encoded(picture(32, 32), "PNG"))
+    save_file(densenet_bc(10, 2, num_classes=3).state_dict(), "w.safetensors", metadata)
+    assert run_here("predict", "a.png", "--weights=w.safetensors", "--dataset=folder", "--top=3") == 0
+    assert set(capsys.readouterr().out.split()[1::2]) == names
 
 
 def test_what_is_not_taken_from_a_file_is_said(veit, capsys):

@@ -12,6 +12,8 @@ from tests.support.other_programs import OTHER_NETWORKS, PyTorchCv, Veit, small_
 from tests.support.perturbed_weights import with_prefixes, with_random_norms
 from tests.support.tensor_measurements import unequal
 
+ONLY = "the weights do not fit the network"
+
 
 def logits_of(network: nn.Module, size: int = 32) -> torch.Tensor:
     images = torch.randn(3, 3, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
@@ -76,6 +78,13 @@ def test_a_classifier_of_other_classes_is_left_on_request():
     assert torch.equal(ours.features.conv0.weight, theirs.conv1.weight)
 
 
+def test_a_new_classifier_does_not_hide_how_the_networks_differ():
+    with pytest.raises(
+        ValueError, match=rf"{ONLY}, as they are of one with block_config \(2, 2, 2\), not \(1, 1, 1\); "
+    ):
+        load_weights(densenet_bc(10, 4), small_veit(num_classes=7).state_dict(), replace_classifier=True)
+
+
 def test_averages_come_last_with_other_names_too():
     weights, ours = small_veit().state_dict(), densenet_bc(16, 4)
     content = {"ema": {name: value + 1 for name, value in weights.items()}, "net": weights}
@@ -106,7 +115,6 @@ def changed(change, **others) -> dict:
     return weights
 
 
-ONLY = "the weights do not fit the network"
 REFUSED = {
     "deeper": (
         Veit(layers=3).state_dict(),
