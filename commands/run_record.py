@@ -160,7 +160,10 @@ def _runs_below(folder: Path, *, levels: int) -> list[Path]:
     try:
         if (folder / CONFIG).exists():
             return [folder]
-        inside = [path for path in folder.iterdir() if path.is_dir()] if levels else []
+        if not levels:
+            return []
+        with os.scandir(folder) as entries:
+            inside = [folder / entry.name for entry in entries if entry.is_dir()]
     except OSError:  # if it was named, reading it raises this again, as one line
         return []
     return [run for path in sorted(inside, key=_by_number) for run in _runs_below(path, levels=levels - 1)]
