@@ -1,7 +1,8 @@
 """From the pixels of a batch to what a network is trained on, by the plan of an epoch.
 
-The steps in their order: crop and flip, TrivialAugment, normalisation, random erasing and cutout, mixup or cutmix. A
-border of the mean colour is exact only after normalisation; so the crop comes later where no other step is in between.
+The steps in their order: crop and flip, TrivialAugment, normalisation, random erasing and cutout, mixup or cutmix. With
+a border of the mean colour and without TrivialAugment the crop comes after normalisation, where that colour is exactly
+0; in pixels it is rounded to whole numbers.
 """
 
 from collections.abc import Sequence

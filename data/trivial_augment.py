@@ -6,12 +6,13 @@ of the same shape. Sums are of whole numbers, and each product is rounded by its
 device or on the other images of the batch.
 
 References:
-    Müller and Hutter, TrivialAugment: Tuning-free Yet State-of-the-Art Data Augmentation, 2021 (arXiv:2103.10158), the
-    wide space of its table 6.
+    Müller and Hutter, TrivialAugment: Tuning-free Yet State-of-the-Art Data Augmentation, 2021 (arXiv:2103.10158): its
+    wide augmentation space.
 """
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from torch import Tensor
 LEVELS = 31  # from no change to the strongest one
 STRENGTHS = 2 * LEVELS  # a strength s is the level s // 2, in its opposite direction if s is odd
 STEEPEST_SHEAR = 0.99
-LONGEST_SHIFT = 32.0  # pixels, whatever the size of the image
+LONGEST_TRANSLATION = 32.0  # pixels, whatever the size of the image
 LARGEST_ANGLE = 135.0  # degrees
 LARGEST_CHANGE = 0.99  # of brightness, colour, contrast and sharpness, from 1
 MOST_BITS_LOST = 6  # of the 8 of a pixel
@@ -94,16 +95,17 @@ def _identity(images: Tensor, strengths: Tensor) -> Tensor:
 # (1/2, 1/2).
 
 
-def _sample(images: Tensor, matrices: Tensor, strengths: Tensor, *, pivot: float = 0.0) -> Tensor:
+def _sample(images: Tensor, strengths: Tensor, *, matrices: Tensor, pivot: float = 0.0) -> Tensor:
     """Fetch each pixel from the point that an affine map sends it to. Points outside the image are black.
 
     Args:
         images: uint8 (n, C, H, W).
-        matrices: float64 (STRENGTHS, 2, 3).
         strengths: int64 (n,).
+        matrices: float64 (STRENGTHS, 2, 3), the map of each strength.
         pivot: The origin of the maps, as a fraction of width and height.
     """
     _, channels, height, width = images.shape
+    # Each coefficient is (n, 1, 1).
     (a, b, c), (d, e, f) = matrices.to(images.device, non_blocking=True)[strengths].permute(1, 2, 0)[..., None, None]
     x, y = (
         torch.arange(size, dtype=torch.float64, device=images.device) + (0.5 - pivot * size) for size in (width, height)
@@ -127,29 +129,9 @@ def _rotation(degrees: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 SHEAR_X = _matrices(lambda slope: ((1, slope, 0), (0, 1, 0)), STEEPEST_SHEAR)
 SHEAR_Y = _matrices(lambda slope: ((1, 0, 0), (slope, 1, 0)), STEEPEST_SHEAR)
-SHIFT_X = _matrices(lambda shift: ((1, 0, -int(shift)), (0, 1, 0)), LONGEST_SHIFT)
-SHIFT_Y = _matrices(lambda shift: ((1, 0, 0), (0, 1, -int(shift))), LONGEST_SHIFT)
+TRANSLATE_X = _matrices(lambda shift: ((1, 0, -int(shift)), (0, 1, 0)), LONGEST_TRANSLATION)
+TRANSLATE_Y = _matrices(lambda shift: ((1, 0, 0), (0, 1, -int(shift))), LONGEST_TRANSLATION)
 ROTATE = _matrices(_rotation, LARGEST_ANGLE)
-
-
-def _shear_x(images: Tensor, strengths: Tensor) -> Tensor:
-    return _sample(images, SHEAR_X, strengths)
-
-
-def _shear_y(images: Tensor, strengths: Tensor) -> Tensor:
-    return _sample(images, SHEAR_Y, strengths)
-
-
-def _shift_x(images: Tensor, strengths: Tensor) -> Tensor:
-    return _sample(images, SHIFT_X, strengths)
-
-
-def _shift_y(images: Tensor, strengths: Tensor) -> Tensor:
-    return _sample(images, SHIFT_Y, strengths)
-
-
-def _rotate(images: Tensor, strengths: Tensor) -> Tensor:
-    return _sample(images, ROTATE, strengths, pivot=0.5)
 
 
 # Colours and sharpness: a blend of the image with another one, beyond the image where its share is above 1.
@@ -239,11 +221,11 @@ def _equalize(images: Tensor, strengths: Tensor) -> Tensor:
 
 OPERATIONS: dict[str, Operation] = {
     "identity": _identity,
-    "shear_x": _shear_x,
-    "shear_y": _shear_y,
-    "translate_x": _shift_x,
-    "translate_y": _shift_y,
-    "rotate": _rotate,
+    "shear_x": partial(_sample, matrices=SHEAR_X),
+    "shear_y": partial(_sample, matrices=SHEAR_Y),
+    "translate_x": partial(_sample, matrices=TRANSLATE_X),
+    "translate_y": partial(_sample, matrices=TRANSLATE_Y),
+    "rotate": partial(_sample, matrices=ROTATE, pivot=0.5),
     "brightness": _brightness,
     "color": _color,
     "contrast": _contrast,

@@ -20,7 +20,8 @@ class Row:
     Attributes:
         epoch: The epoch, counted from 1.
         train_loss: Average training loss over the epoch, while the weights change and dropout is on.
-        train_error: Fraction of training images classified wrongly, over the same epoch.
+        train_error: Fraction of training images classified wrongly, over the same epoch. Of a mixture of two images the
+            class with the larger share is right.
         valid_loss: Average validation loss after the epoch; None without validation images.
         valid_error: Fraction of validation images classified wrongly; None without validation images.
         test_error: Fraction of test images that the chosen weights classify wrongly; only in the last row of a
