@@ -45,8 +45,9 @@ def with_adapted_input(given: Mapping[str, Any], own: Mapping[str, Tensor]) -> d
         own: The network's state_dict; may be on `meta`.
     """
     weight, expected = given.get(FIRST_CONVOLUTION), own[FIRST_CONVOLUTION]
-    is_plain = isinstance(weight, Tensor) and weight.layout == torch.strided and not weight.is_nested
-    if not (is_plain and weight.is_floating_point()):
+    if not isinstance(weight, Tensor) or not weight.is_floating_point():
+        return dict(given)
+    if weight.is_nested or weight.layout != torch.strided:
         return dict(given)
     old, new = tuple(weight.shape), tuple(expected.shape)
     if old == new or len(old) != 4 or 0 in old or (old[0], *old[2:]) != (new[0], *new[2:]):
