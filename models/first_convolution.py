@@ -47,7 +47,7 @@ def with_adapted_input(given: Mapping[str, Any], own: Mapping[str, Tensor]) -> d
     weight, expected = given.get(FIRST_CONVOLUTION), own[FIRST_CONVOLUTION]
     if not isinstance(weight, Tensor) or not weight.is_floating_point():
         return dict(given)
-    if weight.layout != torch.strided or weight.is_nested:
+    if weight.is_nested or weight.layout != torch.strided:
         return dict(given)
     old, new = tuple(weight.shape), tuple(expected.shape)
     if old == new or len(old) != 4 or 0 in old or (old[0], *old[2:]) != (new[0], *new[2:]):
