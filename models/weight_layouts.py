@@ -1,7 +1,6 @@
 """The names that programs give to the tensors of a DenseNet.
 
-All of them compute the same from tensors of the same shapes. Only their names for the modules differ, and the one
-before each name that is a prefix.
+All of them compute the same from tensors of the same shapes; only their names for the modules differ.
 """
 
 import re
