@@ -147,6 +147,14 @@ def test_nobody_listens(tmp_path):
     assert time.monotonic() < begin + 10
 
 
+def test_the_failure_of_all_addresses_does_not_matter_if_the_file_has_come_from_elsewhere(tmp_path):
+    (tmp_path / f"{NAME}.part").write_bytes(CONTENTS[:10])
+    with serving({NAME: CONTENTS}, Fault(codes=(404,))) as server:
+        put = lambda line: (tmp_path / NAME).write_bytes(CONTENTS)  # noqa: E731
+        fetch(tmp_path / NAME, file_at(server.url), Downloads(notify=put, limits=HASTY))
+    assert contents_of(tmp_path).keys() == {NAME}
+
+
 def test_other_contents_of_the_right_size(tmp_path):
     with serving({NAME: CONTENTS[::-1]}) as server:
         assert "sends a file with another md5 digest" in refused(CorruptedData, tmp_path / "new", server)
