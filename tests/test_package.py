@@ -29,6 +29,16 @@ network = densenet_bc(depth=10, growth_rate=2)
 assert type(network) is DenseNet and network(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
 assert {"densenet121", "load_weights"} <= {*dir(densenets)} and not hasattr(densenets, "nothing")
 """
+HINTS = """
+import os
+import sys
+import densenets
+sys.path.insert(0, densenets.__path__[-1])
+from train.processes import starting_words
+assert starting_words() == ["densenets"]
+os.environ |= {"TORCHELASTIC_RUN_ID": "1", "GROUP_WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "2"}
+assert starting_words() == ["torchrun", "--nproc_per_node=2", "-m", "densenets"]
+"""
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +95,9 @@ def test_the_command_names_itself_and_ignores_packages_where_it_stands(installed
     assert "demo.py" not in help.stdout
 
 
-def test_the_networks_are_importable_from_one_name(installed, tmp_path):
-    result = run(tmp_path, "-c", LIBRARY, environment={"PYTHONPATH": str(installed)})
+@pytest.mark.parametrize("program", [LIBRARY, HINTS], ids=["library", "hints"])
+def test_it_works_as_a_library_and_names_the_command_that_continues_a_run(program, installed, tmp_path):
+    result = run(tmp_path, "-c", program, environment={"PYTHONPATH": str(installed)})
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 

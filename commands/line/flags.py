@@ -113,7 +113,8 @@ class Settings:
 
     def plain(self) -> dict[str, Any]:
         """All values by name, as config.json holds them: paths are absolute, so that they are found from any folder."""
-        values = {name: getattr(self, name) for name in self.flags() if name not in self.names(Role.SHORTHAND)}
+        recorded = [name for name, flag in self.flags().items() if Role.SHORTHAND not in flag.role]
+        values = {name: getattr(self, name) for name in recorded}
         return {
             name: os.path.normpath(value.absolute()) if isinstance(value, Path) else value
             for name, value in values.items()

@@ -128,6 +128,8 @@ class _Transfer:
                 waiting.appendleft(source)
             else:
                 self._problems[source.url] = OtherFile("sends a file with another md5 digest")
+        if self._path.exists():
+            raise _Arrived
         raise self._failure() from [*self._problems.values()][-1]
 
     def _receive(self, source: _Source, *, has_others: bool) -> None:

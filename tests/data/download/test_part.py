@@ -1,5 +1,6 @@
 """Part files: who may write them, and what becomes of them."""
 
+import errno
 import os
 import re
 from contextlib import nullcontext
@@ -47,7 +48,7 @@ def test_there_is_no_part_of_a_file_that_is_there(tmp_path):
 def test_a_link_is_not_followed(tmp_path):
     (tmp_path / "theirs").write_bytes(b"precious")
     (tmp_path / "file.part").symlink_to("theirs")
-    with pytest.raises(OSError, match=re.escape(os.strerror(40))), open_part(tmp_path / "file", SILENT):
+    with pytest.raises(OSError, match=re.escape(os.strerror(errno.ELOOP))), open_part(tmp_path / "file", SILENT):
         pass
     assert (tmp_path / "theirs").read_bytes() == b"precious"
 
@@ -55,7 +56,7 @@ def test_a_link_is_not_followed(tmp_path):
 @pytest.fixture
 def no_locks(monkeypatch):
     def unavailable(*_, **__):
-        raise OSError(37, "No locks available")
+        raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr("filelock.lock_descriptor", unavailable)
 
