@@ -131,7 +131,9 @@ def test_training_lines_train(line, tmp_path, server, monkeypatch):
         torch.save(weights, settings.init_weights, _use_new_zipfile_serialization=False)
     more = {flag: value for flag, value in small.items() if f"--{flag}" not in words}
     assert run_here(*words, *(f"--{flag}={value}" for flag, value in more.items())) == 0
-    assert read_results(tmp_path / "run")[-1]["test_error"] != ""
+    runs = [path.parent for path in (tmp_path / "run").rglob("results.csv")]  # several with --seeds
+    assert runs
+    assert all(read_results(run)[-1]["test_error"] != "" for run in runs)
 
 
 @pytest.mark.parametrize("line", [line for line in LINES if command_of(line) not in ("train", "check", "benchmark")])
