@@ -61,6 +61,20 @@ def chi_square(counts):
     return sum((count - expected) ** 2 / expected for count in counts)
 
 
+@pytest.mark.parametrize("limit", [None, 3])
+def test_the_rest_of_an_epoch_is_that_of_the_whole(limit):
+    for rank in range(2):
+        loader = raw_loader(mapped_split(33), batch_size=8, seed=1, augment=True, shard=Shard(rank, 2), limit=limit)
+        whole = list(loader.epoch(2))
+        for first in range(len(loader) + 1):
+            rest = list(loader.epoch(2, first_batch=first))
+            assert len(rest) == len(loader) - first
+            for ours, expected in zip(rest, whole[first:], strict=True):
+                assert torch.equal(ours.images, expected.images)
+                assert torch.equal(ours.labels, expected.labels)
+                assert ours.size == expected.size
+
+
 def test_plan_is_a_function_of_seed_and_epoch():
     plans = {(seed, epoch): plan_epoch(50, seed=seed, epoch=epoch) for seed in (0, 1, 10) for epoch in (1, 2, 11)}
     for (seed, epoch), plan in plans.items():

@@ -122,8 +122,9 @@ class Run:
     def check(self, *, is_tidy: bool) -> None:
         """All files are whole, no finished epoch is lost, and what was to go on has gone on."""
         before, epochs = self.epoch, self.printed_epochs()
-        resumed = re.findall(r"^Resuming after epoch (\d+)\.", self.stdout.read_text(), re.MULTILINE)
-        require(resumed in ([], [str(before)]), f"the run stood at epoch {before}, but resumed after {resumed}")
+        resumed = re.findall(r"^Resuming (after|in) epoch (\d+)[,.]", self.stdout.read_text(), re.MULTILINE)
+        possible = [[], [("after", str(before))], [("in", str(before + 1))]]
+        require(resumed in possible, f"the run stood at epoch {before}, but resumed {resumed}")
         last = before + len(epochs)
         require(epochs == [*range(before + 1, last + 1)], f"after epoch {before} came {epochs}")
         self.epoch = check_files(self.save)

@@ -2,9 +2,9 @@
 
 python -m tests.faults.stops --rounds 60
 
-Each round goes on with the run in a process of its own, until a signal comes in a step drawn at random: SIGTERM, SIGINT
-and SIGUSR1 in turn. Dropout, augmentation, accumulation and a scale of fp16 that overflows every few steps are on. At
-last, a run in two processes is stopped inside an epoch, and goes on in two, one and three.
+Each round goes on with the run in a process of its own, forked from this one, until a signal comes in a step drawn at
+random: SIGTERM, SIGINT and SIGUSR1 in turn. Dropout, augmentation, accumulation and a scale of fp16 that overflows
+every few steps are on. At last, a run in two processes is stopped inside an epoch, and goes on in two, one and three.
 """
 
 import argparse
@@ -18,10 +18,13 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from multiprocessing import get_context
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
+from tests.faults import stopping_program
 from tests.support.application import ROOT, assert_same_run, read_results
 from tests.support.torchrun import LAUNCH
 from train.run.checkpoint import read_checkpoint
@@ -33,6 +36,7 @@ TOGETHER = [*WORDS, "--batch_size=64", "--n_epochs=3"]
 STEPS = 8  # of an epoch in one process
 MOST_STEPS = 12  # of a round
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+PROGRAM = "tests.faults.stopping_program"
 PATIENCE = 900  # seconds
 
 
@@ -45,17 +49,46 @@ def require(condition: object, message: str) -> None:
         raise Violation(message)
 
 
-def go_on(save: Path, *words: str, stop: str = "SIGTERM:0", processes: int = 0) -> subprocess.CompletedProcess:
-    """Begin a run or go on with it, in one process or in several by torchrun, until it ends or a signal comes."""
-    launch = [*LAUNCH, "--standalone", f"--nproc_per_node={processes}"] if processes else [sys.executable]
-    return subprocess.run(
-        [*launch, "-m", "tests.faults.stopping_program", stop, *words, f"--save={save}", "--resume=True"],
+class Ended(NamedTuple):
+    """The end of a process, and what it printed."""
+
+    returncode: int | None
+    stdout: str
+    stderr: str
+
+
+def go_on(save: Path, *words: str, stop: str = "SIGTERM:0") -> Ended:
+    """Begin a run or go on with it until it ends or a signal comes, in a process that need not import torch."""
+    paths = save.with_suffix(".stdout"), save.with_suffix(".stderr")
+    process = get_context("fork").Process(target=_run, args=(stop, [*words, *_place(save)], paths))
+    process.start()
+    process.join(PATIENCE)
+    process.kill()
+    return Ended(process.exitcode, *(path.read_text() for path in paths))
+
+
+def _run(stop: str, words: list[str], paths: tuple[Path, Path]) -> None:
+    for descriptor, path in enumerate(paths, start=1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
+    torch.set_num_threads(1)
+    stopping_program.main(stop, words)
+
+
+def go_on_together(count: int, save: Path, *words: str, stop: str = "SIGTERM:0") -> Ended:
+    """The same in several processes, which torchrun starts."""
+    done = subprocess.run(
+        [*LAUNCH, "--standalone", f"--nproc_per_node={count}", "-m", PROGRAM, stop, *words, *_place(save)],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
         text=True,
         timeout=PATIENCE,
     )
+    return Ended(done.returncode, done.stdout, done.stderr)
+
+
+def _place(save: Path) -> list[str]:
+    return [f"--save={save}", "--resume=True"]
 
 
 def stop_alone(folder: Path, *, rounds: int, seed: int) -> Counter:
@@ -102,13 +135,13 @@ def stop_together(folder: Path) -> None:
         Violation: If two do not end in the bits of an undisturbed run, or another number does not end.
     """
     undisturbed, stopped = folder / "undisturbed-2", folder / "stopped-2"
-    require(go_on(undisturbed, *TOGETHER, processes=2).returncode == 0, "the undisturbed run of two fails")
-    ended = go_on(stopped, *TOGETHER, processes=2, stop="SIGUSR1:27")
+    require(go_on_together(2, undisturbed, *TOGETHER).returncode == 0, "the undisturbed run of two fails")
+    ended = go_on_together(2, stopped, *TOGETHER, stop="SIGUSR1:27")
     found = re.search(r"stopped by SIGUSR1 (in epoch 2, batch \d+);", ended.stderr)
     require(found, f"not stopped inside epoch 2: {ended.stderr}")
     for count in (2, 1, 3):
         copy = shutil.copytree(stopped, folder / f"stopped-2-{count}")
-        ended = go_on(copy, processes=0 if count == 1 else count)
+        ended = go_on(copy) if count == 1 else go_on_together(count, copy)
         require(ended.returncode == 0, f"{count} processes do not go on: {ended.stderr}")
         require("Resuming in epoch 2, after" in ended.stdout, f"{count} processes go on elsewhere: {ended.stdout}")
         require(len(read_results(copy)) == 3, f"{count} processes end early")

@@ -209,6 +209,43 @@ def test_dropout_is_a_function_of_seed_and_epoch():
     assert len({tuple(mask.tolist()) for mask in masks.values()}) == 3
 
 
+def drop():
+    return tuple(nn.functional.dropout(torch.ones(100), 0.5).tolist())
+
+
+def test_dropout_goes_on_where_its_random_numbers_were_saved():
+    runtime.seed_epoch(1, 1)
+    drop()
+    states = runtime.random_states()
+    expected = drop(), drop()
+    runtime.seed_epoch(2, 2)
+    assert runtime.set_random_states(states)
+    assert (drop(), drop()) == expected
+
+
+def test_states_of_other_devices_are_not_used(monkeypatch):
+    """Of none, of a CPU and a GPU, of a GPU alone, and what is no state at all."""
+    (of_cpu,), of_gpu = runtime.random_states(), torch.zeros(16, dtype=torch.uint8)
+    for states in ([], [of_cpu, of_gpu], [of_gpu], ["x"], [torch.zeros_like(of_cpu)], [of_cpu.float()]):
+        assert not runtime.set_random_states(states)
+    set_to = {}
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: of_gpu + device)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: set_to.update({device: int(state[0])}))
+    assert not runtime.set_random_states([of_cpu])
+    assert runtime.set_random_states(runtime.random_states())
+    assert set_to == {0: 0, 1: 1}
+
+
+def test_new_random_numbers_inside_an_epoch_are_others_than_at_its_beginning():
+    masks = {}
+    for num_steps in (0, 1, 2, 1):
+        runtime.seed_epoch(1, 1, num_steps=num_steps)
+        mask = drop()
+        assert masks.setdefault(num_steps, mask) == mask
+    assert len(set(masks.values())) == 3
+
+
 def test_copied_weights_are_plain_and_independent():
     network = runtime.placed(densenet_bc(10, 2), torch.device("cpu"))
     assert network.features.conv0.weight.is_contiguous(memory_format=torch.channels_last)

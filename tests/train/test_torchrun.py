@@ -1,6 +1,7 @@
 """The application under torchrun: one writer, errors said once, signals, and going on in other numbers of processes."""
 
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -21,6 +22,7 @@ from train.terminal import Bar
 
 EPOCHS = 3
 WORDS = [*SMALL, f"--n_epochs={EPOCHS}", "--drop_rate=0.2", "--augment", "--ema=0.9"]
+STOPPING = ROOT / "tests" / "faults" / "stopping_program.py"
 FAULTY = ROOT / "tests" / "support" / "second_process_fault.py"
 
 
@@ -141,6 +143,16 @@ def test_a_signal_stops_all_after_the_same_step_and_another_number_goes_on(numbe
     go_on = "torchrun --nproc_per_node=2 demo.py --save=run --resume=True"
     assert stopped.endswith(f"; run holds all that was trained; to go on: {go_on}")
     assert len(read_results(tmp_path / "run")) >= 1
+
+
+def test_two_processes_go_on_inside_an_epoch_with_the_bits_of_an_undisturbed_run(run_of_two_processes, tmp_path):
+    """The last one gets the signal at the beginning of the second epoch."""
+    stopped = run_processes(2, "SIGUSR1:12", *WORDS, "--save=run", folder=tmp_path, program=STOPPING)
+    where = re.search(r"stopped by SIGUSR1 in (epoch 2, batch \d+|validation 2/3, batch \d+); ", stopped.stderr)
+    assert where, stopped.stderr
+    done = run_processes(2, "--save=run", "--resume", folder=tmp_path)
+    assert "\nResuming in epoch 2, after batch " in done.stdout, done.stderr
+    assert_same_run(tmp_path / "run", run_of_two_processes[1])
 
 
 def test_processes_of_another_number_go_on_with_a_run(run_of_two_processes, tmp_path):
