@@ -143,16 +143,20 @@ class Devices(TorchDispatchMode):
 def test_what_a_step_notes_never_leaves_the_device():
     """With tensors that only say that they are on a GPU. A backward pass over such tensors needs one."""
     with FakeTensorMode():
-        weight = torch.nn.Parameter(torch.ones(10, 3, device="cuda"))
+        network = torch.nn.Linear(3, 10, bias=False, device="cuda")
+        (weight,) = network.parameters()
         weight.grad = torch.ones_like(weight)
         logits, labels = torch.ones(4, 10, device="cuda"), torch.zeros(4, dtype=torch.long, device="cuda")
         optimizer, metrics = make_optimizer([weight], lr=0.1, momentum=0.9, wd=0), RunningMetrics(weight.device)
+        average = ExponentialMovingAverage(network, 0.9)
         with Devices() as devices:
             set_learning_rate(optimizer, 0.05)
             metrics.begin_batch()
             metrics.add(logits.sum(), logits, labels)
             optimizer.found_inf = metrics.failed
+            torch.nn.utils.clip_grad_norm_([weight], 1.0)
             optimizer.step()
+            average.update(optimizer.found_inf)
             metrics.reset()
     of_device = {name: seen for name, seen in devices.seen.items() if not name.startswith("profiler::")}
     assert "aten::_fused_sgd_.tensor_lr" in of_device
