@@ -1,8 +1,10 @@
 """`evaluate --calibrate`, `--json` and `--predictions`, and what predict and export make of the temperature."""
 
 import csv
+import errno
 import json
 import math
+import os
 import shutil
 from datetime import datetime
 
@@ -20,6 +22,7 @@ from tests.support.run_preparations import changed, placed
 from train.errors import RunError, UserError
 from train.run.acquire import locked
 from train.run.files import load_tensors, serialize
+from train.run.open_folder import OpenFolder
 
 EVALUATE = ["evaluate", "--save=run"]
 CALIBRATE = [*EVALUATE, "--calibrate"]
@@ -188,6 +191,16 @@ def test_what_cannot_be_calibrated_is_refused(case, here, capsys):
 def test_a_run_that_goes_on_is_refused(here, capsys):
     with locked(here / "run"):
         assert_refused(*CALIBRATE, message="--save run is in use by process", folder=here, capture=capsys)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+def test_a_folder_that_may_not_be_written_is_refused(number, here, capsys, monkeypatch):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(OpenFolder, "open_file", refuse)
+    message = f"--calibrate True cannot write run/calibration.json: {os.strerror(number)}"
+    assert_refused(*CALIBRATE, message=message, folder=here, capture=capsys)
 
 
 @pytest.mark.parametrize("temperature", ["0", "-1.5", "NaN", "Infinity", '"2"', "null", "1" + "0" * 400])
