@@ -3,8 +3,9 @@
 python -m tests.faults.stops --rounds 60
 
 Each round goes on with the run in a process of its own, forked from this one, until a signal comes in a step drawn at
-random: SIGTERM, SIGINT and SIGUSR1 in turn. Dropout, augmentation, accumulation and a scale of fp16 that overflows
-every few steps are on. At last, a run in two processes is stopped inside an epoch, and goes on in two, one and three.
+random: SIGTERM, SIGINT and SIGUSR1 in turn. Dropout, all kinds of augmentation, averaged weights, accumulation and a
+scale of fp16 that overflows every few steps are on. At last, a run in two processes is stopped inside an epoch, and
+goes on in two, one and three.
 """
 
 import argparse
@@ -32,7 +33,8 @@ from train.run.config import CHECKPOINT
 
 WORDS = ["--dataset=digits", "--depth=10", "--growth_rate=2", "--seed=5", "--drop_rate=0.2", "--augment=True"]
 ALONE = [*WORDS, "--batch_size=64", "--accum_steps=2", "--precision=fp16", "--limit_batches=8"]
-TOGETHER = [*WORDS, "--batch_size=64", "--n_epochs=3"]
+ALONE += ["--mixup=0.4", "--cutmix=1", "--trivial_augment=True", "--erasing=0.3", "--ema=0.9", "--clip_grad=5"]
+TOGETHER = [*WORDS, "--batch_size=64", "--n_epochs=3", "--mixup=0.4", "--ema=0.9"]
 STEPS = 8  # of an epoch in one process
 MOST_STEPS = 12  # of a round
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -151,7 +153,7 @@ def stop_together(folder: Path) -> None:
 
 
 def compare(stopped: Path, undisturbed: Path) -> None:
-    """Require the same results, chosen weights, last weights, momentum and scale."""
+    """Require the same results, chosen weights, last weights, averages, momentum and scale."""
     try:
         assert_same_run(stopped, undisturbed)
     except AssertionError as error:
@@ -159,7 +161,8 @@ def compare(stopped: Path, undisturbed: Path) -> None:
     one, other = (read_checkpoint(save / CHECKPOINT) for save in (stopped, undisturbed))
     require(one.scaler == other.scaler, "the scale is not that of the undisturbed run")
     momentum = [[state["momentum_buffer"] for state in run.optimizer["state"].values()] for run in (one, other)]
-    for ours, expected in ((one.network.values(), other.network.values()), momentum):
+    states = [(one.network.values(), other.network.values()), (one.ema.values(), other.ema.values()), momentum]
+    for ours, expected in states:
         require(all(map(torch.equal, ours, expected)), "the last state is not that of the undisturbed run")
 
 

@@ -21,7 +21,7 @@ from train.step import Stepper
 STEPS, EPOCHS, BATCH = 5, 3, 32  # steps of an epoch, epochs, and images of a step
 SMALL = ["--dataset=digits", "--depth=10", "--growth_rate=2", f"--batch_size={BATCH}", "--seed=3"]
 WORDS = [*SMALL, f"--n_epochs={EPOCHS}", f"--limit_batches={STEPS}", "--drop_rate=0.2", "--augment"]
-FP16 = [*WORDS, "--precision=fp16", "--accum_steps=2"]
+FP16 = [*WORDS, "--precision=fp16", "--accum_steps=2", "--mixup=0.4", "--ema=0.9", "--clip_grad=5"]
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
@@ -43,7 +43,7 @@ def stop_in_step(save, *words, at, number=signal.SIGTERM):
 def state_of(save):
     """Everything in checkpoint.pt but times, as text and tensors."""
     checkpoint = read_checkpoint(save / "checkpoint.pt")
-    tensors = [*checkpoint.network.values(), *checkpoint.chosen.values()]
+    tensors = [*checkpoint.network.values(), *checkpoint.chosen.values(), *checkpoint.ema.values()]
     tensors += [state["momentum_buffer"] for state in checkpoint.optimizer["state"].values()]
     return (checkpoint.scaler, checkpoint.unfinished), tensors
 
