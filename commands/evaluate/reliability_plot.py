@@ -1,5 +1,7 @@
 """A reliability diagram: how often a network is right, over how sure it is."""
 
+import math
+
 from matplotlib.axes import Axes
 from matplotlib.figure import FigureBase
 from matplotlib.ticker import FuncFormatter, NullLocator
@@ -9,13 +11,15 @@ from commands.evaluate.report import Report
 from commands.plots import NOTE_COLOUR
 
 COLOUR, CALIBRATED_COLOUR = "#1f77b4", "#d62728"
+SMALLEST, LARGEST = 6, 90  # area of a point, without images and for all of them, in square points
 
 
 def draw_reliability(figure: FigureBase, report: Report) -> None:
     """Plot accuracy over confidence, bin by bin, and below it the fraction of the images in each bin.
 
     Where probabilities can be believed, the points lie on the dashed line. Points below it are of a network that is
-    too sure. Where the report has a temperature, there are points without it and with it.
+    too sure, and small points are of few images, whose accuracy says little. Where the report has a temperature, there
+    are points without it and with it.
 
     Args:
         figure: Where to plot it.
@@ -42,11 +46,17 @@ def draw_reliability(figure: FigureBase, report: Report) -> None:
 
 
 def _draw(upper: Axes, lower: Axes, reliability: Reliability, *, name: str, colour: str) -> None:
-    points = [(one.confidence, one.accuracy) for one in reliability.bins if one.confidence is not None]
-    label = f"{name}: calibration error {reliability.calibration_error:.2%}"
-    # Without clipping, so that points at 0 and 1 are complete.
-    (line,) = upper.plot(*zip(*points, strict=True), "o-", color=colour, label=label, markersize=5, linewidth=1.4)
-    line.set(clip_on=False, zorder=3)
     total = sum(one.images for one in reliability.bins)
+    fractions = [one.images / total for one in reliability.bins]
+    points = [
+        (one.confidence, one.accuracy, SMALLEST + LARGEST * math.sqrt(fraction))
+        for one, fraction in zip(reliability.bins, fractions, strict=True)
+        if one.confidence is not None
+    ]
+    x, y, areas = zip(*points, strict=True)
+    label = f"{name}: calibration error {reliability.calibration_error:.2%}"
+    upper.plot(x, y, color=colour, linewidth=1, alpha=0.4)
+    # Without clipping, so that points at 0 and 1 are complete.
+    upper.scatter(x, y, areas, color=colour, label=label, clip_on=False, zorder=3)
     edges = [i / BINS for i in range(BINS + 1)]
-    lower.stairs([one.images / total for one in reliability.bins], edges, color=colour, linewidth=1.4)
+    lower.stairs(fractions, edges, color=colour, linewidth=1.4)

@@ -138,6 +138,6 @@ def test_the_points_of_the_reliability_diagram_lie_where_they_should(confidence,
     report = replace(report_on([[1, 0], [0, 1]]), reliability=reliability_of((confidence, accuracy)))
     draw_reliability(figure, report)
     upper, lower = figure.axes
-    _, points = upper.lines
-    assert points.get_xydata().tolist() == [[confidence, accuracy]]
+    (points,) = upper.collections
+    assert points.get_offsets().tolist() == [[confidence, accuracy]]
     assert lower.patches[0].get_data().values.tolist() == [0] * (BINS - 1) + [1]
