@@ -1,6 +1,8 @@
 """Modules that are called in place of a network: in some precision, compiled, and on several devices."""
 
+import inspect
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -137,8 +139,15 @@ def replicate(
         # Otherwise the buffers are sent before every forward pass. Each process may have running statistics of its own:
         # training does not read them, and those of the main process are shared before anything is evaluated.
         processes.broadcast(network.buffers())
-        training = DistributedDataParallel(model, device_ids=own, gradient_as_bucket_view=True, broadcast_buffers=False)
+        options: dict[str, Any] = {_sync_buffers_option(): False}
+        training = DistributedDataParallel(model, device_ids=own, gradient_as_bucket_view=True, **options)
         return Replicas(network, training, model)
     if _in_threads(device, processes):
         model = nn.DataParallel(model)
     return Replicas(network, model, model)
+
+
+def _sync_buffers_option() -> str:
+    """Return the argument that sends buffers before each forward pass, which torch 2.14 has renamed."""
+    names = inspect.signature(DistributedDataParallel).parameters
+    return "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"

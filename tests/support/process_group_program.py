@@ -6,6 +6,7 @@ Each process writes one file into the folder that it is given. The results are c
 import copy
 import signal
 import sys
+import warnings
 from pathlib import Path
 
 import torch
@@ -91,7 +92,7 @@ def train(processes, *, epochs=3, accum_steps=1, is_frozen=True):
     for epoch in range(1, epochs + 1):
         seen.append(train_one_epoch(stepper, Doubled(loader).epoch(epoch), Bar(), GracefulStop(processes)))
         processes.broadcast(network.buffers())
-        processes.broadcast(average.buffers())
+        processes.broadcast(average.buffers().values())
         seen.append(evaluate(replicas.evaluation, Doubled(loader), Bar(), GracefulStop(processes), processes))
     averages = {f"average of {name}": value for name, value in average.state_dict().items()}
     return [number for metrics in seen for number in (metrics.loss, metrics.error)], network.state_dict() | averages
@@ -211,5 +212,6 @@ def main(folder):
 
 
 if __name__ == "__main__":
+    warnings.simplefilter("error", FutureWarning)
     main(Path(sys.argv[1]))
     leave(0)
