@@ -51,7 +51,7 @@ def is_heard(error: Exception) -> bool:
 def how_to_continue(settings: TrainSettings | None) -> str:
     """The command line that continues a run that was stopped."""
     if settings is None or not (settings.save / CONFIG).exists():
-        return "nothing was written"
+        return "the run has written nothing"
     line = shlex.join([*starting_words(), f"--save={settings.save}", "--resume=True"])
     return f"{settings.save} stands at the last finished epoch; to go on: {line}"
 
