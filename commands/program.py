@@ -52,7 +52,7 @@ def is_heard(error: Exception) -> bool:
 def how_to_continue(settings: TrainSettings | None) -> str:
     """The command line that continues a run that was stopped."""
     if settings is None or not any((run.save / CONFIG).exists() for run in runs_of(settings)):
-        return "nothing was written"
+        return "the run has written nothing"
     line = shlex.join([*starting_words(), f"--save={settings.save}", *words_of_seeds(settings), "--resume=True"])
     return f"{settings.save} holds all that was trained; to go on: {line}"
 

@@ -135,7 +135,7 @@ CHECKPOINTS = [
     (both("epoch,train_loss\n"), "checkpoint.pt is damaged"),
     (both(b"PK\x05\x06" + bytes(18)), "checkpoint.pt is damaged"),
     (both(b"PK\x03\x04" + bytes(200)), "checkpoint.pt is damaged"),
-    (checkpoint_with(format=4), "is of a newer version of this program (format 4; this one reads 3)"),
+    (checkpoint_with(format=5), "is of a newer version of this program (format 5; this one reads 4)"),
     (checkpoint_with(format=None), "is no checkpoint of this program: its format is None"),
     (checkpoint_with(format="1"), "is no checkpoint of this program: its format is '1'"),
     (checkpoint_with(rows=[]), "is no checkpoint of this program: it has no epochs"),
