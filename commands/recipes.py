@@ -76,7 +76,7 @@ def flags_of_recipe(recipe: str) -> dict[str, Any]:
     """The flags that a recipe stands for."""
     first, _, cell = recipe.partition("-")
     if first == "modern":
-        return {**flags_of_recipe(cell), **MODERN} if cell else MODERN
+        return {**(flags_of_recipe(cell) if cell else {}), **MODERN}
     network, _, column = recipe.rpartition("-")
     return {**COMMON, **NETWORKS[network], **COLUMNS[column]}
 
