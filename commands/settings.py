@@ -33,8 +33,8 @@ BUFFERS = (True, "buffer", "buffer_fast", "buffer_small")
 THREADS_HELP = "CPU threads for computation. None: torch decides."
 DEBUG_HELP = "Show where in the program an error came from."
 CHANNELS_HELP = (
-    'Channels of the images: 3, or for "folder" and "digits" also 1, which turns colours into grey. Arrays in .npy '
-    "files may have any number, which has to be named."
+    'Channels of the images: 3, or for "folder" and "digits" also 1, which turns colours into grey. Images of a folder '
+    "in .npy files may have any number; name it here."
 )
 DOWNLOAD_HELP = "Download missing files of the data set."
 DATA_URL_HELP = (
