@@ -10,7 +10,7 @@ from pathlib import Path
 
 from train.processes import is_launched, starting_words
 
-VERSION = "1.1.0"  # of this program; CHANGELOG.md says what it changed
+VERSION = "1.2.0"  # of this program; CHANGELOG.md says what it changed
 ROOT = Path(__file__).resolve().parents[1]
 
 
