@@ -19,6 +19,9 @@ from train.engine import train_one_epoch
 from train.metrics import NonFiniteLoss, RunningMetrics
 from train.optim import make_optimizer, set_learning_rate
 from train.replicas import replicate
+from train.restore import collect, processes_inside_epoch, restore
+from train.run.checkpoint import Checkpoint
+from train.run.unfinished_epoch import UnfinishedEpoch
 from train.signals import GracefulStop
 from train.step import Stepper
 
@@ -161,6 +164,37 @@ def test_what_a_step_notes_never_leaves_the_device():
     of_device = {name: seen for name, seen in devices.seen.items() if not name.startswith("profiler::")}
     assert "aten::_fused_sgd_.tensor_lr" in of_device
     assert set(map(frozenset, of_device.values())) == {frozenset({"cuda"})}
+
+
+def train_in_two_parts(device, graphs, num_steps, path):
+    """Train an epoch; what is saved after some steps goes on with another network. Return all that is left of it."""
+    case, every = {"drop_rate": 0.2, "precision": "fp16", "device": device}, list(batches(*[6] * 12, device=device))
+    runtime.seed_epoch(7, 1)
+    stepper = make_stepper(graphs(), **case)
+    if num_steps:
+        train_one_epoch(stepper, (batch for batch in every[:num_steps]), SilentBar(), GracefulStop())
+        checkpoint, network = Checkpoint(), stepper.model.network
+        collect(checkpoint, network, stepper)
+        processes = processes_inside_epoch(network, stepper)
+        checkpoint.unfinished = UnfinishedEpoch(num_steps, 6 * num_steps, 0.1, 1.0, processes)
+        stepper = make_stepper(graphs(), **case)
+        restore(stepper.model.network, stepper, checkpoint, path)
+        assert runtime.set_random_states(processes[0].random)
+    rest, is_resumed = (batch for batch in every[num_steps:]), num_steps > 0
+    metrics = train_one_epoch(stepper, rest, SilentBar(), GracefulStop(), is_resumed=is_resumed)
+    momentum = [state["momentum_buffer"] for state in stepper.optimizer.state_dict()["state"].values()]
+    seen = [metrics, stepper.num_skipped(), stepper.num_steps, stepper.scaler.state_dict()]
+    return seen, [*stepper.model.state_dict().values(), *momentum]
+
+
+@pytest.mark.parametrize("device", [CPU, pytest.param(torch.device("cuda", 0), marks=pytest.mark.gpu)], ids=str)
+def test_captured_steps_are_saved_and_resumed_inside_an_epoch(device, tmp_path):
+    runtime.be_deterministic()
+    expected = train_in_two_parts(device, lambda: None, 0, tmp_path)
+    assert expected[0][1] > 1
+    for num_steps in (1, EAGER_STEPS + 2):
+        graphs = RecordedGraphs if device == CPU else lambda: CudaGraphs(device)
+        assert_same_bits(train_in_two_parts(device, graphs, num_steps, tmp_path), expected)
 
 
 def test_a_shape_that_does_not_come_again_is_not_captured():

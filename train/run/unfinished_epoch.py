@@ -46,9 +46,9 @@ class UnfinishedEpoch:
 
     @classmethod
     def from_content(cls, content: Any) -> Self:
-        """Return the epoch of which `content` returned the content.
+        """Return the epoch that `content` has put into a file.
 
-        What is in tensors and their names is not checked.
+        Names and values of tensors are not checked.
 
         Raises:
             KeyError: If a value is missing.
