@@ -198,8 +198,11 @@ REFUSED = [
     (["export"], "--format is needed; see --help"),
     (["export", "--save=s"], "--format is needed; see --help"),
     (["export", "--format=onnx"], "--save or --weights is needed; see --help"),
-    (["export", "--save=s", "--format=ONNX"], "--format is 'ONNX', but must be torch | onnx; did you mean onnx?"),
-    (["export", "--save=s", "--format"], "--format needs a value: torch | onnx"),
+    (
+        ["export", "--save=s", "--format=ONNX"],
+        "--format is 'ONNX', but must be torch | onnx | safetensors; did you mean onnx?",
+    ),
+    (["export", "--save=s", "--format"], "--format needs a value: torch | onnx | safetensors"),
     (["export", "--save=s", "--format=torch", "--output="], "--output is ''"),
     (["export", "--save=s", "--format=torch", "--depth=10"], "--depth is for --weights; the run in --save has its own"),
     (["export", "--save=s", "--format=torch"], "--save s does not exist"),
