@@ -35,7 +35,16 @@ SECTIONS = {
     "export": "### Export",
     "benchmark": "### Benchmark",
 }
-OTHER_PROGRAMS_FLAGS = {"nproc_per_node", "nnodes", "rdzv_backend", "rdzv_endpoint", "logdir"}
+OTHER_PROGRAMS_FLAGS = {
+    "nproc_per_node",
+    "nnodes",
+    "rdzv_backend",
+    "rdzv_endpoint",
+    "signals",
+    "logdir",
+    "spec",
+    "from",
+}
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
@@ -137,8 +146,12 @@ def test_training_lines_train(line, tmp_path, server, monkeypatch):
 
 
 @pytest.mark.parametrize("line", [line for line in LINES if command_of(line) not in ("train", "check", "benchmark")])
-def test_lines_about_runs_work_as_they_stand(line, here):
+def test_lines_about_runs_work_as_they_stand(line, here, monkeypatch):
     shutil.copytree(here / "run", here / "other")
+    if "--weights" in line:
+        shutil.copy(here / "run/model.pt", here / "weights.pth")
+        make_cifar10(here / "data", 10, 10, monkeypatch=monkeypatch)
+        line = line.replace("--data <folder>", "--data data")
     write(here / "picture.jpg", encoded(picture(60, 50), "JPEG"))
     write(here / "more_pictures/a.png", encoded(picture(32, 32), "PNG"))
     assert run_here(*words_of(line.replace("<folder>", "run", 1).replace("<folder>", "other"))) == 0
