@@ -93,7 +93,7 @@ def test_training_images_alone_are_changed_as_the_flags_say(tmp_path):
     settings = TrainSettings(
         save=tmp_path, dataset="digits", seed=1, augment=True, trivial_augment=True, **changes
     ).checked()
-    _, loaders = read_dataset(settings, torch.device("cpu"), SINGLE_PROCESS, is_new=True)
+    _, _, loaders = read_dataset(settings, torch.device("cpu"), SINGLE_PROCESS, is_new=True)
     assert loaders.train.augmentation == Augmentation(trivial=True, **changes)
     assert (loaders.train.augment, loaders.train.num_classes) == (True, 10)
     assert loaders.valid.augmentation == loaders.test.augmentation == Augmentation()

@@ -33,7 +33,9 @@ def test_what_several_gpus_and_none_cannot_do_is_refused(monkeypatch):
     with pytest.raises(UserError, match="--sync_bn True works between processes on GPUs, but there is none"):
         require_devices(cpu, compile=False, sync_bn=True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    with pytest.raises(UserError, match=r"--compile True works with one GPU for each process, .* sees 3: put torchrun"):
+    with pytest.raises(
+        UserError, match=r"--compile True works with one GPU for each process, .* sees 3: start it by torchrun"
+    ):
         require_devices(gpu, compile=True, sync_bn=False)
     require_devices(gpu, compile=False, sync_bn=True)
     require_devices(gpu, compile=True, sync_bn=True, processes=ProcessGroup(world_size=3))
