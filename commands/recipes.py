@@ -61,6 +61,7 @@ PAPER: dict[str, float] = {
 
 # Learning rate, weight decay and the number of epochs depend on network and data, and are left alone.
 MODERN: dict[str, Any] = {"lr_schedule": "cosine", "warmup_epochs": 5, "label_smoothing": 0.1}
+MODERN |= {name: COMMON[name] for name in ("lr_milestones", "lr_factor")}  # which a cosine does not use
 MODERN |= {"mixup": 0.2, "cutmix": 1.0, "trivial_augment": True, "erasing": 0.1, "ema": 0.999, "decay_norms": False}
 
 RECIPES = (*PAPER, "modern", *(f"modern-{cell}" for cell in PAPER if cell.endswith("+")))

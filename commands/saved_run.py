@@ -16,7 +16,7 @@ from commands.networks import network_with
 from commands.settings import TrainSettings
 from data.errors import DataError
 from train.errors import UserError
-from train.run.config import CONFIG, MODEL, read_config, require_classes, texts
+from train.run.config import CHECKPOINT, CONFIG, MODEL, read_config, require_classes, texts
 from train.run.files import load_tensors
 
 if TYPE_CHECKING:
@@ -53,6 +53,11 @@ class SavedRun:
         Raises:
             UserError: If model.pt is missing, damaged or cannot be read.
         """
+        if not (self.path / MODEL).exists() and (self.path / CHECKPOINT).exists():
+            raise UserError(
+                f"the run in {self.path} has no chosen weights yet: it has not finished an epoch; go on with it by "
+                "--resume True"
+            )
         return load_tensors(self.path / MODEL)
 
     def require_classes(self, classes: Sequence[str]) -> None:
@@ -94,15 +99,17 @@ def read_saved_run(folder: Path) -> SavedRun:
     _require_folder(folder)
     config = read_config(folder)
     if config is None:
-        raise UserError(f"--save {folder} holds no run: it has no {CONFIG}")
+        inside = min(folder.glob(f"*/{CONFIG}"), default=None)
+        hint = f"; there are runs in it, such as --save {inside.parent}" if inside else ""
+        raise UserError(f"--save {folder} holds no run: it has no {CONFIG}{hint}")
     try:
         settings = TrainSettings.recorded(config["flags"], folder=folder)
         return SavedRun(
             path=folder,
             settings=settings,
             classes=texts(config, "classes"),
-            mean=_channels(config, "mean", number=settings.in_channels, least=0),
-            std=_channels(config, "std", number=settings.in_channels, least=SMALLEST_STD),
+            mean=channel_means(config, number=settings.in_channels),
+            std=channel_stds(config, number=settings.in_channels),
             versions=_versions(config),
             git_revision=_git_revision(config),
         )
@@ -119,6 +126,16 @@ def _require_folder(folder: Path) -> None:
         raise UserError(f"--save {folder} does not exist")
     if not is_folder:
         raise UserError(f"--save is {str(folder)!r}, but must be a folder, not a file")
+
+
+def channel_means(config: dict[str, Any], *, number: int) -> tuple[float, ...]:
+    """Read the mean of each of a number of channels; raise a ValueError if they cannot be means of pixels."""
+    return _channels(config, "mean", number=number, least=0)
+
+
+def channel_stds(config: dict[str, Any], *, number: int) -> tuple[float, ...]:
+    """Read the standard deviation of each of a number of channels; raise a ValueError if they cannot be ones."""
+    return _channels(config, "std", number=number, least=SMALLEST_STD)
 
 
 def _channels(config: dict[str, Any], name: str, *, number: int, least: float) -> tuple[float, ...]:

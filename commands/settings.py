@@ -71,8 +71,8 @@ class TrainSettings(Settings):
     in_channels: Channels = flag(CHANNELS_HELP, default=3)
     config: Path | None = flag(
         "Take the flags of another run from this file, its config.json, its seed and all else that it has chosen among "
-        "them; flags that are given as well take precedence. Not taken are save, data, download, data_url, "
-        "tensorboard, resume and debug.",
+        "them; flags that are given as well take precedence. Not taken are save, data, seeds, download, data_url, "
+        "checkpoint_minutes, tensorboard, resume and debug.",
         default=None,
         role=Role.SHORTHAND | Role.FREE | Role.NOT_COMPARED,
     )

@@ -22,7 +22,8 @@ class TrainedSettings(Settings):
         default=None,
     )
     dataset: DatasetName | None = flag(
-        "With --weights: the data set of the weights. Images are normalised by its mean and standard deviation.",
+        "With --weights: the data set of the weights. Images are normalised by its mean and standard deviation, "
+        "or by those that a safetensors file of this program records.",
         default=None,
     )
     data: Path | None = flag("With --weights and --dataset folder: its folder, for the names of classes.", default=None)

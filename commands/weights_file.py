@@ -3,11 +3,13 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from commands.networks import flags_of_arguments, network_with
+from commands.saved_run import channel_means, channel_stds
 from commands.settings import TrainSettings
 from data.class_names import CLASS_NAMES
 from data.datasets import DATASETS
@@ -108,13 +110,16 @@ def read_weights_file(
     except ValueError as error:
         raise UserError(f"--weights {path} cannot be used: {error}") from error
     flags = _flags_of_network(path, arguments, given)
-    mean, std = _normalisation(path, arguments["in_channels"], dataset=dataset)
+    recorded = _recorded_values(path)
+    mean, std = _normalisation(path, arguments["in_channels"], recorded, dataset=dataset)
     flags["in_channels"] = arguments["in_channels"]
+    if image_size is None and DATASETS[dataset].free_size:
+        image_size = _recorded_size(recorded)
     settings = TrainSettings(save=path, dataset=dataset, data=data, image_size=image_size, **flags).checked()
     if settings.network_settings.is_small != arguments["small_inputs"]:
         allowed = "64 or less" if arguments["small_inputs"] else "above 64"
         raise UserError(f"--image_size is {settings.pixels}, but must be {allowed} for the network in {path}")
-    classes = _class_names(path, arguments["num_classes"], dataset=dataset, data=data)
+    classes = _class_names(path, arguments["num_classes"], recorded, dataset=dataset, data=data)
     return WeightsFile(path, settings, classes, mean, std, content)
 
 
@@ -135,8 +140,10 @@ def _flags_of_network(path: Path, arguments: Mapping[str, Any], given: Mapping[s
     return found
 
 
-def _normalisation(path: Path, channels: int, *, dataset: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation of each channel of a data set.
+def _normalisation(
+    path: Path, channels: int, recorded: dict[str, Any], *, dataset: str
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation of each channel: those that the file records, or else of the data set.
 
     Raises:
         UserError: If it has no images of so many channels, or only a run knows those of the channels of its arrays.
@@ -149,6 +156,8 @@ def _normalisation(path: Path, channels: int, *, dataset: str) -> tuple[tuple[fl
         raise UserError(
             f"the weights in {path} take images of {channels} channels, but --dataset {dataset} has {numbers}"
         )
+    with suppress(ValueError):
+        return channel_means(recorded, number=channels), channel_stds(recorded, number=channels)
     spec = fixed_normalisation(DATASETS[dataset], channels=channels)
     if spec is None:
         raise UserError(
@@ -158,16 +167,25 @@ def _normalisation(path: Path, channels: int, *, dataset: str) -> tuple[tuple[fl
     return spec.mean, spec.std
 
 
-def _class_names(path: Path, num_classes: int, *, dataset: str, data: Path | None) -> tuple[str, ...]:
+def _class_names(
+    path: Path, num_classes: int, recorded: dict[str, Any], *, dataset: str, data: Path | None
+) -> tuple[str, ...]:
     """Return the names of the classes: for a folder those that it has, or the file records, or else numbers.
 
     Raises:
-        UserError: If the data set has another number of classes.
+        UserError: If the data set has other classes than the file records, or another number of them.
     """
     from data.folder import class_names
 
+    try:
+        of_file = texts(recorded, "classes")
+    except ValueError:  # other programs may use the same word for something else
+        of_file = ()
+    is_recorded = len(of_file) == num_classes
     if dataset == "folder":
-        names = class_names(data) if data else _recorded_classes(path, num_classes)
+        names = class_names(data) if data else of_file if is_recorded else tuple(map(str, range(num_classes)))
+        if is_recorded and names != of_file:
+            raise UserError(f"the classes in --data {data} are not those of the weights in {path}")
     else:
         names = CLASS_NAMES[dataset]
     if len(names) != num_classes:
@@ -176,12 +194,17 @@ def _class_names(path: Path, num_classes: int, *, dataset: str, data: Path | Non
     return names
 
 
-def _recorded_classes(path: Path, num_classes: int) -> tuple[str, ...]:
-    """Return the names of the classes that the command export writes into safetensors; numbers if there are none."""
+def _recorded_values(path: Path) -> dict[str, Any]:
+    """Return the values that the command export writes beside weights in safetensors; none for other files."""
     content = path.read_bytes()
     metadata = metadata_in(content) if is_safetensors(content[:HEAD]) else {}
-    try:
-        names = texts({"classes": json.loads(metadata.get("classes", ""))}, "classes")
-    except ValueError:  # other programs may use the same word for something else
-        names = ()
-    return names if len(names) == num_classes else tuple(map(str, range(num_classes)))
+    values: dict[str, Any] = {}
+    for name in ("classes", "mean", "std", "image_size"):
+        with suppress(ValueError, RecursionError):
+            values[name] = json.loads(metadata.get(name, ""))
+    return values
+
+
+def _recorded_size(recorded: dict[str, Any]) -> int | None:
+    size = recorded.get("image_size")
+    return size if type(size) is int and 8 <= size <= 1024 else None

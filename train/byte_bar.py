@@ -2,13 +2,13 @@
 
 import time
 
-from train.terminal import Bar, say
+from train.terminal import Bar, say_error
 
 LINE_SECONDS = 60
 
 
 class ByteBar(Bar):
-    """A bar of bytes on stderr; where stderr is not a terminal, a line on stdout every minute.
+    """A bar of bytes on stderr; where stderr is not a terminal, a line there every minute.
 
     Args:
         name: Text in front of the bar.
@@ -29,7 +29,7 @@ class ByteBar(Bar):
         self._count += num_items
         if time.monotonic() >= self._next_line and not self.is_shown:
             self._next_line = time.monotonic() + LINE_SECONDS
-            say(f"{self.name}: {self._describe()}")
+            say_error(f"{self.name}: {self._describe()}")
 
     def _describe(self) -> str:
         rate = (self._count - self._start) / (time.monotonic() - self._begin)

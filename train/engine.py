@@ -288,7 +288,9 @@ class Run:
                 self.folder.save(checkpoint)
                 say(epoch_line(row, n_epochs=n_epochs, is_chosen=is_chosen))
                 self.stop.check(f"after epoch {epoch}", now=True)
-            return self.finish(checkpoint)
+            test_error = self.finish(checkpoint)
+            self.stop.check("after the final test", now=True)
+            return test_error
 
     def run_epoch(self, epoch: int, checkpoint: Checkpoint) -> Row:
         """Train and validate once, or do what is left of it.

@@ -55,7 +55,8 @@ class GracefulStop:
     """A context in which the first signal waits for a `check`, and a second one ends the process where it is.
 
     Several processes have to ask each other whether a signal has come, and each then waits for the slowest. They do so
-    at every check where steps are slow, and about ten times a second where they are fast.
+    at every check where steps are slow, and about ten times a second where they are fast. They also stop, as after
+    SIGTERM, when torchrun is gone.
 
     Args:
         processes: The processes of the run, which all stop at the same check where a signal has come to any of them.
@@ -63,6 +64,7 @@ class GracefulStop:
 
     def __init__(self, processes: ProcessGroup = SINGLE_PROCESS) -> None:
         self._processes = processes
+        self._parent = os.getppid()
         self._handlers = ExitStack()
         self._number = 0
         self._time = 0.0
@@ -94,6 +96,9 @@ class GracefulStop:
         self._checks += 1
         if self._checks < self._checks_to_ask and not now:
             return 0
+        if is_launched() and os.getppid() != self._parent:
+            # torchrun does not hand every signal on, and dies of some; nobody would end its processes then.
+            self._number = self._number or signal.SIGTERM
         seconds = (time.monotonic() - self._asked) / self._checks
         number, due, slowest = self._processes.all_reduce_max(self._number, int(due), round(seconds * 1e6))
         self._checks, self._asked = 0, time.monotonic()
@@ -112,6 +117,16 @@ class GracefulStop:
             os._exit(128 + number)
         self._number, self._time = number, time.monotonic()
         alert(f"{name}: stopping after the batch in hand; a second signal stops at once")
+
+
+def stop_before(error: BaseException) -> Stopped | None:
+    """Return the signal whose handling has ended in an error; None if there was none."""
+    while not isinstance(error, Stopped):
+        earlier = error.__cause__ or error.__context__
+        if earlier is None:
+            return None
+        error = earlier
+    return error
 
 
 def checks_to_ask(seconds: float) -> int:

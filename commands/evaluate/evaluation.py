@@ -91,6 +91,7 @@ def evaluate_run(
         files = {outputs.csv: report.as_csv()}
         if outputs.predictions:
             files[outputs.predictions] = as_npz(*answers.read(), classes=source.classes, paths=source.test.names())
+        written = write_calibration(calibration, folder) if folder and calibration else ""
         outputs.deliver(
             [title, report.summary(), record.verdict(report.error), "", *report.as_text().split("\n"), ""],
             files,
@@ -98,8 +99,8 @@ def evaluate_run(
         )
         if outputs.plot or isinstance(run, SavedRun):
             _write_plot(report, run.path, title, outputs)
-        if folder and calibration:
-            outputs.say(write_calibration(calibration, folder))
+        if written:
+            outputs.say(written)
 
 
 def _read(run: SavedRun | WeightsFile) -> tuple[RunRecord | WeightsFile, DenseNet]:

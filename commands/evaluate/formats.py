@@ -17,7 +17,7 @@ from commands.provenance import VERSION, command_line, git_revision, versions
 from commands.run_record import RunRecord
 from commands.saved_run import SavedRun
 from commands.weights_file import WeightsFile
-from train.run.history import best_row
+from train.run.history import best_row, chooses_average
 
 FORMAT = 1  # of the JSON file; a new key does not change it
 
@@ -47,6 +47,7 @@ def as_json(
         "dataset": run.settings.dataset,
         "seed": run.settings.seed,
         "epoch": best.epoch if best else None,
+        "is_averaged": chooses_average(best, has_average=bool(run.settings.ema)) if best else None,
         "n_epochs": recorded.n_epochs if recorded else None,
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "split": "test",

@@ -21,11 +21,14 @@ from commands.weights_file import WeightsFile
 from data.datasets import DATASETS
 from data.decode import COLOURS
 from data.digests import file_digests
+from train.program_name import IS_PACKAGE, PYTHON_WORDS
 from train.run.config import counts, read_config
 from train.run.history import best_row
 
 PROGRAM = f'"DenseNets that fit", version {VERSION}'
 HUB_NAMES = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100", "svhn": "ufldl-stanford/svhn"}
+START = " ".join(PYTHON_WORDS)
+PACKAGE = "densenets" if IS_PACKAGE else "models"
 MOST_CLASSES = 20  # that are listed
 PAPER = """@inproceedings{huang2017densely,
   title = {Densely Connected Convolutional Networks},
@@ -36,7 +39,7 @@ PAPER = """@inproceedings{huang2017densely,
 LOAD = """import torch
 from safetensors.torch import load_file
 
-from models import DenseNet, load_weights
+from {package} import DenseNet, load_weights
 
 network = DenseNet({arguments})
 load_weights(network, load_file({file}))
@@ -141,6 +144,7 @@ def _load(run: SavedRun | WeightsFile, arguments: Mapping[str, Any], file: str) 
     given = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
     colours = COLOURS.get(run.settings.in_channels)
     return LOAD.format(
+        package=PACKAGE,
         arguments=given,
         file=json.dumps(file),
         mean=run.mean,
@@ -156,7 +160,7 @@ def _commands(settings: TrainSettings, file: str) -> str:
     size = f" --image_size {settings.pixels}" if DATASETS[settings.dataset].free_size else ""
     source = f"--weights {shlex.quote(file)} --dataset {settings.dataset}{size}"
     data = " --data <folder>" if DATASETS[settings.dataset].needs_folder else ""
-    return f"python demo.py evaluate {source}{data}\npython demo.py predict <image> {source}"
+    return f"{START} evaluate {source}{data}\n{START} predict <image> {source}"
 
 
 def _data(run: SavedRun | WeightsFile) -> list[str]:
@@ -181,7 +185,7 @@ def _training(run: SavedRun) -> list[str]:
     flags, defaults = run.origin()["flags"], TrainSettings.defaults()
     changed = [f"--{name} {shlex.quote(str(flags[name]))}" for name in flags if flags[name] != defaults.get(name)]
     data = ["--data <folder>"] if DATASETS[run.settings.dataset].needs_folder else []
-    line = " ".join(["python demo.py", *changed, *data, "--save <folder>"])
+    line = " ".join([START, *changed, *data, "--save <folder>"])
     versions = [(plain(name), plain(version)) for name, version in run.versions.items()]
     device = (read_config(run.path) or {}).get("device")
     rows = [

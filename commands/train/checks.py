@@ -5,6 +5,8 @@ import os
 from commands.requirements import require_compiler, require_packages
 from commands.settings import BUFFERS, TrainSettings
 from commands.train.seeds import require_one_kind_of_run
+from data.crops import SMALL
+from data.datasets import DATASETS
 from train.errors import UserError
 from train.processes import current_group, is_launched, launcher_warning
 from train.program_name import TORCHRUN_WORDS
@@ -56,6 +58,13 @@ def check_training(settings: TrainSettings, *, num_processes: int, is_launched: 
         raise UserError(
             f"--cutout is {settings.cutout}, but must be {settings.pixels} or less, the height and width of the images"
         )
+    if settings.crop_border != defaults["crop_border"]:
+        augment = DATASETS[settings.dataset].augment if settings.augment is None else settings.augment
+        if not augment or settings.pixels > SMALL:
+            raise UserError(
+                f"--crop_border {settings.crop_border} is for images that are padded and cropped: of up to {SMALL} "
+                "pixels, with --augment True"
+            )
     for flag, is_asked in (("compile", settings.compile), ("sync_bn", settings.sync_bn)):
         if is_asked and settings.efficient in BUFFERS:
             raise UserError(

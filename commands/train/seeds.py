@@ -15,6 +15,7 @@ from commands.spread import Spread, in_percent
 from commands.train.folder import training_folder
 from train.errors import NumericalFailure, UserError
 from train.run.config import CONFIG, FILES
+from train.signals import stop_before
 from train.terminal import say, warn
 
 MOST_BY_NUMBER = 1000  # a larger number alone is a seed, and not a number of seeds
@@ -106,6 +107,7 @@ def train_seeds(settings: TrainSettings, train_run: Callable[[TrainSettings], fl
         UserError: If one of the folders cannot be used, before anything is trained.
         NumericalFailure: After all other runs, if one of them has failed.
         RunError: If a run ends for another reason.
+        Stopped: If a signal has come.
     """
     runs = runs_of(settings)
     for run in runs:
@@ -118,6 +120,8 @@ def train_seeds(settings: TrainSettings, train_run: Callable[[TrainSettings], fl
             errors[run.save] = train_run(run)
         except NumericalFailure as failure:
             warn(f"{run.save} has failed: {failure}")
+            if stop := stop_before(failure):
+                raise stop from failure
         _release_memory()
     say(*(f"{folder}: test error {error:.2%}" for folder, error in errors.items()))
     if errors:

@@ -83,7 +83,7 @@ def test_classes_of_a_folder_are_named_by_it_or_numbered(tmp_path, monkeypatch, 
     assert run_here("evaluate", *words, "--data=images", "--plot=c.png") == 0
     out = capsys.readouterr().out
     assert out.startswith("DenseNet-BC (L=10, k=2) on folder images, weights in w.pt\n")
-    assert out.endswith("The confusion matrix is in c.png.\n")
+    assert out.endswith("Confusion matrix and reliability diagram are in c.png.\n")
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ REFUSED = {
         ["--weights=odd.pt", "--dataset=digits"],
         "the weights in odd.pt are of DenseNet(growth_rate=4, block_config=(2, 1), compression=0.5, "
         "num_init_features=8, "
-        "bn_size=4, num_classes=10, small_inputs=True), which --network does not have",
+        "bn_size=4, num_classes=10, in_channels=3, small_inputs=True), which --network does not have",
     ),
     "one tensor less": (
         ["--weights=less.pt", "--dataset=digits"],

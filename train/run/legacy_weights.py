@@ -23,13 +23,16 @@ def load_legacy_weights(path: Path) -> dict[str, Any]:
 
     Raises:
         DamagedFile: If the file is damaged, or holds something else.
-        UserError: If the file cannot be read.
+        UserError: If the file cannot be read, or is the checkpoint of a run that has not chosen any weights yet.
         RunError: If memory runs out.
     """
     try:
         head = head_of(path)
         if not (head.startswith(BEFORE_ARCHIVES) or is_safetensors(head)):
-            return load_tensors(path)
+            weights = load_tensors(path)
+            if weights.get("rows") == [] and weights.get("chosen") == {}:
+                raise UserError(f"{path} is of a run that has not finished an epoch, and so has no chosen weights yet")
+            return weights
         content = path.read_bytes()
     except (OSError, MemoryError, OverflowError) as error:
         raise UserError(f"{path} cannot be read: {reason_of(error)}") from error
@@ -51,6 +54,10 @@ def _verify_by_name(path: Path, content: bytes) -> bool:
         DamagedFile: If it contains another digest.
     """
     named = DIGEST_IN_NAME.search(path.name)
-    if named and not any(hashlib.new(kind, content).hexdigest().startswith(named[1]) for kind in ("sha256", "sha1")):
-        raise DamagedFile(f"{path} is damaged: its digest is not the one in its name")
-    return bool(named)
+    if named is None:
+        return False
+    if any(hashlib.new(kind, content).hexdigest().startswith(named[1]) for kind in ("sha256", "sha1")):
+        return True
+    if named[1].isdecimal():  # a date, or the number of a step
+        return False
+    raise DamagedFile(f"{path} is damaged: its digest is not the one in its name")
