@@ -16,7 +16,7 @@ from commands.networks import network_with
 from commands.settings import TrainSettings
 from data.errors import DataError
 from train.errors import UserError
-from train.run.config import CHECKPOINT, CONFIG, MODEL, read_config, require_classes, texts
+from train.run.config import CHECKPOINT, CONFIG, MODEL, RESULTS, read_config, require_classes, texts
 from train.run.files import load_tensors
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class SavedRun:
         Raises:
             UserError: If model.pt is missing, damaged or cannot be read.
         """
-        if not (self.path / MODEL).exists() and (self.path / CHECKPOINT).exists():
+        if (self.path / CHECKPOINT).exists() and not any((self.path / name).exists() for name in (MODEL, RESULTS)):
             raise UserError(
                 f"the run in {self.path} has no chosen weights yet: it has not finished an epoch; go on with it by "
                 "--resume True"

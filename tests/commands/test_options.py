@@ -129,6 +129,8 @@ def test_options_are_in_the_configuration(tmp_path):
         (["--lr_factor=1.5"], "--lr_factor is '1.5', but must be a number, above 0 and at most 1"),
         (["--lr_milestones=0.4", "--lr_schedule=cosine"], "--lr_milestones works with --lr_schedule step, but that is"),
         (["--lr_factor=0.2", "--lr_schedule=cosine"], "--lr_factor works with --lr_schedule step, but that is cosine"),
+        (["--crop_border=black", "--no-augment"], "--crop_border black is for images that are padded and cropped"),
+        (["--crop_border=black", "--dataset=digits"], "--crop_border black is for images that are padded and cropped"),
         (["--clip_grad=0"], "--clip_grad is '0', but must be a number, above 0, or None"),
         (["--ema=1"], "--ema is '1', but must be a number, 0 or more and below 1"),
         (["--accum_steps=300"], "--batch_size is 256, but must be 300 or more: an image for each"),

@@ -113,7 +113,7 @@ def dropout_rates(network):
 
 
 MODERN = {"lr_schedule": "cosine", "warmup_epochs": 5, "label_smoothing": 0.1, "mixup": 0.2, "cutmix": 1.0}
-MODERN |= {"trivial_augment": True, "erasing": 0.1, "ema": 0.999, "decay_norms": False}
+MODERN |= {"erasing": 0.1, "ema": 0.999, "decay_norms": False}
 
 
 @pytest.mark.parametrize("cell", ["densenet-40-12-c10+", "densenet-bc-100-12-c100+", "densenet-bc-190-40-c10+"])

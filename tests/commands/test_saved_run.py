@@ -137,6 +137,20 @@ def test_what_is_no_run_is_refused(tmp_path):
             read_saved_run(tmp_path / name)
 
 
+def test_a_folder_of_runs_names_one_of_them(tmp_path):
+    for seed in (1, 2):
+        put_config(tmp_path / f"seed-{seed}", CONFIG)
+    with pytest.raises(UserError, match=f"holds no run: .*; there are runs in it, such as --save {tmp_path}/seed-1$"):
+        read_saved_run(tmp_path)
+
+
+def test_a_run_that_was_stopped_in_its_first_epoch_has_no_weights_yet(tmp_path):
+    run = read_saved_run(put_config(tmp_path, CONFIG))
+    (tmp_path / "checkpoint.pt").touch()
+    with pytest.raises(UserError, match="has no chosen weights yet: it has not finished an epoch"):
+        run.weights()
+
+
 def test_weights_are_read_only_when_they_are_asked_for(tmp_path):
     run = read_saved_run(put_config(tmp_path, CONFIG))
     with pytest.raises(UserError, match=r"model.pt cannot be read: No such file"):

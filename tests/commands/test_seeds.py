@@ -1,6 +1,7 @@
 """Several seeds one after the other: each run is that of its seed alone, and the whole can be stopped and resumed."""
 
 import json
+import math
 import re
 import shutil
 import signal
@@ -20,6 +21,8 @@ from tests.support.torchrun import lines_of_the_application, run_processes
 from train import engine
 from train.errors import RunError
 from train.metrics import NonFiniteLoss
+from train.run.run_folder import RunFolder
+from train.step import Stepper
 
 WORDS = [*(word for word in SMALL if not word.startswith("--seed")), "--n_epochs=2"]
 
@@ -113,10 +116,10 @@ def test_a_numerical_failure_of_one_seed_does_not_stop_the_others(networks, tmp_
     monkeypatch.chdir(tmp_path)
     real = engine.Run.train
 
-    def train(self, epoch, rate):
+    def train(self, epoch, *others):
         if self.seed == 0:
             raise NonFiniteLoss(7)
-        return real(self, epoch, rate)
+        return real(self, epoch, *others)
 
     monkeypatch.setattr(engine.Run, "train", train)
     assert run_here(*WORDS, "--limit_batches=1", "--seeds=3", "--save=runs") == 1
@@ -129,8 +132,34 @@ def test_a_numerical_failure_of_one_seed_does_not_stop_the_others(networks, tmp_
     assert len(networks) == 3
 
 
+def test_a_signal_that_meets_a_numerical_failure_stops_them_all(tmp_path, monkeypatch, capsys):
+    real = Stepper.take
+
+    def take(self, images, labels, size):
+        real(self, images * math.nan, labels, size)
+        signal.raise_signal(signal.SIGTERM)  # before the loss is read
+
+    monkeypatch.setattr(Stepper, "take", take)
+    assert run_here(*WORDS, "--seeds=2", f"--save={tmp_path / 'runs'}") == 143
+    assert "seed-0 has failed: the training loss became NaN or infinite" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["seed-0"]
+
+
+def test_a_signal_after_the_final_test_of_one_seed_stops_them_all(tmp_path, monkeypatch):
+    real = RunFolder.save
+
+    def save(self, checkpoint):
+        real(self, checkpoint)
+        if checkpoint.test_error is not None:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(RunFolder, "save", save)
+    assert run_here(*WORDS, "--limit_batches=1", "--seeds=2", f"--save={tmp_path / 'runs'}") == 143
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["seed-0"]
+
+
 def test_another_failure_stops_them_all(tmp_path, monkeypatch, capsys):
-    def train(self, epoch, rate):
+    def train(self, epoch, *others):
         raise RunError("the disk is gone")
 
     monkeypatch.setattr(engine.Run, "train", train)

@@ -1,11 +1,14 @@
 """evaluate and predict with the network of a file of weights, without a run."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from commands.networks import NetworkSettings, flags_of_arguments
+from commands.weights_file import read_weights_file
 from data.class_names import CLASS_NAMES
 from data.datasets import DATASETS, load
 from data.splits import Split
@@ -14,6 +17,7 @@ from tests.support.application import assert_refused, read_csv, run_here
 from tests.support.other_programs import small_veit
 from tests.support.perturbed_weights import with_random_norms
 from tests.support.synthetic_images import encoded, make_folder, picture, write
+from train.errors import UserError
 
 
 @pytest.fixture
@@ -102,6 +106,36 @@ def test_classes_of_a_folder_are_those_that_the_file_records(metadata, names, tm
     save_file(densenet_bc(10, 2, num_classes=3).state_dict(), "w.safetensors", metadata)
     assert run_here("predict", "a.png", "--weights=w.safetensors", "--dataset=folder", "--top=3") == 0
     assert set(capsys.readouterr().out.split()[1::2]) == names
+
+
+MEANS, STDS = [0.1, 0.2, 0.3, 0.4, 0.5], [0.5, 0.4, 0.3, 0.2, 0.1]
+RECORDED = {"mean": json.dumps(MEANS), "std": json.dumps(STDS), "image_size": "40", "classes": '["ant", "bee", "cat"]'}
+
+
+def read_folder_weights(path, data=None):
+    return read_weights_file(path, dataset="folder", data=data, image_size=None, given={})
+
+
+def test_images_are_prepared_as_the_file_records(tmp_path):
+    weights, path = densenet_bc(10, 2, num_classes=3, in_channels=5).state_dict(), tmp_path / "w.safetensors"
+    save_file(weights, path, RECORDED)
+    file = read_folder_weights(path)
+    assert (list(file.mean), list(file.std), file.settings.pixels) == (MEANS, STDS, 40)
+    for metadata in ({}, RECORDED | {"std": "[0, 1]"}, RECORDED | {"mean": "none"}):
+        save_file(weights, path, metadata)
+        with pytest.raises(
+            UserError, match="5 channels, whose mean and standard deviation are not known without a run"
+        ):
+            read_folder_weights(path)
+
+
+def test_data_with_other_classes_than_the_file_records_are_refused(tmp_path):
+    save_file(densenet_bc(10, 2, num_classes=3).state_dict(), tmp_path / "w.safetensors", RECORDED)
+    make_folder(tmp_path / "same", {"train": 1, "test": 1})
+    assert read_folder_weights(tmp_path / "w.safetensors", tmp_path / "same").classes == ("ant", "bee", "cat")
+    (tmp_path / "same/train/ant").rename(tmp_path / "same/train/dog")
+    with pytest.raises(UserError, match=r"the classes in --data .*same are not those of the weights in"):
+        read_folder_weights(tmp_path / "w.safetensors", tmp_path / "same")
 
 
 def test_what_is_not_taken_from_a_file_is_said(veit, capsys):

@@ -37,4 +37,4 @@ def test_without_a_terminal_there_is_a_line_every_minute(total, line, monkeypatc
         assert capsys.readouterr() == ("", "")
         for clock[0], num_bytes in ((60.0, 1_500_000), (61.0, 1)):
             bar.advance(num_bytes)
-        assert capsys.readouterr() == (line, "")
+        assert capsys.readouterr() == ("", line)

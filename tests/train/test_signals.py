@@ -190,6 +190,15 @@ def test_a_signal_that_torchrun_passes_on_as_well_is_one_signal(monkeypatch):
             signal.raise_signal(signal.SIGINT)
 
 
+def test_processes_stop_when_torchrun_is_gone(monkeypatch):
+    monkeypatch.setattr(signals, "is_launched", lambda: True)
+    with GracefulStop() as stop:
+        stop.check()
+        monkeypatch.setattr(signals.os, "getppid", lambda: 1)
+        with pytest.raises(Stopped, match="stopped by SIGTERM in epoch 2"):
+            stop.check("in epoch 2")
+
+
 def test_no_signal_stops_nothing(capfd):
     with immediate_stop(), GracefulStop() as stop:
         stop.check("in epoch 1")

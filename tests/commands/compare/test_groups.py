@@ -115,6 +115,14 @@ def test_a_run_that_differs_in_another_flag_is_in_no_group(flags):
     assert group_by_seed(runs, not_compared=("save", "depth", "dataset")) == []
 
 
+def test_a_flag_that_an_older_version_did_not_have_has_its_default():
+    older, newer = record("a", seed=1), {"mixup": 0.0, "in_channels": 3, "ema": 0.0}
+    (group,) = group_by_seed([older, record("b", seed=2, **newer)], not_compared=("save",))
+    assert group.seeds == [1, 2]
+    assert group_by_seed([older, record("b", seed=2, **newer | {"mixup": 0.2})], not_compared=("save",)) == []
+    assert group_by_seed([older, record("b", seed=2, augment=False)], not_compared=("save",)) == []  # it was chosen
+
+
 def test_runs_that_are_not_finished_or_have_no_seed_are_in_no_group():
     done, others = record("a", seed=1), [make_record("b", make_rows(5), seed=2), record("c", seed=None)]
     assert group_by_seed([done, *others], not_compared=()) == []

@@ -15,6 +15,7 @@ from commands.train import steps
 from models import densenet_bc
 from tests.support.application import SMALL, run_here
 from tests.support.malicious_pickle import Hostile
+from train.errors import UserError
 from train.run.files import DamagedFile
 from train.run.legacy_weights import load_legacy_weights
 
@@ -50,6 +51,18 @@ def test_the_digest_in_a_name_is_verified(begin, digest, weights, tmp_path, caps
     with pytest.raises(DamagedFile, match="is damaged: its digest is not the one in its name"):
         load_legacy_weights(path)
     assert capsys.readouterr().err == ""
+
+
+def test_a_date_in_a_name_is_no_digest(weights, tmp_path, capsys):
+    path = save_old(weights, tmp_path / "digits-20261130.pth")
+    assert load_legacy_weights(path).keys() == weights.keys()
+    assert "which has no checksum" in capsys.readouterr().err
+
+
+def test_a_run_without_a_finished_epoch_has_no_weights_to_take(tmp_path):
+    torch.save({"rows": [], "chosen": {}, "network": {"a": torch.ones(1)}}, tmp_path / "checkpoint.pt")
+    with pytest.raises(UserError, match="has not finished an epoch, and so has no chosen weights yet"):
+        load_legacy_weights(tmp_path / "checkpoint.pt")
 
 
 @pytest.mark.parametrize("size", [15, 16, 100, 1000])
