@@ -7,8 +7,7 @@ References:
     Huang et al., Densely Connected Convolutional Networks, 2017 (arXiv:1608.06993v5), section 4.2 and table 2.
     Vryniotis, How to Train State-Of-The-Art Models Using TorchVision's Latest Primitives, 2021
     (pytorch.org/blog/how-to-train-state-of-the-art-models-using-torchvision-latest-primitives): the modern recipe. Its
-    TrivialAugment is left out, since small networks did not fit small images with it in 20 epochs; docs/measurements.md
-    has the figures.
+    TrivialAugment is left out: small networks underfit small images with it.
 """
 
 from collections.abc import Mapping

@@ -15,7 +15,7 @@ from commands.settings import TrainSettings
 from tests.support.application import ROOT, assert_refused, assert_same_run, run_here
 
 OLD_RUN = ROOT / "tests/old_runs/plain/config.json"
-OWN = {"save", "data", "data_url", "download", "tensorboard", "resume", "debug"}
+OWN = {"seeds", "checkpoint_minutes", "save", "data", "data_url", "download", "tensorboard", "resume", "debug"}
 
 
 def settings_of(*words):
