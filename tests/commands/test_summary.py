@@ -25,6 +25,7 @@ KEYS = [
     "best_epoch",
     "valid_error",
     "valid_loss",
+    "is_averaged",
     "n_epochs",
     "network",
     "dataset",

@@ -89,7 +89,7 @@ def test_the_table_has_a_row_for_each_kind_of_work(classifies):
     uses = ["read", "read and classified"] if classifies else ["read"]
     names = [
         "training batches",
-        "training batches, modern recipe",
+        "training batches, modern recipe and TrivialAugment",
         *(f"{kind}, {use}" for kind in KINDS for use in uses),
     ]
     title, _, header, *rows = result.as_text().splitlines()
