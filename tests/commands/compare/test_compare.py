@@ -37,7 +37,7 @@ def test_the_table_shows_which_flags_differ_and_how_far_each_run_is(here, capsys
         "network           L=10, k=2  L=10, k=2  L=16, k=2\n"
         "data set             digits     digits     digits\n"
         "--lr                    0.1       0.05        0.1\n"
-        "--wd                      -       None          -\n"
+        "--wd                 0.0001       None     0.0001\n"
         "epochs               5 of 5     3 of 5     0 of 5\n"
         "best epoch                5          3          -\n"
         "validation error     21.00%          -          -\n"
@@ -108,14 +108,14 @@ def test_one_run_is_enough_for_a_table(here, capsys):
     assert "--" not in capsys.readouterr().out
 
 
-def test_a_missing_flag_is_a_difference_and_flags_that_are_not_compared_are_none():
+def test_a_missing_flag_has_its_default_and_one_that_this_version_lacks_is_a_difference():
     runs = [
-        make_record("a", [], lr=0.1, seed=1, save="a"),
+        make_record("a", [], lr=0.1, width=3, seed=1, save="a"),
         make_record("b", [], seed=1, save="b"),
-        make_record("c", [], lr=0.1, seed=1),
+        make_record("c", [], lr=0.1, width=3, seed=1),
     ]
-    assert differing_flags(runs, not_compared={"save"}) == ["lr"]
-    assert differing_flags(runs, not_compared=()) == ["lr", "save"]
+    assert differing_flags(runs, not_compared={"save"}) == ["width"]
+    assert differing_flags(runs, not_compared=()) == ["width", "save"]
     assert differing_flags(runs[:1], not_compared=()) == []
 
 
