@@ -44,7 +44,7 @@ def test_both_forms_hold_the_same(weights, tmp_path, capsys):
 @pytest.mark.parametrize(("begin", "digest"), [("densenet121", hashlib.sha256), ("densenet100-0416", hashlib.sha1)])
 def test_the_digest_in_a_name_is_verified(begin, digest, weights, tmp_path, capsys):
     content = save_old(weights, tmp_path / "old.pth").read_bytes()
-    path = tmp_path / f"{begin}-{digest(content).hexdigest()[:8]}.pth"
+    path = tmp_path / f"{begin}-{digest(content).hexdigest()[:24]}.pth"
     path.write_bytes(content)
     assert load_legacy_weights(path).keys() == weights.keys()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
