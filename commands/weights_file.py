@@ -19,6 +19,7 @@ from train.run.file_kinds import HEAD, is_safetensors
 from train.run.safetensors_files import metadata_in
 
 if TYPE_CHECKING:
+    from data.splits import Images
     from models import DenseNet
 
 
@@ -33,6 +34,7 @@ class WeightsFile:
         mean: Mean of each channel, of pixels divided by 255.
         std: Standard deviation of each channel, of pixels divided by 255.
         content: What the file holds: tensors by name, or dicts of them.
+        records_normalisation: Whether mean and std are those that the file records, and not those of the data set.
     """
 
     path: Path
@@ -41,6 +43,7 @@ class WeightsFile:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     content: Mapping[str, Any]
+    records_normalisation: bool = False
 
     def network(self) -> "DenseNet":
         """The network with the weights, on the CPU.
@@ -62,6 +65,17 @@ class WeightsFile:
             raise UserError(
                 f"the data have {len(classes):,} classes, but the weights in {self.path} {len(self.classes):,}"
             )
+
+    def require_normalisation(self, images: "Images") -> None:
+        """Make sure that mean and std are those of images: arrays have their own, which not every file records.
+
+        Raises:
+            UserError: If they are not known.
+        """
+        from data.images import ImageFiles
+
+        if isinstance(images, ImageFiles) and images.are_arrays and not self.records_normalisation:
+            raise UserError(f"mean and standard deviation of arrays are not known from {self.path} alone; use --save")
 
     def progress(self) -> str:
         """Say where the weights are from, and which others are in the file."""
@@ -111,7 +125,7 @@ def read_weights_file(
         raise UserError(f"--weights {path} cannot be used: {error}") from error
     flags = _flags_of_network(path, arguments, given)
     recorded = _recorded_values(path)
-    mean, std = _normalisation(path, arguments["in_channels"], recorded, dataset=dataset)
+    mean, std, is_recorded = _normalisation(path, arguments["in_channels"], recorded, dataset=dataset)
     flags["in_channels"] = arguments["in_channels"]
     if image_size is None and DATASETS[dataset].free_size:
         image_size = _recorded_size(recorded)
@@ -120,7 +134,7 @@ def read_weights_file(
         allowed = "64 or less" if arguments["small_inputs"] else "above 64"
         raise UserError(f"--image_size is {settings.pixels}, but must be {allowed} for the network in {path}")
     classes = _class_names(path, arguments["num_classes"], recorded, dataset=dataset, data=data)
-    return WeightsFile(path, settings, classes, mean, std, content)
+    return WeightsFile(path, settings, classes, mean, std, content, is_recorded)
 
 
 def _flags_of_network(path: Path, arguments: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,8 +156,8 @@ def _flags_of_network(path: Path, arguments: Mapping[str, Any], given: Mapping[s
 
 def _normalisation(
     path: Path, channels: int, recorded: dict[str, Any], *, dataset: str
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation of each channel: those that the file records, or else of the data set.
+) -> tuple[tuple[float, ...], tuple[float, ...], bool]:
+    """Return mean and standard deviation of each channel, of the file or else of the data set, and whether of the file.
 
     Raises:
         UserError: If it has no images of so many channels, or only a run knows those of the channels of its arrays.
@@ -157,14 +171,14 @@ def _normalisation(
             f"the weights in {path} take images of {channels} channels, but --dataset {dataset} has {numbers}"
         )
     with suppress(ValueError):
-        return channel_means(recorded, number=channels), channel_stds(recorded, number=channels)
+        return channel_means(recorded, number=channels), channel_stds(recorded, number=channels), True
     spec = fixed_normalisation(DATASETS[dataset], channels=channels)
     if spec is None:
         raise UserError(
             f"the weights in {path} take images of {channels} channels, whose mean and standard deviation are not "
             "known without a run; use --save"
         )
-    return spec.mean, spec.std
+    return spec.mean, spec.std, False
 
 
 def _class_names(

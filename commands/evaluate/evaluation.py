@@ -83,6 +83,8 @@ def evaluate_run(
                 bar=ByteBar,
             )
             run.require_classes(source.classes)
+            if isinstance(run, WeightsFile):
+                run.require_normalisation(source.test)
             subject = Subject(run, model, source, device, batch_size)
             if calibrate:
                 calibration = fit_calibration(*subject.validation_logits(), weights=weights)

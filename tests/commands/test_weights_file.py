@@ -14,6 +14,7 @@ from data.datasets import DATASETS, load
 from data.splits import Split
 from models import DenseNet, densenet_arguments, densenet_bc
 from tests.support.application import assert_refused, read_csv, run_here
+from tests.support.array_files import make_array_folder
 from tests.support.other_programs import small_veit
 from tests.support.perturbed_weights import with_random_norms
 from tests.support.synthetic_images import encoded, make_folder, picture, write
@@ -127,6 +128,18 @@ def test_images_are_prepared_as_the_file_records(tmp_path):
             UserError, match="5 channels, whose mean and standard deviation are not known without a run"
         ):
             read_folder_weights(path)
+
+
+def test_arrays_are_evaluated_only_by_means_that_the_file_records(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    make_array_folder(tmp_path / "data", {"train": 1, "test": 2}, channels=3)
+    weights = densenet_bc(10, 2, num_classes=3).state_dict()
+    words = ["evaluate", "--weights=w.safetensors", "--dataset=folder", "--data=data"]
+    save_file(weights, "w.safetensors")
+    assert run_here(*words) == 2
+    assert "mean and standard deviation of arrays are not known from w.safetensors alone" in capsys.readouterr().err
+    save_file(weights, "w.safetensors", RECORDED | {"mean": "[0.1, 0.2, 0.3]", "std": "[0.5, 0.4, 0.3]"})
+    assert run_here(*words) == 0
 
 
 def test_data_with_other_classes_than_the_file_records_are_refused(tmp_path):

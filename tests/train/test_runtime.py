@@ -226,7 +226,7 @@ def test_dropout_goes_on_where_its_random_numbers_were_saved():
 
 
 def test_states_of_other_devices_are_not_used(monkeypatch):
-    """Of none, of a CPU and a GPU, of a GPU alone, and what is no state at all."""
+    """None at all, those of a CPU and a GPU, that of a GPU alone, and values that are no state."""
     (of_cpu,), of_gpu = runtime.random_states(), torch.zeros(16, dtype=torch.uint8)
     for states in ([], [of_cpu, of_gpu], [of_gpu], ["x"], [torch.zeros_like(of_cpu)], [of_cpu.float()]):
         assert not runtime.set_random_states(states)

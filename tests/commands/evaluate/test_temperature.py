@@ -49,7 +49,7 @@ def test_it_finds_the_temperature_that_the_labels_were_drawn_at():
 
 
 def test_two_classes_have_a_closed_form():
-    """Of 10 images with a difference of 2 between the logits, 8 are right: 2 / T = log(8 / 2)."""
+    """The logits of 10 images differ by 2, and 8 of them are right: 2 / T = log(8 / 2)."""
     logits, labels = torch.tensor([[2.0, 0.0]]).repeat(10, 1), torch.tensor([0] * 8 + [1] * 2)
     assert fit_temperature(logits, labels) == pytest.approx(2 / math.log(4), rel=1e-10)
     assert fit_temperature(logits + 1e4, labels) == pytest.approx(2 / math.log(4), rel=1e-10)
