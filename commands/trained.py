@@ -1,12 +1,17 @@
 """Where a command gets a trained network from: the folder of a run, or a file of weights."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from commands.line.flags import Settings, flag, settings
+from commands.run_record import RunRecord, read_with_record
 from commands.saved_run import SavedRun, read_saved_run
 from commands.settings import DatasetName, Depth, GrowthRate, ImageSize, NetworkName
 from commands.weights_file import WeightsFile, read_weights_file
 from train.errors import UserError
+
+if TYPE_CHECKING:
+    from models import DenseNet
 
 OF_WEIGHTS = ("dataset", "network", "depth", "growth_rate", "image_size")  # flags that only --weights needs
 
@@ -72,3 +77,13 @@ def read_trained(source: TrainedSettings, *, reads_data: bool = False) -> SavedR
         image_size=source.image_size,
         given={name: getattr(source, name) for name in ("network", "depth", "growth_rate")},
     )
+
+
+def read_network(run: SavedRun | WeightsFile) -> tuple[RunRecord | None, "DenseNet"]:
+    """Read the network on the CPU, and the record of the run that belongs to its weights; None for a file.
+
+    Raises:
+        UserError: If the weights or the record cannot be used.
+        RunError: If the weights are NaN or infinite.
+    """
+    return (None, run.network()) if isinstance(run, WeightsFile) else read_with_record(run.path, run.network)

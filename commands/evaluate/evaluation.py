@@ -14,11 +14,10 @@ from commands.evaluate.plot import draw_report
 from commands.evaluate.report import Report
 from commands.memory import larger_machine, memory_explained, smaller_batch
 from commands.outputs import require_replaceable, write_new
-from commands.run_record import RunRecord, read_with_record
 from commands.saved_run import SavedRun
+from commands.trained import read_network
 from commands.weights_file import WeightsFile
 from data.datasets import load
-from models import DenseNet
 from train import replicas, runtime
 from train.byte_bar import ByteBar
 from train.run.open_folder import atomic_write
@@ -67,7 +66,7 @@ def evaluate_run(
     answers = Logits()
     with held(run.path) if calibrate else nullcontext() as folder:
         with memory_explained(larger_machine):
-            record, network = _read(run)
+            record, network = read_network(run)
             weights = digest(network.state_dict()) if calibrate else ""
             calibration = None if calibrate else calibration_of(run, network)
             model = replicas.replicate(runtime.placed(network, device), device, precision=settings.precision).evaluation
@@ -89,13 +88,15 @@ def evaluate_run(
             if calibrate:
                 calibration = fit_calibration(*subject.validation_logits(), weights=weights)
             report = subject.measure(calibration, *([answers] if outputs.predictions else []))
-        title = f"{settings.title}, {record.progress()}"
+        origin = record or run
+        assert not isinstance(origin, SavedRun), "a run has a record"
+        title = f"{settings.title}, {origin.progress()}"
         files = {outputs.csv: report.as_csv()}
         if outputs.predictions:
             files[outputs.predictions] = as_npz(*answers.read(), classes=source.classes, paths=source.test.names())
         written = write_calibration(calibration, folder) if folder and calibration else ""
         outputs.deliver(
-            [title, report.summary(), record.verdict(report.error), "", *report.as_text().split("\n"), ""],
+            [title, report.summary(), origin.verdict(report.error), "", *report.as_text().split("\n"), ""],
             files,
             json=as_json(report, run, record, network, device=runtime.describe_device(device)) if outputs.json else "",
         )
@@ -103,13 +104,6 @@ def evaluate_run(
             _write_plot(report, run.path, title, outputs)
         if written:
             outputs.say(written)
-
-
-def _read(run: SavedRun | WeightsFile) -> tuple[RunRecord | WeightsFile, DenseNet]:
-    """Read the network together with what says where its weights are from and which test error is recorded."""
-    if isinstance(run, WeightsFile):
-        return run, run.network()
-    return read_with_record(run.path, run.network)
 
 
 def _write_plot(report: Report, folder: Path, title: str, outputs: Outputs) -> None:

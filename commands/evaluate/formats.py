@@ -25,7 +25,7 @@ FORMAT = 1  # of the JSON file; a new key does not change it
 def as_json(
     report: Report,
     run: SavedRun | WeightsFile,
-    record: RunRecord | WeightsFile,
+    record: RunRecord | None,
     network: nn.Module,
     *,
     device: str,
@@ -35,12 +35,11 @@ def as_json(
     Args:
         report: The report.
         run: The run whose weights were measured, or the file that they come from.
-        record: What the run recorded of itself, or the file.
+        record: The run's record of itself; None for a file.
         network: The network.
         device: Description of the device.
     """
-    recorded = record if isinstance(record, RunRecord) else None
-    best = best_row(recorded.rows) if recorded else None
+    best = best_row(record.rows) if record else None
     content: dict[str, Any] = {
         "format": FORMAT,
         "network": run.settings.network_settings.title,
@@ -48,12 +47,12 @@ def as_json(
         "seed": run.settings.seed,
         "epoch": best.epoch if best else None,
         "is_averaged": chooses_average(best, has_average=bool(run.settings.ema)) if best else None,
-        "n_epochs": recorded.n_epochs if recorded else None,
+        "n_epochs": record.n_epochs if record else None,
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "split": "test",
         "images": report.images,
         "error": report.error,
-        "recorded_error": recorded.test_error if recorded else None,
+        "recorded_error": record.test_error if record else None,
         "top5_error": report.top5_error,
         **_reliability(report.reliability),
         "calibrated": _reliability(report.calibrated) if report.calibrated else None,

@@ -19,13 +19,13 @@ from commands.export.formats import CARD, FORMATS
 from commands.export.quiet import failing_in_one_line
 from commands.memory import larger_machine, memory_explained
 from commands.outputs import write_new
-from commands.run_record import RunRecord, read_with_record
 from commands.saved_run import SavedRun
+from commands.trained import read_network
 from commands.weights_file import WeightsFile
 from data.datasets import DATASETS
 from data.decode import COLOURS
 from data.images import describe_preparation
-from models import DenseNet, densenet_arguments
+from models import densenet_arguments
 from train import runtime
 from train.errors import RunError
 from train.run.open_folder import atomic_write
@@ -123,7 +123,7 @@ def export_run(run: SavedRun | WeightsFile, output: Path, *, format: str, thread
     runtime.use_threads(threads)
     with memory_explained(larger_machine):
         preprocessing = describe_preparation(image_size=image_size, channels=run.settings.in_channels, grey=grey)
-        record, loaded = _read(run)
+        record, loaded = read_network(run)
         calibration = calibration_of(run, loaded)
         is_divided = calibration is not None and not FORMATS[format].has_card
         temperature = calibration.temperature if calibration and is_divided else 1.0
@@ -140,11 +140,6 @@ def export_run(run: SavedRun | WeightsFile, output: Path, *, format: str, thread
     card = model_card(run, record, arguments, calibration, file=output.name, parameters=parameters)
     write_new(output.with_name(CARD), card.encode())
     say(exported.describe(), f"The model card {output.with_name(CARD)} says how to load it.")
-
-
-def _read(run: SavedRun | WeightsFile) -> tuple[RunRecord | None, DenseNet]:
-    """Read the network, and the record of the run that belongs to its weights."""
-    return (None, run.network()) if isinstance(run, WeightsFile) else read_with_record(run.path, run.network)
 
 
 def metadata_of(
